@@ -1,0 +1,1 @@
+"""Kubernetes objects, where they come from, and the records made of them."""

@@ -1,0 +1,1 @@
+"""The Corefile: lexer, parser and typed values."""

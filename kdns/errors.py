@@ -1,0 +1,47 @@
+"""Every exception that kdns raises on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class KdnsError(Exception):
+    """Base of all errors whose text is meant for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong in a configuration file: what was found, where, and what would be accepted."""
+
+    file: str
+    line: int
+    message: str
+    accepted: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.file}:{self.line}: {self.message}"
+        return f"{text}; accepted: {self.accepted}" if self.accepted else text
+
+
+class ConfigError(KdnsError):
+    """A configuration that cannot be used.
+
+    mistakes: all that is wrong with it, in the order of the file.
+    """
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(map(str, self.mistakes)))
+
+
+class DomainNameError(KdnsError):
+    """Text or bytes that are not a domain name (RFC 1035 2.3.4, 3.1)."""
+
+
+class FormatError(KdnsError):
+    """A message that breaks RFC 1035's format; the answer is FORMERR."""
+
+
+class StoreError(KdnsError):
+    """The zone store cannot be opened or written."""

@@ -1,0 +1,1 @@
+"""Supervisor, workers, UDP, TCP and the packet cache."""

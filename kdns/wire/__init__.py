@@ -1,0 +1,1 @@
+"""Names, questions, EDNS and resource records as bytes. Knows no sockets, clocks or threads."""

@@ -1,0 +1,378 @@
+"""DNS messages (RFC 1035 4, RFC 6891): a query is parsed in place, a response is assembled from prepared pieces.
+
+Bytes from the network raise FormatError and nothing else, and no loop runs longer than the message.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kdns.errors import FormatError
+from kdns.wire import names, rr
+from kdns.wire.rrset import RRset
+
+HEADER = struct.Struct("!HHHHHH")
+QUESTION_AT = HEADER.size
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
+OPCODE = 0x7800
+DO = 0x8000
+NSID = 3
+MIN_UDP = 512
+DEFAULT_UDP = 1232
+MAX_MESSAGE = 65535
+
+_TYPE_CLASS = struct.Struct("!HH")
+_FIXED = struct.Struct("!HHIH")
+_OPT = struct.Struct("!BHHIH")
+_POINTER_TO_QUESTION = b"\xc0\x0c"
+_POINTER = 0xC000
+_COMPRESSED = frozenset((rr.NS, rr.CNAME, rr.PTR, rr.SOA))
+
+
+@dataclass(slots=True)
+class Edns:
+    """The OPT record of a query (RFC 6891 6.1).
+
+    payload: the client's UDP size as sent. options: code to data; of a repeated code the last one.
+    """
+
+    payload: int
+    version: int
+    do: bool
+    options: dict[int, bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Query:
+    """One question of a client.
+
+    data: the whole message. name: the question's name as asked, uncompressed; lname: in lower case.
+    question_end: offset behind the question. limit: the largest response in bytes that may be sent.
+    udp_size: what our OPT offers. client, local: address and port.
+    """
+
+    data: bytes
+    id: int
+    flags: int
+    name: bytes
+    lname: bytes
+    type: int
+    klass: int
+    question_end: int
+    edns: Edns | None
+    proto: str
+    client: tuple[str, int]
+    local: tuple[str, int]
+    limit: int
+    udp_size: int = DEFAULT_UDP
+
+
+@dataclass(slots=True, eq=False)
+class Response:
+    """What a plugin answers. Sections are lists of an owner name (lower case) and an RRset.
+
+    edns_options: options of our OPT in wire format, sent only if the query had an OPT.
+    recursion: RA. cacheable: whether the packet cache may hold it; depends: the names in our zones that it was made
+    of (lower case), whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
+    plugin: who answered. error: what `errors` logs.
+    """
+
+    rcode: int = rr.NOERROR
+    authoritative: bool = False
+    recursion: bool = False
+    answer: list[tuple[bytes, RRset]] = field(default_factory=list)
+    authority: list[tuple[bytes, RRset]] = field(default_factory=list)
+    additional: list[tuple[bytes, RRset]] = field(default_factory=list)
+    edns_options: bytes = b""
+    cacheable: bool = False
+    depends: tuple[bytes, ...] = ()
+    rotate: bool = False
+    plugin: str = ""
+    error: str = ""
+
+
+class Rotation(NamedTuple):
+    """Address records of an encoded response that may be sent in any order.
+
+    start, end: where those that fit lie in the message. step: bytes of one record. records: all of the RRset's, one
+    behind the other.
+    """
+
+    start: int
+    end: int
+    step: int
+    records: bytes
+
+
+class Encoded(NamedTuple):
+    """A response as bytes, what of it may be rotated, and how many answer records it holds."""
+
+    wire: bytes
+    rotation: Rotation | None
+
+
+def question_end(data: bytes) -> int:
+    """The offset behind the question that starts at byte 12.
+
+    Raises FormatError for a name that is too long, compressed (nothing precedes it that it could point to), of an
+    unknown label type, or cut short.
+    """
+    at = QUESTION_AT
+    size = len(data)
+    while True:
+        if at >= size:
+            raise FormatError("the question's name is cut short")
+        length = data[at]
+        at += 1
+        if not length:
+            break
+        if length > names.MAX_LABEL:
+            raise FormatError("the question's name has a pointer or an unknown label type")
+        at += length
+    if at - QUESTION_AT > names.MAX_NAME:
+        raise FormatError("the question's name is longer than 255 bytes")
+    if at + 4 > size:
+        raise FormatError("the question is cut short")
+    return at + 4
+
+
+def parse(data: bytes, proto: str, client: tuple[str, int], local: tuple[str, int], udp_size: int) -> Query:
+    """Read a query of at least 12 bytes.
+
+    udp_size: the largest UDP response that we send, in bytes; the client's size holds down to 512 (RFC 6891 6.2.3).
+    Raises FormatError unless it is exactly one well-formed question, well-formed further records with at most one
+    OPT, and nothing behind them.
+    """
+    ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
+    if questions != 1:
+        raise FormatError(f"{questions} questions")
+    end = question_end(data)
+    name = data[QUESTION_AT : end - 4]
+    qtype, klass = _TYPE_CLASS.unpack_from(data, end - 4)
+    if end == len(data) and not (answers or authorities or additionals):
+        edns = None
+    else:
+        edns = _records(data, end, answers + authorities, additionals)
+    if proto != "udp":
+        limit = MAX_MESSAGE
+    elif edns is None:
+        limit = MIN_UDP
+    else:
+        limit = max(MIN_UDP, min(edns.payload, udp_size))
+    return Query(data, ident, flags, name, name.lower(), qtype, klass, end, edns, proto, client, local, limit, udp_size)
+
+
+def _records(data: bytes, at: int, before: int, additionals: int) -> Edns | None:
+    """Walk over the records behind the question; returns the OPT if there is one. Raises FormatError."""
+    edns = None
+    for index in range(before + additionals):
+        owner = at
+        at = _skip_name(data, at)
+        if at + 10 > len(data):
+            raise FormatError("a record is cut short")
+        rtype, klass, ttl, size = _FIXED.unpack_from(data, at)
+        at += 10
+        if at + size > len(data):
+            raise FormatError("a record's data is cut short")
+        if rtype == rr.OPT:
+            if edns is not None or index < before or data[owner]:
+                raise FormatError("more than one OPT, or one where none belongs")
+            edns = Edns(klass, ttl >> 16 & 0xFF, bool(ttl & DO), _options(data[at : at + size]))
+        at += size
+    if at != len(data):
+        raise FormatError(f"{len(data) - at} bytes behind the message")
+    return edns
+
+
+def _skip_name(data: bytes, at: int) -> int:
+    """The offset behind a possibly compressed name. Raises FormatError."""
+    size = len(data)
+    while at < size:
+        length = data[at]
+        if not length:
+            return at + 1
+        if length >= 0xC0:
+            return at + 2
+        if length > names.MAX_LABEL:
+            break
+        at += 1 + length
+    raise FormatError("a record's name is malformed")
+
+
+def _options(data: bytes) -> dict[int, bytes]:
+    """EDNS options (RFC 6891 6.1.2): code, length, data. Raises FormatError."""
+    found = {}
+    at = 0
+    while at < len(data):
+        if at + 4 > len(data):
+            raise FormatError("an EDNS option is cut short")
+        code, size = _TYPE_CLASS.unpack_from(data, at)
+        at += 4
+        if at + size > len(data):
+            raise FormatError("an EDNS option is cut short")
+        found[code] = data[at : at + size]
+        at += size
+    return found
+
+
+def option(code: int, data: bytes) -> bytes:
+    """One EDNS option in wire format."""
+    return _TYPE_CLASS.pack(code, len(data)) + data
+
+
+def encode(query: Query, response: Response) -> Encoded:
+    """Assemble a response of at most `query.limit` bytes.
+
+    The question is sent back byte for byte. Whole records are left out from the end where they do not fit, and TC is
+    set (RFC 2181 9). Our OPT is kept always.
+    """
+    opt = b""
+    if query.edns is not None:
+        flags = (response.rcode >> 4) << 24 | (DO if query.edns.do else 0)
+        opt = _OPT.pack(0, rr.OPT, query.udp_size, flags, len(response.edns_options)) + response.edns_options
+    writer = _Writer(query, query.limit - len(opt))
+    counts = [
+        writer.section(response.answer, response.rotate),
+        writer.section(response.authority, False),
+        writer.section(response.additional, False),
+    ]
+    flags = QR | query.flags & (OPCODE | RD | CD) | response.rcode & 0xF
+    if response.authoritative:
+        flags |= AA
+    if response.recursion:
+        flags |= RA
+    if writer.full:
+        flags |= TC
+    header = HEADER.pack(query.id, flags, 1, counts[0], counts[1], counts[2] + bool(opt))
+    writer.parts[0] = header
+    writer.parts.append(opt)
+    return Encoded(b"".join(writer.parts), writer.rotation)
+
+
+class _Writer:
+    """The growing message: `parts` joined is the message, `at` its length so far."""
+
+    __slots__ = ("at", "end", "full", "offsets", "parts", "query", "rotation")
+
+    def __init__(self, query: Query, end: int) -> None:
+        self.query = query
+        self.end = end
+        self.parts = [b"", query.data[QUESTION_AT : query.question_end]]
+        self.at = query.question_end
+        self.full = False
+        self.offsets: dict[bytes, int] | None = None
+        self.rotation: Rotation | None = None
+
+    def section(self, records: list[tuple[bytes, RRset]], rotate: bool) -> int:
+        """Write RRsets as far as they fit; returns the number of records written."""
+        count = 0
+        for owner, rrset in records:
+            if self.full:
+                break
+            count += self._addresses(owner, rrset, rotate) if rrset.type in (rr.A, rr.AAAA) else self._any(owner, rrset)
+        return count
+
+    def _addresses(self, owner: bytes, rrset: RRset, rotate: bool) -> int:
+        """Records of one size each, whose owner is written once and pointed at from then on."""
+        head = self._name(owner) if owner != self.query.lname else _POINTER_TO_QUESTION
+        fixed = _FIXED.pack(rrset.type, rrset.klass, rrset.ttl, len(rrset.rdatas[0]))
+        count = 0
+        if len(head) > 2:
+            if not self._add(head + fixed + rrset.rdatas[0]):
+                return 0
+            count = 1
+            head = (_POINTER | self.at - len(head) - len(fixed) - len(rrset.rdatas[0])).to_bytes(2, "big")
+        prefix = head + fixed
+        step = len(prefix) + len(rrset.rdatas[0])
+        fit = min(len(rrset.rdatas) - count, (self.end - self.at) // step)
+        if rotate and not count and len(rrset.rdatas) > 1 and self.rotation is None:
+            records = b"".join([prefix + rdata for rdata in rrset.rdatas])
+            self.rotation = Rotation(self.at, self.at + fit * step, step, records)
+            self.parts.append(records[: fit * step])
+        else:
+            self.parts += [prefix + rdata for rdata in rrset.rdatas[count : count + fit]]
+        self.at += fit * step
+        count += fit
+        self.full = count < len(rrset.rdatas)
+        return count
+
+    def _any(self, owner: bytes, rrset: RRset) -> int:
+        count = 0
+        for rdata in rrset.rdatas:
+            head = self._name(owner) if owner != self.query.lname else _POINTER_TO_QUESTION
+            if rrset.type in _COMPRESSED:
+                rdata = self._rdata(rrset.type, rdata, self.at + len(head) + 10)
+            record = head + _FIXED.pack(rrset.type, rrset.klass, rrset.ttl, len(rdata)) + rdata
+            start = self.at
+            if not self._add(record):
+                break
+            if rrset.type == rr.SRV:
+                self._remember(rdata[6:], start + len(head) + 16)
+            count += 1
+        return count
+
+    def _add(self, record: bytes) -> bool:
+        if self.at + len(record) > self.end:
+            self.full = True
+            return False
+        self.parts.append(record)
+        self.at += len(record)
+        return True
+
+    def _rdata(self, rtype: int, rdata: bytes, at: int) -> bytes:
+        """rdata of NS, CNAME, PTR and SOA with its names compressed, for the offset where it will stand."""
+        first_end = _skip_name(rdata, 0)
+        first = self._name(rdata[:first_end], at)
+        if rtype != rr.SOA:
+            return first
+        second_end = _skip_name(rdata, first_end)
+        return first + self._name(rdata[first_end:second_end], at + len(first)) + rdata[second_end:]
+
+    def _name(self, name: bytes, at: int | None = None) -> bytes:
+        """A name, compressed against the question and the names already written (RFC 1035 4.1.4).
+
+        at: the offset where it will stand; from there on it can be pointed at.
+        """
+        if self.offsets is None:
+            self.offsets = {}
+            self._remember(self.query.lname, QUESTION_AT)
+        start = self.at if at is None else at
+        step = 0
+        while name[step]:
+            known = self.offsets.get(name[step:])
+            if known is not None:
+                break
+            step += 1 + name[step]
+        else:
+            known = None
+        compressed = name[:step] + ((_POINTER | known).to_bytes(2, "big") if known is not None else names.ROOT)
+        self._remember(name, start, step)
+        return compressed
+
+    def _remember(self, name: bytes, at: int, upto: int | None = None) -> None:
+        """Note where the suffixes of a name stand that begin before `upto`. Pointers have 14 bits."""
+        if self.offsets is None:
+            self.offsets = {}
+            self._remember(self.query.lname, QUESTION_AT)
+        step = 0
+        end = len(name) - 1 if upto is None else upto
+        while step < end and at + step < 0x4000:
+            self.offsets.setdefault(name[step:], at + step)
+            step += 1 + name[step]
+
+
+def error(data: bytes, rcode: int) -> bytes:
+    """The answer to a message that is not a usable query: its header, and its question if that can be read.
+
+    data: at least 12 bytes.
+    """
+    ident, flags, questions, *_ = HEADER.unpack_from(data)
+    question = b""
+    if questions == 1:
+        try:
+            question = data[QUESTION_AT : question_end(data)]
+        except FormatError:
+            question = b""
+    return HEADER.pack(ident, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0) + question

@@ -1,0 +1,1 @@
+"""RRsets, the zone store and look-ups in it."""
