@@ -1,0 +1,1 @@
+"""What kdns promises, stated as tests."""

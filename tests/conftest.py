@@ -1,0 +1,62 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.support import digs, netns
+from tests.support.netns import Netns
+from tests.support.server import Server
+
+settings.register_profile("kdns", deadline=None)
+settings.load_profile("kdns")
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDNS_STATE_DIR", raising=False)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers with Server's parameters, each in its own folder unless one is given; all end with the test."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start(objects: Any = (), *, folder: Path | None = None, **options: Any) -> Server:
+            nonlocal count
+            count += 1
+            return stack.enter_context(Server(folder or tmp_path / f"server{count}", objects, **options))
+
+        yield start
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[..., Netns]]:
+    """Make network namespaces with Netns's parameters; all are removed with the test."""
+    try:
+        netns.require()
+    except netns.NetnsUnavailableError as error:
+        pytest.skip(str(error))
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(Netns(*arguments, **options))
+
+
+@pytest.fixture
+def needs() -> Callable[..., None]:
+    """Skip the test where a program that it runs is not installed."""
+
+    def check(*tools: str) -> None:
+        missing = [tool for tool in tools if not digs.available(tool)]
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+
+    return check

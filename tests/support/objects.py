@@ -1,0 +1,115 @@
+"""Builders of Kubernetes objects as the API server would show them, in the fields that matter to DNS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Object = dict[str, Any]
+Port = tuple[str, int] | tuple[str, int, str]
+"""Name (may be empty), number, and protocol (TCP unless given)."""
+
+
+def service(
+    name: str,
+    namespace: str = "default",
+    *,
+    ips: Sequence[str] = ("10.96.0.10",),
+    ports: Sequence[Port] = (("http", 80),),
+    labels: Mapping[str, str] | None = None,
+    publish_not_ready: bool = False,
+) -> Object:
+    """A ClusterIP Service; `ips=()` makes it headless."""
+    addresses = list(ips) or ["None"]
+    families = ["IPv6" if ":" in ip else "IPv4" for ip in ips] or ["IPv4"]
+    spec: Object = {
+        "type": "ClusterIP",
+        "clusterIP": addresses[0],
+        "clusterIPs": addresses,
+        "ipFamilies": families,
+        "ports": [_port(port) for port in ports],
+        "selector": {"app": name},
+    }
+    if publish_not_ready:
+        spec["publishNotReadyAddresses"] = True
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(name, namespace, labels), "spec": spec}
+
+
+def external_name(name: str, target: str, namespace: str = "default") -> Object:
+    """An ExternalName Service."""
+    spec = {"type": "ExternalName", "externalName": target}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(name, namespace), "spec": spec}
+
+
+def endpoint(
+    *addresses: str,
+    hostname: str | None = None,
+    pod: str | None = None,
+    ready: bool | None = True,
+    zone: str | None = None,
+) -> Object:
+    """One endpoint of a slice. ready=None leaves the condition out, which counts as ready."""
+    found: Object = {"addresses": list(addresses), "conditions": {} if ready is None else {"ready": ready}}
+    if hostname is not None:
+        found["hostname"] = hostname
+    if pod is not None:
+        found["targetRef"] = {"kind": "Pod", "name": pod}
+    if zone is not None:
+        found["zone"] = zone
+    return found
+
+
+def endpoint_slice(
+    service_name: str,
+    endpoints: Iterable[Object],
+    namespace: str = "default",
+    *,
+    suffix: str = "1",
+    ports: Sequence[Port] = (("http", 8080),),
+    address_type: str = "IPv4",
+) -> Object:
+    """An EndpointSlice of a Service, named `SERVICE-SUFFIX`."""
+    labels = {"kubernetes.io/service-name": service_name}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": _metadata(f"{service_name}-{suffix}", namespace, labels),
+        "addressType": address_type,
+        "endpoints": list(endpoints),
+        "ports": [_port(port) for port in ports],
+    }
+
+
+def namespace(name: str, labels: Mapping[str, str] | None = None) -> Object:
+    """A Namespace."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels or {})}}
+
+
+def pod(name: str, namespace: str, *ips: str, phase: str = "Running") -> Object:
+    """A Pod with its addresses."""
+    status = {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(name, namespace), "status": status}
+
+
+def write_list(path: Path, objects: Iterable[Object]) -> Path:
+    """Write objects as one JSON `List`; the file is replaced at once, never seen half-written."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
+    temporary.replace(path)
+    return path
+
+
+def _metadata(name: str, namespace: str, labels: Mapping[str, str] | None = None) -> Object:
+    found: Object = {"name": name, "namespace": namespace}
+    if labels:
+        found["labels"] = dict(labels)
+    return found
+
+
+def _port(port: Port) -> Object:
+    found: Object = {"port": port[1], "protocol": port[2] if len(port) == 3 else "TCP"}
+    if port[0]:
+        found["name"] = port[0]
+    return found

@@ -1,0 +1,88 @@
+"""Processes as /proc shows them: who belongs to a server, what they cost, and their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A line of /proc/PID/stat (proc(5)). cpu: user and system seconds of all threads, those that ended included."""
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+    cpu: float
+
+
+def stat(pid: int) -> Stat | None:
+    """What the kernel says about a process; None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    cpu = (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), cpu)
+
+
+def session(leader: int) -> list[Stat]:
+    """The living processes of a session, orphans too, oldest pid first."""
+    found = (stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return sorted((s for s in found if s and s.session == leader and s.state not in "ZX"), key=lambda s: s.pid)
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie too."""
+    found = stat(pid)
+    return found is not None and found.state not in "ZX"
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that the processes have used so far; one that is gone counts nothing."""
+    return sum(found.cpu for pid in pids if (found := stat(pid)))
+
+
+def pss(pids: Iterable[int]) -> int:
+    """Proportional set size in bytes: private memory, and of shared pages each process's part."""
+    return sum(_rollup(pid, "Pss:") for pid in pids)
+
+
+def private(pids: Iterable[int]) -> int:
+    """Memory in bytes that no other process maps."""
+    return sum(_rollup(pid, "Private_Clean:") + _rollup(pid, "Private_Dirty:") for pid in pids)
+
+
+def _rollup(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL to each that is still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, pause: float = 0.005) -> float:
+    """Try a condition until it holds; returns the seconds it took. Raises AssertionError when the time is up."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(pause)
+    return time.monotonic() - start
