@@ -1,0 +1,369 @@
+"""Counters in shared memory: a worker counts, the supervisor reads, and neither waits for the other.
+
+Each worker has one `Region`, an anonymous file (memfd) that only it writes and that the supervisor reads at any time.
+An update is `cells[i] += n`: no call, no lock. When a worker dies, `Totals.retire` keeps what it had counted.
+
+A series is a key (a tuple of texts) with one or more cells. The kinds, by the key's first text:
+
+    ("query", server, zone, proto, family, type, rcode, plugin, "do" or "", request bucket, response bucket)
+        3 cells: queries, sum of request bytes, sum of response bytes. family is "1" for IPv4 and "2" for IPv6; a bucket
+        is an index into SIZE_BUCKETS as text, or "+" behind the last.
+    ("duration", server, zone)
+        18 cells: queries by TIME_BUCKETS, not cumulative, then those over the last bucket, then the sum in nanoseconds.
+    ("probe",)
+        7 cells: as "duration", with PROBE_BUCKETS; the supervisor's own requests to /health.
+    ("count", metric name, label, value, label, value, ...)
+        1 cell: any other counter.
+    ("gauge", metric name, label, value, label, value, ...)
+        1 cell: a value of this process that may fall, 0 or more. It goes when its process goes.
+
+Layout of a region, in words of 64 bits, native byte order; an index into `cells` is a word's number:
+
+    0      magic
+    1      used: the first word behind the last complete entry
+    2      refused: how often a series was asked for that had no room
+    3      reserved
+    4..67  overflow: where updates of refused series go; nobody reads it
+    68..   entries, one behind the other: (width << 32 | bytes of the key), CRC-32 of that and of the key, the key as a
+           JSON list padded with zeros to full words, and `width` cells
+
+A word is written and read whole (aligned 64-bit loads and stores). `used` is raised after an entry is complete, and the
+checksum tells a reader on a processor that reorders stores that it has come too early.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+import threading
+import zlib
+from bisect import bisect_left
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+from kdns.errors import KdnsError
+
+Key = tuple[str, ...]
+
+DEFAULT_SIZE = 1 << 20
+MAX_WIDTH = 64
+SIZE_BUCKETS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000, 48000, 64000)
+"""Upper bounds in bytes, inclusive, as CoreDNS has them for requests and responses."""
+TIME_BUCKETS = tuple(250_000 << n for n in range(16))
+"""Upper bounds in nanoseconds, inclusive: 0.25 ms, doubling to 8.192 s."""
+PROBE_BUCKETS = tuple(250_000 * 10**n for n in range(5))
+"""Upper bounds in nanoseconds, inclusive: 0.25 ms to 2.5 s by tens."""
+_RECORD_TYPES = "A AAAA CNAME DNSKEY DS HTTPS MX NS NSEC NSEC3 PTR RRSIG SOA SRV SVCB TXT"
+TYPES = frozenset(f"{_RECORD_TYPES} ANY AXFR IXFR".split())
+"""Query types that have a label value of their own; all else is "other"."""
+
+_MAGIC = int.from_bytes(b"kdnscnt1", "big")
+_WORD = 8
+_USED, _REFUSED, _OVERFLOW = 1, 2, 4
+_FIRST = _OVERFLOW + MAX_WIDTH
+_ENTRY = struct.Struct("=QQ")
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_OVER = len(SIZE_BUCKETS)
+_SLOW = len(TIME_BUCKETS)
+_BUCKET_TEXT = (*map(str, range(_OVER)), "+")
+_BUCKET_OF = b"".join(
+    bytes([bucket]) * (high - low) for bucket, (low, high) in enumerate(pairwise((-1, *SIZE_BUCKETS, 0xFFFF)))
+)  # by size from 0 to 65535: one look-up instead of a search
+
+
+class _Series(NamedTuple):
+    key: Key
+    first: int
+    width: int
+
+
+class Region:
+    """The counters of one process.
+
+    One process writes (`series` and the cells), any number of its threads; others only `read`. An update must be a
+    plain `cells[i] += n` with `n` already computed: CPython changes threads at calls and backward jumps, of which
+    such a statement has none, so that threads that share a cell lose nothing. (`cells[i] += f()` would lose.)
+
+    The file descriptor may go to another process by fork or SCM_RIGHTS; it is close-on-exec, so exec needs
+    `subprocess`' pass_fds or `os.set_inheritable`. Its size is sealed: no process can truncate it under another.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Use `create` or `attach`."""
+        self.fd = fd
+        self._map = mmap.mmap(fd, 0)
+        self.cells = memoryview(self._map).cast("Q")
+        self._lock = threading.Lock()
+        self._seen: list[_Series] = []
+        self._seen_to = _FIRST
+        self._index: dict[Key, int] = {}
+
+    @classmethod
+    def create(cls, size: int = DEFAULT_SIZE) -> Region:
+        """A new, empty region of `size` bytes, rounded up to whole pages. Memory is taken as series come."""
+        size = max(size, mmap.PAGESIZE)
+        fd = os.memfd_create("kdns-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        region = cls(fd)
+        region.cells[_USED] = _FIRST
+        region.cells[0] = _MAGIC
+        return region
+
+    @classmethod
+    def attach(cls, fd: int) -> Region:
+        """The region behind a file descriptor, which belongs to the Region from now on.
+
+        Raises KdnsError if it is no region.
+        """
+        try:
+            region = cls(fd)
+        except (OSError, ValueError) as error:
+            raise KdnsError(f"file descriptor {fd} is not a region of counters: {error}") from error
+        if len(region.cells) < _FIRST or region.cells[0] != _MAGIC:
+            region._unmap()
+            raise KdnsError(f"file descriptor {fd} is not a region of counters of this version")
+        with region._lock:
+            region._index = {series.key: series.first for series in region._scan()}
+        return region
+
+    def series(self, key: Key, width: int) -> int:
+        """The index of the first of the key's `width` cells (1 to MAX_WIDTH); the same for the same key.
+
+        A full region gives the index of cells that count for nothing, and counts that it did.
+        """
+        if not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"a series has 1 to {MAX_WIDTH} cells, not {width}")
+        with self._lock:
+            first = self._index.get(key)
+            if first is None:
+                first = self._append(key, width)
+            return first
+
+    def _append(self, key: Key, width: int) -> int:
+        text = json.dumps(key).encode()
+        text_words = (len(text) + _WORD - 1) // _WORD
+        start: int = self.cells[_USED]
+        first = start + _ENTRY.size // _WORD + text_words
+        if first + width > len(self.cells):
+            self.cells[_REFUSED] += 1
+            return _OVERFLOW
+        head = width << 32 | len(text)
+        entry = _ENTRY.pack(head, _checksum(head, text)) + text.ljust(text_words * _WORD, b"\0") + bytes(width * _WORD)
+        self._map[start * _WORD : (first + width) * _WORD] = entry
+        self.cells[_USED] = first + width
+        self._index[key] = first
+        return first
+
+    def count(self, key: Key, n: int = 1) -> None:
+        """Add n to a series of one cell; for what happens seldom."""
+        first = self.series(key, 1)
+        self.cells[first] += n
+
+    def set(self, key: Key, value: int) -> None:
+        """Set a gauge; for what happens seldom."""
+        self.cells[self.series(key, 1)] = value
+
+    @property
+    def crowded(self) -> bool:
+        """Whether three quarters of the room are taken: time for series with fewer different labels."""
+        used: int = self.cells[_USED]
+        return used > len(self.cells) // 4 * 3
+
+    @property
+    def refused(self) -> int:
+        """How often a series was asked for that had no room."""
+        refused: int = self.cells[_REFUSED]
+        return refused
+
+    def read(self) -> dict[Key, tuple[int, ...]]:
+        """Every series with the values of its cells, while the writer writes."""
+        with self._lock:
+            return {s.key: tuple(self.cells[s.first : s.first + s.width]) for s in self._scan()}
+
+    def _scan(self) -> list[_Series]:
+        """All complete entries, of which only new ones are decoded. Stops at anything that is no entry."""
+        used = min(self.cells[_USED], len(self.cells))
+        while self._seen_to < used:
+            series = self._decode(self._seen_to, used)
+            if series is None:
+                break
+            self._seen.append(series)
+            self._seen_to = series.first + series.width
+        return self._seen
+
+    def _decode(self, start: int, used: int) -> _Series | None:
+        begin = start + _ENTRY.size // _WORD
+        if begin > used:
+            return None
+        head, checksum = self.cells[start], self.cells[start + 1]
+        width, length = head >> 32, head & 0xFFFFFFFF
+        first = begin + (length + _WORD - 1) // _WORD
+        if not 1 <= width <= MAX_WIDTH or first + width > used:
+            return None
+        text = self._map[begin * _WORD : begin * _WORD + length]
+        if checksum != _checksum(head, text):
+            return None
+        return _Series(tuple(json.loads(text)), first, width)
+
+    def close(self) -> None:
+        """Give back the mapping and the file descriptor. `cells` cannot be used any more."""
+        if self.fd >= 0:
+            self._unmap()
+            os.close(self.fd)
+            self.fd = -1
+
+    def _unmap(self) -> None:
+        self.cells.release()
+        self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _checksum(head: int, text: bytes) -> int:
+    return zlib.crc32(text, head & 0xFFFFFFFF ^ head >> 32)
+
+
+class Totals:
+    """The sums over all regions, of living processes and of dead ones. Safe to use from several threads.
+
+    A cell only grows and a dead process's cells are kept, so a sum never falls; gauges are summed over the living only.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._regions: list[Region] = []
+        self._retired: dict[Key, tuple[int, ...]] = {}
+        self._refused = 0
+
+    def add_region(self, region: Region) -> None:
+        """Include a region from now on."""
+        with self._lock:
+            self._regions.append(region)
+
+    def retire(self, region: Region) -> None:
+        """Keep what the region's process, which has ended, counted, and close the region."""
+        with self._lock:
+            self._regions.remove(region)
+            cells = region.read()
+            _add(self._retired, {key: values for key, values in cells.items() if key[0] != "gauge"})
+            self._refused += region.refused
+            region.close()
+
+    def totals(self) -> dict[Key, tuple[int, ...]]:
+        """Each series of any region with the sums of its cells."""
+        with self._lock:
+            sums = dict(self._retired)
+            for region in self._regions:
+                _add(sums, region.read())
+            return sums
+
+    def refused(self) -> int:
+        """How often a series had no room, over all regions."""
+        with self._lock:
+            return self._refused + sum(region.refused for region in self._regions)
+
+
+def _add(sums: dict[Key, tuple[int, ...]], more: dict[Key, tuple[int, ...]]) -> None:
+    for key, cells in more.items():
+        have = sums.get(key)
+        sums[key] = cells if have is None else tuple(a + b for a, b in zip(have, cells, strict=True))
+
+
+class QueryCounters:
+    """What a worker counts for the queries of one zone of one server.
+
+    An answered query is
+
+        i = counters.key(...)
+        cells[i] += 1; cells[i + 1] += request_bytes; cells[i + 2] += response_bytes
+
+    and `i` may be kept with a prepared answer, for as long as its arguments are the same.
+    Clients choose types, sizes and flags, so the number of different keys is bounded: when three quarters of the region
+    are taken, new ones are counted under the type "other" and above all size buckets. Counts and sums stay right.
+    """
+
+    def __init__(self, region: Region, server: str, zone: str) -> None:
+        """server: as in "dns://:53"; zone: of the server block, as in "cluster.local."."""
+        self.region = region
+        self.cells = region.cells
+        self._labels = ("query", server, zone)
+        self._index: dict[tuple[str, str, str, str, str, bool, int, int], int] = {}
+        self._duration = region.series(("duration", server, zone), _SLOW + 2)
+        self._sum = self._duration + _SLOW + 1
+
+    def key(
+        self,
+        proto: str,
+        family: str,
+        qtype_text: str,
+        rcode_text: str,
+        plugin: str,
+        do: bool,
+        request_bytes: int,
+        response_bytes: int,
+    ) -> int:
+        """The index of the cells for a query like this.
+
+        proto: "udp" or "tcp". family: "1" or "2" (IPv4, IPv6). plugin: who answered, "" if none. The sizes are at most
+        65535, the longest DNS message.
+        """
+        if qtype_text not in TYPES:
+            qtype_text = "other"
+        wanted = (
+            proto,
+            family,
+            qtype_text,
+            rcode_text,
+            plugin,
+            do,
+            _BUCKET_OF[request_bytes],
+            _BUCKET_OF[response_bytes],
+        )
+        index = self._index.get(wanted)
+        return self._new(wanted) if index is None else index
+
+    def _new(self, wanted: tuple[str, str, str, str, str, bool, int, int]) -> int:
+        proto, family, qtype, rcode, plugin, do, request, response = wanted
+        flag = "do" if do else ""
+        if self.region.crowded:
+            coarse = (*self._labels, proto, family, "other", rcode, plugin, flag, "+", "+")
+            return self.region.series(coarse, 3)
+        sizes = (_BUCKET_TEXT[request], _BUCKET_TEXT[response])
+        index = self.region.series((*self._labels, proto, family, qtype, rcode, plugin, flag, *sizes), 3)
+        self._index[wanted] = index
+        return index
+
+    def duration(self, nanoseconds: int, count: int = 1) -> None:
+        """Count `count` queries that took this long each."""
+        cells = self.cells
+        if nanoseconds < 1:
+            nanoseconds = 1
+        bucket = ((nanoseconds - 1) // TIME_BUCKETS[0]).bit_length()
+        i = self._duration + (bucket if bucket < _SLOW else _SLOW)
+        j = self._sum
+        total = nanoseconds * count
+        cells[i] += count
+        cells[j] += total
+
+
+class ProbeCounter:
+    """How long the requests to the own /health took, in a region of the process that sends them."""
+
+    def __init__(self, region: Region) -> None:
+        self._cells = region.cells
+        self._first = region.series(("probe",), len(PROBE_BUCKETS) + 2)
+
+    def observe(self, nanoseconds: int) -> None:
+        """Count one request that took this long."""
+        i = self._first + bisect_left(PROBE_BUCKETS, nanoseconds)
+        j = self._first + len(PROBE_BUCKETS) + 1
+        self._cells[i] += 1
+        self._cells[j] += nanoseconds
