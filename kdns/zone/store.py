@@ -1,0 +1,566 @@
+"""The zone store: DNS data, and the state of its sources, in one LMDB environment.
+
+One process writes (`Store`), any number read (`Reader`); a reader sees a transaction whole or not at all. The files
+outlive the process and are the snapshot that the next start answers from.
+
+Databases:
+
+    names    name key (`kdns.zone.keys`) -> the name's RRsets; none for a name that exists without records
+    zones    zone number (2 bytes, big endian) -> Zone as msgpack
+    objects  source, kind, object key, joined by zero bytes -> what the source keeps of an object
+    meta     text -> bytes
+
+Every value starts with the CRC-32 (4 bytes) of what follows. A commit does not wait for the disk, so a power cut can
+leave anything behind: `Store.open` reads all of it once, and sets a damaged store aside.
+
+An RRset in a value (big endian): type (2 bytes), TTL (4), number of records (2), bytes that the records take (4), then
+each record as the length of its rdata (2) and the rdata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+import msgspec
+
+from kdns.errors import StoreError
+from kdns.wire import names, rr
+from kdns.wire.rrset import RRset
+from kdns.zone.changes import Changes, name_hash
+from kdns.zone.keys import key_name, name_key, zone_prefix
+
+VERSION = b"1"
+FIRST_MAP_SIZE = 64 << 20
+UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
+DATA_FILE = "data.mdb"
+
+_CRC = struct.Struct("!I")
+_RRSET = struct.Struct("!HIHI")
+_LENGTH = struct.Struct("!H")
+_FLOCK = struct.Struct("@hhqqi4x")
+_DATABASES = (b"names", b"zones", b"objects", b"meta")
+
+Result = TypeVar("Result")
+Records = tuple[RRset, ...]
+
+
+class Zone(msgspec.Struct, frozen=True):
+    """A zone in the store.
+
+    number: what its keys start with. source: who writes it. origin: its apex, lower case wire format. state: UNSYNCED
+    until the source has delivered everything once (a name that is not there may yet come), then SYNCED; EXPIRED when
+    the data is too old to be served.
+    """
+
+    number: int
+    source: str
+    origin: bytes
+    serial: int
+    state: int
+
+    @property
+    def prefix(self) -> bytes:
+        """The key of its apex."""
+        return zone_prefix(self.number)
+
+    def key(self, name: bytes) -> bytes:
+        """The key of a name at or below its apex."""
+        return name_key(self.prefix, name, self.origin)
+
+
+def seal(data: bytes) -> bytes:
+    """A value as it is stored."""
+    return _CRC.pack(zlib.crc32(data)) + data
+
+
+def encode_rrsets(rrsets: Records) -> bytes:
+    """The sealed value of a name."""
+    parts = []
+    for rrset in rrsets:
+        if len(rrset.rdatas) == 1:
+            rdata = rrset.rdatas[0]
+            parts.append(_RRSET.pack(rrset.type, rrset.ttl, 1, len(rdata) + 2) + _LENGTH.pack(len(rdata)) + rdata)
+            continue
+        records = b"".join([_LENGTH.pack(len(rdata)) + rdata for rdata in rrset.rdatas])
+        parts.append(_RRSET.pack(rrset.type, rrset.ttl, len(rrset.rdatas), len(records)) + records)
+    return seal(b"".join(parts))
+
+
+def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
+    """The RRsets of a sealed value, or those of one type (none or one). Raises struct.error for a damaged value."""
+    found = []
+    at = 4
+    while at < len(value):
+        rtype, ttl, count, size = _RRSET.unpack_from(value, at)
+        at += 12
+        if wanted in (rr.ANY, rtype):
+            rdatas = []
+            step = at
+            for _ in range(count):
+                (length,) = _LENGTH.unpack_from(value, step)
+                step += 2 + length
+                rdatas.append(value[step - length : step])
+            found.append(RRset(rtype, ttl, tuple(rdatas)))
+        at += size
+    return tuple(found)
+
+
+class Store:
+    """The writing side. One per state directory, held by a lock on its file `lock`."""
+
+    def __init__(self, directory: Path, env: lmdb.Environment, lock: int, changes: Changes) -> None:
+        self.directory = directory
+        self.changes = changes
+        self.commits = 0
+        self._env = env
+        self._lock = lock
+        self._databases = [env.open_db(name) for name in _DATABASES]
+        self._dirty = False
+        self._mutex = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, directory: Path, changes: Changes, warn: Callable[[str], None], map_size: int = FIRST_MAP_SIZE
+    ) -> Store:
+        """Open the store in a directory, which is made if it is not there.
+
+        A store that is damaged or of another version is moved aside, with one warning, and an empty one takes its
+        place. Forks a short-lived child to read it all, since damage can end the process that reads it: call it before
+        threads are started. Raises StoreError if the directory cannot be used or another process has it.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(directory / "lock")
+        except OSError as error:
+            raise StoreError(
+                f"state directory {directory}: {error.strerror}; name one that can be written with --state-dir or "
+                "KDNS_STATE_DIR"
+            ) from error
+        path = directory / DATA_FILE
+        try:
+            if path.exists() and (reason := _damage(directory)):
+                aside = _set_aside(path)
+                warn(f"the zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
+            env = lmdb.open(str(directory), map_size=max(map_size, _file_size(path) * 2), max_dbs=8, sync=False)
+            store = cls(directory, env, lock, changes)
+            store.write(lambda txn: txn.put_meta("version", VERSION))
+        except (lmdb.Error, OSError) as error:
+            os.close(lock)
+            raise StoreError(f"zone store {path}: {error}") from error
+        return store
+
+    def write(self, action: Callable[[Transaction], Result]) -> Result:
+        """Run `action` in a transaction and commit it; readers are told what changed.
+
+        The action may run more than once, from the start, when the map has to grow. Raises StoreError when the disk
+        refuses; the store is then as it was.
+        """
+        with self._mutex:
+            while True:
+                try:
+                    with self._env.begin(write=True) as raw:
+                        txn = Transaction(raw, self._databases)
+                        result = action(txn)
+                        txn.raise_serials()
+                    break
+                except lmdb.MapFullError:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                except (lmdb.Error, OSError) as error:
+                    raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+            self.commits += 1
+            self._dirty = True
+        if txn.everything:
+            self.changes.note_everything()
+        elif txn.changed:
+            self.changes.note(txn.changed)
+        return result
+
+    def read(self, action: Callable[[Transaction], Result]) -> Result:
+        """Run `action` in a transaction that sees the last commit and writes nothing."""
+        with self._mutex, self._env.begin() as raw:
+            return action(Transaction(raw, self._databases))
+
+    def sync(self) -> None:
+        """Bring what was committed to the disk. Raises StoreError when the disk refuses."""
+        if self._dirty:
+            self._dirty = False
+            try:
+                self._env.sync(True)
+            except lmdb.Error as error:
+                self._dirty = True
+                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+
+    def clear_dead_readers(self) -> int:
+        """Free the slots, and the old pages, of readers whose process has ended; returns how many there were."""
+        return int(self._env.reader_check())
+
+    @property
+    def size(self) -> int:
+        """Bytes that the data takes on disk."""
+        info = self._env.info()
+        return int((info["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    def close(self) -> None:
+        """Sync, close, and let go of the directory."""
+        with contextlib.suppress(StoreError):
+            self.sync()
+        self._env.close()
+        os.close(self._lock)
+
+
+class Transaction:
+    """Reads and writes that become visible together.
+
+    changed: hashes of the names whose answers may have changed. everything: too many to name.
+    """
+
+    __slots__ = ("_cursor", "_meta", "_names", "_objects", "_txn", "_zones", "changed", "everything", "touched")
+
+    def __init__(self, txn: lmdb.Transaction[bytes], databases: list[lmdb._Database]) -> None:
+        self._txn = txn
+        self._names, self._zones, self._objects, self._meta = databases
+        self._cursor = txn.cursor(self._names)
+        self.changed: set[int] = set()
+        self.everything = False
+        self.touched: set[int] = set()
+
+    # Zones
+
+    def zones(self) -> list[Zone]:
+        """All zones."""
+        return [msgspec.msgpack.decode(value[4:], type=Zone) for _, value in self._txn.cursor(self._zones)]
+
+    def add_zone(self, source: str, origin: bytes) -> Zone:
+        """The zone of that source and origin, made if it is not there."""
+        zones = self.zones()
+        for zone in zones:
+            if (zone.source, zone.origin) == (source, origin):
+                return zone
+        taken = {zone.number for zone in zones}
+        number = next(number for number in range(1 << 16) if number not in taken)
+        zone = Zone(number, source, origin, int(time.time()) & 0xFFFFFFFF, UNSYNCED)
+        self._put_zone(zone)
+        return zone
+
+    def set_state(self, zone: Zone, state: int) -> None:
+        """Make a zone UNSYNCED, SYNCED or EXPIRED."""
+        current = self.zone(zone.number)
+        if current.state != state:
+            self._put_zone(msgspec.structs.replace(current, state=state))
+            self.everything = True
+
+    def zone(self, number: int) -> Zone:
+        """The zone of that number. Raises KeyError."""
+        value = self._txn.get(zone_prefix(number), db=self._zones)
+        if value is None:
+            raise KeyError(number)
+        return msgspec.msgpack.decode(value[4:], type=Zone)
+
+    def drop_zone(self, zone: Zone) -> None:
+        """Remove a zone and all that is in it."""
+        self._txn.delete(zone.prefix, db=self._zones)
+        self._delete_prefix(self._names, zone.prefix)
+        self.touched.discard(zone.number)
+        self.everything = True
+
+    def raise_serials(self) -> None:
+        """Give each zone that was touched its next serial, in its SOA too (RFC 1982: the serial is a ring)."""
+        for number in self.touched:
+            zone = self.zone(number)
+            zone = msgspec.structs.replace(zone, serial=(zone.serial + 1) & 0xFFFFFFFF)
+            self._put_zone(zone)
+            value = self._txn.get(zone.prefix, db=self._names)
+            if value is not None:
+                apex = tuple(_with_serial(rrset, zone.serial) for rrset in decode_rrsets(value))
+                self._txn.put(zone.prefix, encode_rrsets(apex), db=self._names)
+                self.changed.add(name_hash(zone.origin))
+
+    def _put_zone(self, zone: Zone) -> None:
+        self._txn.put(zone.prefix, seal(msgspec.msgpack.encode(zone)), db=self._zones)
+
+    # Names
+
+    def get(self, zone: Zone, name: bytes) -> Records | None:
+        """The RRsets of a name; None if it has no entry."""
+        value = self._txn.get(zone.key(name), db=self._names)
+        return None if value is None else decode_rrsets(value)
+
+    def put(self, zone: Zone, name: bytes, rrsets: Records) -> bool:
+        """Give a name these RRsets and no others; False if it had them already, and nothing was written."""
+        key = zone.key(name)
+        value = encode_rrsets(rrsets)
+        old = self._txn.get(key, db=self._names)
+        if old == value or (old is not None and key == zone.prefix and _same_but_serial(old, value)):
+            return False
+        if old is None:
+            self._note_ancestors(zone, name, key)
+        self._txn.put(key, value, db=self._names)
+        self._note(zone, name)
+        return True
+
+    def delete(self, zone: Zone, name: bytes) -> bool:
+        """Remove a name's entry; False if there was none."""
+        key = zone.key(name)
+        if not self._txn.delete(key, db=self._names):
+            return False
+        self._note(zone, name)
+        self._note_ancestors(zone, name, key)
+        return True
+
+    def below(self, zone: Zone, name: bytes) -> Iterator[tuple[bytes, Records]]:
+        """The entries at and below a name, in the order of the tree. The zone must not be written meanwhile."""
+        prefix = zone.key(name)
+        cursor = self._txn.cursor(self._names)
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                yield key_name(key, zone.origin), decode_rrsets(value)
+
+    def is_empty(self, zone: Zone) -> bool:
+        """True if the zone has no entry but that of its apex."""
+        cursor = self._txn.cursor(self._names)
+        found = cursor.set_range(zone.prefix + b"\0")
+        return not (found and cursor.key().startswith(zone.prefix))
+
+    def fill(self, zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> None:
+        """Write entries into an empty zone at once, without asking what was there."""
+        rows = sorted((zone.key(name), encode_rrsets(rrsets)) for name, rrsets in entries)
+        if rows:
+            self._cursor.putmulti(rows)
+            self.everything = True
+            self.touched.add(zone.number)
+
+    def _note(self, zone: Zone, name: bytes) -> None:
+        self.touched.add(zone.number)
+        self.changed.add(name_hash(name))
+
+    def _note_ancestors(self, zone: Zone, name: bytes, key: bytes) -> None:
+        """Note the names above that begin or cease to exist with this one, which is not in the store now."""
+        while len(key) > 2:
+            if self._cursor.set_range(key) and self._cursor.key().startswith(key):
+                return
+            self.changed.add(name_hash(name))
+            name = names.parent(name)
+            key = key[: key.rindex(b"\0", 2, -1) + 1] if b"\0" in key[2:-1] else key[:2]
+
+    # Objects and what else a source keeps
+
+    def get_object(self, source: str, kind: str, key: str) -> bytes | None:
+        """What was put under that kind and key."""
+        value = self._txn.get(_object_key(source, kind, key), db=self._objects)
+        return None if value is None else value[4:]
+
+    def put_object(self, source: str, kind: str, key: str, data: bytes) -> None:
+        """Keep an object. key: text without zero bytes; its order is the order of `objects`."""
+        self._txn.put(_object_key(source, kind, key), seal(data), db=self._objects)
+
+    def fill_objects(self, source: str, kind: str, rows: Iterable[tuple[str, bytes]]) -> None:
+        """Keep many objects at once."""
+        cursor = self._txn.cursor(self._objects)
+        cursor.putmulti(sorted((_object_key(source, kind, key), seal(data)) for key, data in rows))
+
+    def delete_object(self, source: str, kind: str, key: str) -> bool:
+        """Forget an object; False if it was not there."""
+        return bool(self._txn.delete(_object_key(source, kind, key), db=self._objects))
+
+    def objects(self, source: str, kind: str, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        """Keys and data of the objects of a kind whose key starts with `prefix`. Must not be written meanwhile."""
+        start = _object_key(source, kind, prefix)
+        skip = len(_object_key(source, kind, ""))
+        cursor = self._txn.cursor(self._objects)
+        if cursor.set_range(start):
+            for key, value in cursor:
+                if not key.startswith(start):
+                    break
+                yield key[skip:].decode(), value[4:]
+
+    def drop_source(self, source: str) -> None:
+        """Forget all objects of a source, and its zones with what is in them."""
+        self._delete_prefix(self._objects, source.encode() + b"\0")
+        for zone in self.zones():
+            if zone.source == source:
+                self.drop_zone(zone)
+
+    def get_meta(self, key: str) -> bytes | None:
+        """A value by its name."""
+        value = self._txn.get(key.encode(), db=self._meta)
+        return None if value is None else value[4:]
+
+    def put_meta(self, key: str, data: bytes) -> None:
+        """Keep a value under a name."""
+        if self.get_meta(key) != data:
+            self._txn.put(key.encode(), seal(data), db=self._meta)
+
+    def _delete_prefix(self, database: lmdb._Database, prefix: bytes) -> None:
+        cursor = self._txn.cursor(database)
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            found = cursor.delete()
+
+
+class Reader:
+    """The reading side, for the threads of one process; opened after a fork.
+
+    Use it as a context manager around look-ups: what is read inside is of one commit. One thread at a time.
+
+    generation: that of the changes when the context was entered.
+    """
+
+    def __init__(self, directory: Path, changes: Changes) -> None:
+        self.generation = 0
+        self._changes = changes
+        self._env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_spare_txns=2, subdir=True)
+        self._names = self._env.open_db(_DATABASES[0], create=False)
+        self._zones = self._env.open_db(_DATABASES[1], create=False)
+        self._mutex = threading.RLock()
+        self._depth = 0
+        self._txn: lmdb.Transaction[bytes]
+        self._cursor: lmdb.Cursor[bytes]
+
+    def __enter__(self) -> Reader:
+        self._mutex.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            # Read before the transaction begins: what is seen inside is of this generation or a later one.
+            self.generation = self._changes.counters[0]
+            try:
+                try:
+                    self._txn = self._env.begin()
+                except lmdb.MapResizedError:
+                    self._env.set_mapsize(0)
+                    self._txn = self._env.begin()
+                self._cursor = self._txn.cursor(self._names)
+            except BaseException:
+                self._depth -= 1
+                self._mutex.release()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._txn.abort()
+        self._mutex.release()
+
+    def find(self, key: bytes) -> bytes | None:
+        """The sealed value of a name key; b"" for a name that only has names below it; None if it does not exist."""
+        cursor = self._cursor
+        if cursor.set_range(key):
+            found = cursor.key()
+            if found == key:
+                return cursor.value()
+            if found.startswith(key):
+                return b""
+        return None
+
+    def zone(self, number: int) -> Zone | None:
+        """The zone of that number."""
+        value = self._txn.get(zone_prefix(number), db=self._zones)
+        return None if value is None else msgspec.msgpack.decode(value[4:], type=Zone)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def is_held(directory: Path) -> bool:
+    """True if a process holds the store in that directory for writing. Takes no lock, not even for a moment."""
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
+
+
+def _object_key(source: str, kind: str, key: str) -> bytes:
+    return f"{source}\0{kind}\0{key}".encode()
+
+
+def _with_serial(rrset: RRset, serial: int) -> RRset:
+    if rrset.type != rr.SOA:
+        return rrset
+    (rdata,) = rrset.rdatas
+    return RRset(rr.SOA, rrset.ttl, (rdata[:-20] + struct.pack("!I", serial) + rdata[-16:],))
+
+
+def _same_but_serial(old: bytes, new: bytes) -> bool:
+    """True if two values of an apex differ in nothing but the SOA's serial, which only `raise_serials` changes."""
+    left, right = (tuple(_with_serial(rrset, 0) for rrset in decode_rrsets(value)) for value in (old, new))
+    return left == right
+
+
+def _take_lock(path: Path) -> int:
+    """Lock the file for this process and write its pid into it. Raises StoreError if another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise StoreError(
+            f"state directory {path.parent} is in use by process {holder}; end it, or name another directory with "
+            "--state-dir or KDNS_STATE_DIR"
+        ) from error
+    with contextlib.suppress(OSError):  # a full disk must not keep us from serving what is there
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a store's file; an older one that was set aside is replaced."""
+    aside = path.with_suffix(".damaged")
+    path.replace(aside)
+    path.with_name("lock.mdb").unlink(missing_ok=True)
+    return aside
+
+
+def _damage(directory: Path) -> str:
+    """Why the store cannot be used; empty if it can. A child reads it all, as damage may end it by a signal."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            os.write(writing, _inspect(directory).encode())
+            os._exit(0)
+        os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        reason = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    return reason if status == 0 else "is damaged"
+
+
+def _inspect(directory: Path) -> str:
+    """Read every value of the store and check it."""
+    try:
+        env = lmdb.open(str(directory), readonly=True, max_dbs=8)
+        databases = [env.open_db(name, create=False) for name in _DATABASES]
+        with env.begin() as txn:
+            version = txn.get(b"version", db=databases[3])
+            if version is None or version[4:] != VERSION:
+                found = "none" if version is None else version[4:].decode(errors="replace")
+                return f"has format {found} where this kdns writes {VERSION.decode()}"
+            for database in databases:
+                for _, value in txn.cursor(database):
+                    if len(value) < 4 or zlib.crc32(value[4:]) != _CRC.unpack_from(value)[0]:
+                        return "is damaged"
+    except lmdb.Error as error:
+        return f"is damaged ({error})"
+    return ""
