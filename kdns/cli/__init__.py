@@ -1,0 +1,43 @@
+"""The command line: one module for each command.
+
+Importing this package brings in typer and the declarations of the commands, and nothing that one command alone needs:
+those imports stand inside the commands, so that `kdns serve` starts without the libraries of `kdns query`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from kdns.cli import query, version
+from kdns.errors import KdnsError
+
+
+class Commands(TyperGroup):
+    """The group of all commands: an error of ours is one line (or one for each mistake) on stderr, and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KdnsError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="kdns",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Cluster DNS for Kubernetes: answers prepared before the question arrives.
+
+    Start with: kdns demo. To serve: kdns serve --conf Corefile. Before you do: kdns check Corefile.
+
+    Exit codes: 0 all went well; 1 it did not, and stderr says why; 2 the command line was wrong.""",
+)
+app.command()(query.query)
+app.command()(version.version)
