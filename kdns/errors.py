@@ -35,6 +35,18 @@ class ConfigError(KdnsError):
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
+class ConfigValueError(KdnsError):
+    """A word of a configuration file that does not say what it should.
+
+    accepted: what would be.
+    """
+
+    def __init__(self, message: str, accepted: str) -> None:
+        self.message = message
+        self.accepted = accepted
+        super().__init__(f"{message}; accepted: {accepted}")
+
+
 class DomainNameError(KdnsError):
     """Text or bytes that are not a domain name (RFC 1035 2.3.4, 3.1)."""
 

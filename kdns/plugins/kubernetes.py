@@ -1,0 +1,264 @@
+"""kubernetes: the DNS names of a Kubernetes cluster.
+
+## Name
+
+*kubernetes* - answers for Services, endpoints and pods after the Kubernetes DNS schema 1.1.0.
+
+## Description
+
+The objects of a cluster are turned into records when they change; a query is a look-up. The objects come from files
+(`manifests`), whose changes are followed. Without **ZONES**, it answers for the zones of its server block. One of the
+zones has to be something else than a reverse zone.
+
+## Syntax
+
+```
+kubernetes [ZONES...] {
+    manifests PATH...
+    namespaces NAMESPACE...
+    namespace_labels EXPRESSION
+    labels EXPRESSION
+    pods disabled|insecure|verified
+    endpoint_pod_names
+    ttl TTL
+    noendpoints
+    fallthrough [ZONES...]
+    ignore empty_service
+    zonal
+    snapshot_max_age DURATION
+}
+```
+
+* **ZONES**: names such as `cluster.local`, or networks such as `10.96.0.0/12` for their reverse zones.
+* `manifests` **PATH...**: YAML or JSON files, or folders with such files, that hold Services, EndpointSlices,
+  Endpoints, Namespaces and Pods. Relative paths start at the directory that *root* names, else at the working
+  directory. It has to be given. It may be repeated.
+* `namespaces` **NAMESPACE...**: only these. It may be repeated.
+* `namespace_labels` **EXPRESSION**: only namespaces that the label selector matches. Not together with `namespaces`.
+* `labels` **EXPRESSION**: only Services and endpoints that the label selector matches, for example
+  `environment in (staging, qa),application=nginx`.
+* `pods`: names such as `1-2-3-4.NAMESPACE.pod.ZONE`. `disabled` (default): none. `insecure`: any address.
+  `verified`: only addresses that a running pod in that namespace has.
+* `endpoint_pod_names`: an endpoint without hostname is named after its pod, not after its address.
+* `ttl` **TTL**: seconds, 0 to 3600; default 5.
+* `noendpoints`: no records of endpoints; headless Services do not exist then.
+* `fallthrough` **[ZONES...]**: a name that does not exist is passed to the next plugin; only in these zones if any are
+  given.
+* `ignore empty_service`: a Service without a ready endpoint does not exist.
+* `zonal`: `ZONE.pin._zone.SERVICE.NAMESPACE.svc.ZONE` and `ZONE.prefer._zone...` for the endpoints of a topology zone.
+  Not together with `noendpoints`.
+* `snapshot_max_age` **DURATION**: how old the data from before a restart may be to be served until the source has been
+  read. Default: any age.
+
+## Metrics
+
+None of its own.
+
+## Examples
+
+```corefile
+cluster.local:53 10.96.0.0/12 {
+    kubernetes {
+        manifests /etc/kdns/cluster
+        pods verified
+    }
+}
+```
+
+Only some namespaces, and names that do not exist in the reverse zones go to the next plugin:
+
+```corefile
+.:53 {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        manifests services.yaml endpoints.yaml
+        namespaces staging test
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+    }
+    whoami
+}
+```
+
+## Differences from CoreDNS
+
+`manifests` and `snapshot_max_age` are new. The Kubernetes API is not read by this version: `endpoint`, `tls`,
+`kubeconfig`, `startup_timeout`, `apiserver_qps`, `apiserver_burst` and `apiserver_max_inflight` are refused, as is
+`multicluster`. A port behind a zone is refused; CoreDNS drops it.
+
+## See also
+
+*ready*, *root*, *loadbalance*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from kdns.corefile import values
+from kdns.corefile.config import Directive, ServerBlock
+from kdns.corefile.options import Reader
+from kdns.corefile.values import Selector
+from kdns.errors import ConfigValueError, Mistake
+from kdns.plugins import root
+
+NAME = "kubernetes"
+POD_MODES = ("disabled", "insecure", "verified")
+_API_OPTIONS = (
+    "endpoint", "tls", "kubeconfig", "startup_timeout", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight",
+    "multicluster",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the directive says.
+
+    zones, fallthrough: lower case with their last dot; fallthrough: the zones in which it holds ("." for all of them).
+    manifests: paths, resolved against `root`. namespaces: empty for all. pods: one of POD_MODES. ttl: seconds.
+    snapshot_max_age: seconds, None for any age.
+    """
+
+    zones: tuple[str, ...]
+    manifests: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
+    namespace_labels: Selector | None = None
+    labels: Selector | None = None
+    pods: str = "disabled"
+    endpoint_pod_names: bool = False
+    ttl: int = 5
+    noendpoints: bool = False
+    fallthrough: tuple[str, ...] = ()
+    ignore_empty_service: bool = False
+    zonal: bool = False
+    snapshot_max_age: float | None = None
+
+    @property
+    def cluster_zones(self) -> tuple[str, ...]:
+        """The zones that are not reverse zones; there is at least one."""
+        return tuple(zone for zone in self.zones if not values.is_reverse(zone))
+
+
+@dataclass(slots=True)
+class _Found:
+    """The options as far as they are read; the names are those of Options."""
+
+    manifests: list[str] = field(default_factory=list)
+    namespaces: list[str] = field(default_factory=list)
+    namespace_labels: Selector | None = None
+    labels: Selector | None = None
+    pods: str | None = "disabled"
+    endpoint_pod_names: bool = False
+    ttl: int | None = 5
+    noendpoints: bool = False
+    fallthrough: list[str] = field(default_factory=list)
+    ignore_empty_service: bool = False
+    zonal: bool = False
+    snapshot_max_age: float | None = None
+
+
+def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
+    """Read the directive; None after a mistake."""
+    reader = Reader(directive, mistakes)
+    zones = _zones(reader, directive) if directive.args else list(dict.fromkeys(key.zone for key in block.keys))
+    if reader.sound and all(map(values.is_reverse, zones)):
+        reader.refuse(directive.name, "kubernetes has reverse zones only", "a zone such as cluster.local beside them")
+    found = _Found()
+    options = _options(reader, found, root.directory(block))
+    reader.options(options, unsupported=_API_OPTIONS, repeatable=("manifests", "namespaces"))
+    _together(reader, found)
+    if not reader.sound:
+        return None
+    settings = {item.name: getattr(found, item.name) for item in fields(found)}
+    for name in ("manifests", "namespaces", "fallthrough"):
+        settings[name] = tuple(dict.fromkeys(settings[name]))
+    return Options(zones=tuple(zones), **settings)
+
+
+def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callable[[Directive], None]]:
+    """Each option's reader."""
+
+    def manifests(item: Directive) -> None:
+        for token in reader.arguments(item, 1, None, "manifests PATH..."):
+            if token.text:
+                found.manifests.append(str(directory / token.text))
+            else:
+                reader.refuse(token, "kubernetes: manifests has an empty path", "a file or folder")
+
+    def namespaces(item: Directive) -> None:
+        for token in reader.arguments(item, 1, None, "namespaces NAMESPACE..."):
+            found.namespaces.append(reader.value(token, _namespace) or "")
+
+    def selector(name: str) -> Callable[[Directive], None]:
+        def read(item: Directive) -> None:
+            args = reader.arguments(item, 1, None, f"{name} EXPRESSION")
+            if args:
+                expression = " ".join(token.text for token in args)
+                setattr(found, name, reader.value(args[0], lambda _: values.selector(expression)))
+
+        return read
+
+    def pods(item: Directive) -> None:
+        found.pods = reader.one(item, lambda text: values.choice(text, POD_MODES), f"pods {'|'.join(POD_MODES)}")
+
+    def ttl(item: Directive) -> None:
+        found.ttl = reader.one(item, lambda text: values.integer(text, 0, 3600), "ttl TTL")
+
+    def flag(name: str) -> Callable[[Directive], None]:
+        def read(item: Directive) -> None:
+            reader.arguments(item, 0, 0, name)
+            setattr(found, name, True)
+
+        return read
+
+    def fallthrough(item: Directive) -> None:
+        found.fallthrough = _zones(reader, item) if item.args else ["."]
+
+    def ignore(item: Directive) -> None:
+        reader.one(item, lambda text: values.choice(text, ("empty_service",)), "ignore empty_service")
+        found.ignore_empty_service = True
+
+    def snapshot_max_age(item: Directive) -> None:
+        found.snapshot_max_age = reader.one(item, values.duration, "snapshot_max_age DURATION")
+
+    return {
+        "manifests": manifests,
+        "namespaces": namespaces,
+        "namespace_labels": selector("namespace_labels"),
+        "labels": selector("labels"),
+        "pods": pods,
+        "endpoint_pod_names": flag("endpoint_pod_names"),
+        "ttl": ttl,
+        "noendpoints": flag("noendpoints"),
+        "fallthrough": fallthrough,
+        "ignore": ignore,
+        "zonal": flag("zonal"),
+        "snapshot_max_age": snapshot_max_age,
+    }
+
+
+def _together(reader: Reader, found: _Found) -> None:
+    """What the options have to be beside each other."""
+    name = reader.directive.name
+    if found.namespaces and found.namespace_labels is not None:
+        reader.refuse(name, "kubernetes has both namespaces and namespace_labels", "one of them")
+    if found.zonal and found.noendpoints:
+        reader.refuse(name, "kubernetes has both zonal and noendpoints, which leaves zonal nothing", "one of them")
+    written = {item.name.text for item in reader.directive.block or ()}
+    if "manifests" not in written:
+        message = "kubernetes has no manifests; reading the Kubernetes API comes with a later version of kdns"
+        reader.refuse(name, message, "manifests PATH...")
+
+
+def _zones(reader: Reader, item: Directive) -> list[str]:
+    found = [zone for token in item.args for zone in reader.value(token, values.zones) or ()]
+    return list(dict.fromkeys(found))
+
+
+def _namespace(text: str) -> str:
+    if not values.is_namespace(text):
+        raise ConfigValueError(
+            f"{values.shown(text)} cannot be a namespace", "1 to 63 lower-case letters, digits and hyphens"
+        )
+    return text
