@@ -1,0 +1,402 @@
+"""Kubernetes objects in the few fields that become records.
+
+Two layers. The structs with a public name are what the rest of kdns sees and what the store keeps: flat, frozen,
+written as short MessagePack arrays. Those with an underscore mirror the JSON of the Kubernetes API
+(https://kubernetes.io/docs/reference/kubernetes-api/), where null means the same as absence, and live only while an
+object is read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct, field
+
+SERVICE_NAME = "kubernetes.io/service-name"
+"""Label of an EndpointSlice: the Service that it belongs to."""
+DEFAULT_NAMESPACE = "default"
+
+Key: TypeAlias = tuple[str, str, str]
+"""Kind, namespace ("" for a Namespace) and name of an object."""
+
+
+class Port(Struct, frozen=True, array_like=True, gc=False):
+    """A port of a Service or of endpoints. name: "" if it has none. protocol: TCP, UDP or SCTP."""
+
+    name: str
+    protocol: str
+    port: int
+
+
+class Service(Struct, frozen=True, array_like=True, gc=False, tag="S", tag_field="tag"):
+    """A Service.
+
+    cluster_ips: addresses as text; empty for a headless Service, an ExternalName or one that has none assigned.
+    headless: `clusterIP: None`. publish_not_ready: its endpoints count whether they are ready or not.
+    """
+
+    namespace: str
+    name: str
+    type: str = "ClusterIP"
+    headless: bool = False
+    cluster_ips: tuple[str, ...] = ()
+    external_name: str = ""
+    ports: tuple[Port, ...] = ()
+    publish_not_ready: bool = False
+    labels: dict[str, str] = {}
+
+    @property
+    def key(self) -> Key:
+        return "Service", self.namespace, self.name
+
+
+class Endpoint(Struct, frozen=True, array_like=True, gc=False):
+    """One endpoint. pod: name of the Pod it targets. zone: its topology zone. Texts are "" where there is none."""
+
+    addresses: tuple[str, ...]
+    ready: bool = True
+    hostname: str = ""
+    pod: str = ""
+    node: str = ""
+    zone: str = ""
+
+
+class Subset(Struct, frozen=True, array_like=True, gc=False):
+    """Endpoints that share their ports. A port that is open to any number is left out."""
+
+    ports: tuple[Port, ...]
+    endpoints: tuple[Endpoint, ...]
+
+
+class EndpointSlice(Struct, frozen=True, array_like=True, gc=False, tag="E", tag_field="tag"):
+    """An EndpointSlice, or a v1 Endpoints object (`legacy`), which counts only where a Service has no slices.
+
+    service: name of the Service it belongs to, "" for none. address_type: IPv4, IPv6, FQDN; "" for Endpoints.
+    subsets: one for a slice, any number for Endpoints.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    address_type: str = "IPv4"
+    subsets: tuple[Subset, ...] = ()
+    legacy: bool = False
+
+    @property
+    def key(self) -> Key:
+        return "Endpoints" if self.legacy else "EndpointSlice", self.namespace, self.name
+
+
+class Namespace(Struct, frozen=True, array_like=True, gc=False, tag="N", tag_field="tag"):
+    """A Namespace."""
+
+    name: str
+    labels: dict[str, str] = {}
+
+    @property
+    def key(self) -> Key:
+        return "Namespace", "", self.name
+
+
+class Pod(Struct, frozen=True, array_like=True, gc=False, tag="P", tag_field="tag"):
+    """A Pod. ips: addresses as text. running: it has not ended and is not being deleted."""
+
+    namespace: str
+    name: str
+    ips: tuple[str, ...] = ()
+    running: bool = True
+
+    @property
+    def key(self) -> Key:
+        return "Pod", self.namespace, self.name
+
+
+Object: TypeAlias = Service | EndpointSlice | Namespace | Pod
+
+_packer = msgspec.msgpack.Encoder()
+_unpacker: msgspec.msgpack.Decoder[Object] = msgspec.msgpack.Decoder(Service | EndpointSlice | Namespace | Pod)
+
+
+def pack(item: Object) -> bytes:
+    """The object as the store keeps it: a MessagePack array of a one-letter kind and the fields in their order."""
+    return _packer.encode(item)
+
+
+def unpack(data: bytes) -> Object:
+    """The object that `pack` wrote. Raises msgspec.DecodeError for anything else."""
+    return _unpacker.decode(data)
+
+
+class _Meta(Struct, frozen=True, gc=False, rename="camel"):
+    name: str
+    namespace: str | None = None
+    labels: dict[str, str] | None = None
+    deletion_timestamp: Any = None
+
+
+class _Port(Struct, frozen=True, gc=False):
+    port: int | None = None
+    name: str | None = None
+    protocol: str | None = None
+
+
+class _ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
+    type: str | None = None
+    cluster_ip: str | None = field(name="clusterIP", default=None)
+    cluster_ips: tuple[str, ...] | None = field(name="clusterIPs", default=None)
+    external_name: str | None = None
+    ports: tuple[_Port, ...] | None = None
+    publish_not_ready_addresses: bool | None = None
+
+
+class _Service(Struct, frozen=True, gc=False):
+    metadata: _Meta
+    spec: _ServiceSpec | None = None
+
+    def slim(self) -> Service:
+        meta, spec = self.metadata, self.spec or _ServiceSpec()
+        ips = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
+        kind = spec.type or "ClusterIP"
+        return Service(
+            namespace=_namespace(meta),
+            name=meta.name,
+            type=kind,
+            headless=kind != "ExternalName" and ips[:1] == ("None",),
+            cluster_ips=() if kind == "ExternalName" else tuple(ip for ip in ips if ip not in ("None", "")),
+            external_name=spec.external_name or "",
+            ports=_ports(spec.ports),
+            publish_not_ready=bool(spec.publish_not_ready_addresses),
+            labels=meta.labels or {},
+        )
+
+
+class _Conditions(Struct, frozen=True, gc=False):
+    ready: bool | None = None
+
+
+class _Reference(Struct, frozen=True, gc=False):
+    kind: str | None = None
+    name: str | None = None
+
+
+class _Endpoint(Struct, frozen=True, gc=False, rename="camel"):
+    addresses: tuple[str, ...] | None = None
+    conditions: _Conditions | None = None
+    hostname: str | None = None
+    target_ref: _Reference | None = None
+    node_name: str | None = None
+    zone: str | None = None
+
+    def slim(self) -> Endpoint:
+        return Endpoint(
+            self.addresses or (),
+            self.conditions is None or self.conditions.ready is not False,
+            self.hostname or "",
+            _pod(self.target_ref),
+            sys.intern(self.node_name or ""),
+            sys.intern(self.zone or ""),
+        )
+
+
+class _EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):
+    metadata: _Meta
+    address_type: str | None = None
+    ports: tuple[_Port, ...] | None = None
+    endpoints: tuple[_Endpoint, ...] | None = None
+
+    def slim(self) -> EndpointSlice:
+        meta = self.metadata
+        endpoints = tuple([endpoint.slim() for endpoint in self.endpoints or ()])
+        return EndpointSlice(
+            namespace=_namespace(meta),
+            name=meta.name,
+            service=(meta.labels or {}).get(SERVICE_NAME, ""),
+            address_type=sys.intern(self.address_type or "IPv4"),
+            subsets=(Subset(_ports(self.ports), endpoints),) if endpoints else (),
+        )
+
+
+class _Address(Struct, frozen=True, gc=False, rename="camel"):
+    ip: str
+    hostname: str | None = None
+    node_name: str | None = None
+    target_ref: _Reference | None = None
+
+    def slim(self, ready: bool) -> Endpoint:
+        return Endpoint((self.ip,), ready, self.hostname or "", _pod(self.target_ref), self.node_name or "")
+
+
+class _Subset(Struct, frozen=True, gc=False, rename="camel"):
+    addresses: tuple[_Address, ...] | None = None
+    not_ready_addresses: tuple[_Address, ...] | None = None
+    ports: tuple[_Port, ...] | None = None
+
+    def slim(self) -> Subset:
+        ready = [address.slim(True) for address in self.addresses or ()]
+        unready = [address.slim(False) for address in self.not_ready_addresses or ()]
+        return Subset(_ports(self.ports), tuple(ready + unready))
+
+
+class _Endpoints(Struct, frozen=True, gc=False):
+    metadata: _Meta
+    subsets: tuple[_Subset, ...] | None = None
+
+    def slim(self) -> EndpointSlice:
+        meta = self.metadata
+        subsets = tuple(subset.slim() for subset in self.subsets or ())
+        return EndpointSlice(_namespace(meta), meta.name, meta.name, "", subsets, True)
+
+
+class _Namespace(Struct, frozen=True, gc=False):
+    metadata: _Meta
+
+    def slim(self) -> Namespace:
+        return Namespace(self.metadata.name, self.metadata.labels or {})
+
+
+class _PodIP(Struct, frozen=True, gc=False):
+    ip: str | None = None
+
+
+class _PodStatus(Struct, frozen=True, gc=False):
+    phase: str | None = None
+    pod_ip: str | None = field(name="podIP", default=None)
+    pod_ips: tuple[_PodIP, ...] | None = field(name="podIPs", default=None)
+
+
+class _Pod(Struct, frozen=True, gc=False):
+    metadata: _Meta
+    status: _PodStatus | None = None
+
+    def slim(self) -> Pod:
+        meta, status = self.metadata, self.status or _PodStatus()
+        ips = [entry.ip for entry in status.pod_ips or ()] or [status.pod_ip]
+        running = meta.deletion_timestamp is None and status.phase not in ("Succeeded", "Failed", "Unknown")
+        return Pod(_namespace(meta), meta.name, tuple(ip for ip in ips if ip), running)
+
+
+def _namespace(meta: _Meta) -> str:
+    return sys.intern(meta.namespace or DEFAULT_NAMESPACE)
+
+
+def _ports(ports: Iterable[_Port] | None) -> tuple[Port, ...]:
+    return tuple(
+        [
+            Port(sys.intern(port.name or ""), sys.intern(port.protocol or "TCP"), port.port)
+            for port in ports or ()
+            if port.port is not None
+        ]
+    )
+
+
+def _pod(reference: _Reference | None) -> str:
+    if reference is None or reference.kind not in ("Pod", None):
+        return ""
+    return reference.name or ""
+
+
+_Form: TypeAlias = _Service | _EndpointSlice | _Endpoints | _Namespace | _Pod
+_FORMS: Mapping[tuple[str, str], type[_Form]] = {
+    ("v1", "Service"): _Service,
+    ("discovery.k8s.io/v1", "EndpointSlice"): _EndpointSlice,
+    ("v1", "Endpoints"): _Endpoints,
+    ("v1", "Namespace"): _Namespace,
+    ("v1", "Pod"): _Pod,
+}
+_FormT = TypeVar("_FormT", bound=_Form)
+
+
+def _json_decoder(form: type[_FormT]) -> msgspec.json.Decoder[_FormT]:
+    return msgspec.json.Decoder(form)
+
+
+_DECODERS = {key: _json_decoder(form) for key, form in _FORMS.items()}
+
+
+class _Head(Struct, frozen=True, gc=False, rename="camel"):
+    """What tells the kind of a JSON object; `items` means something only if it is a list."""
+
+    kind: str | None = None
+    api_version: str | None = None
+    items: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_head = msgspec.json.Decoder(_Head)
+_items = msgspec.json.Decoder(list[msgspec.Raw] | None)
+
+
+class ObjectError(ValueError):
+    """An object does not have the shape that Kubernetes gives it.
+
+    item: the text of the object, if it was read from JSON. path: where in it, as in `$.spec.ports[0]`.
+    """
+
+    def __init__(self, message: str, path: str, item: bytes = b"") -> None:
+        super().__init__(message)
+        self.path = path
+        self.item = item
+
+
+def from_json(data: bytes, found: list[Object]) -> int:
+    """Read one object or list of objects in the JSON form of the Kubernetes API, and append it to `found`.
+
+    A list is anything with a kind that ends in List; its items may leave out their kind where the list's tells it.
+    Returns how many objects were of other kinds. Raises ObjectError for one of the wrong shape, and
+    msgspec.DecodeError (but not its subclass ValidationError) for text that is no JSON.
+    """
+    return _from_json(data, "", "", found)
+
+
+def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[Object]) -> int:
+    try:
+        head = _head.decode(data)
+        kind, version = head.kind or kind, head.api_version or version
+        if kind.endswith("List"):
+            kind = kind.removesuffix("List")
+            return sum(_from_json(item, kind, version, found) for item in _items.decode(head.items) or ())
+        decoder = _DECODERS.get((version, kind))
+        if decoder is None:
+            return 1
+        found.append(decoder.decode(data).slim())
+    except msgspec.ValidationError as error:
+        raise _object_error(error, bytes(data)) from None
+    return 0
+
+
+def from_mapping(data: object, found: list[Object]) -> int:
+    """The same as `from_json` for an object that is already made of dict, list, str and so on.
+
+    The `path` of an ObjectError starts at `data`.
+    """
+    return _from_mapping(data, "", "", "$", found)
+
+
+def _from_mapping(data: object, kind: str, version: str, path: str, found: list[Object]) -> int:
+    if not isinstance(data, dict):
+        raise ObjectError(f"expected an object with kind and apiVersion, got {type(data).__name__}", path)
+    own_kind, own_version = data.get("kind"), data.get("apiVersion")
+    kind = own_kind if isinstance(own_kind, str) else kind
+    version = own_version if isinstance(own_version, str) else version
+    if kind.endswith("List"):
+        items = data.get("items") or ()
+        if not isinstance(items, list | tuple):
+            raise ObjectError(f"expected a list, got {type(items).__name__}", path + ".items")
+        kind = kind.removesuffix("List")
+        return sum(_from_mapping(item, kind, version, f"{path}.items[{at}]", found) for at, item in enumerate(items))
+    form = _FORMS.get((version, kind))
+    if form is None:
+        return 1
+    try:
+        found.append(msgspec.convert(data, form).slim())
+    except msgspec.ValidationError as error:
+        wrong = _object_error(error)
+        raise ObjectError(str(wrong), path + wrong.path[1:]) from None
+    return 0
+
+
+def _object_error(error: msgspec.ValidationError, item: bytes = b"") -> ObjectError:
+    message, _, path = str(error).partition(" - at `")
+    return ObjectError(f"{message[:1].lower()}{message[1:]}", path.rstrip("`") or "$", item)

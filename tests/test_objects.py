@@ -1,0 +1,245 @@
+"""Reading Kubernetes objects, and their form in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdns.cluster import objects
+from kdns.cluster.objects import Endpoint, EndpointSlice, Namespace, Object, Pod, Port, Service, Subset
+
+META = {"name": "web", "namespace": "prod", "uid": "1", "creationTimestamp": "2024-01-01T00:00:00Z"}
+
+
+def manifest(kind: str, version: str = "v1", **fields: Any) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": META} | fields
+
+
+def read(data: object) -> list[Object]:
+    """Read both ways, as JSON text and as Python values, which must agree."""
+    from_text: list[Object] = []
+    from_values: list[Object] = []
+    ignored = objects.from_json(json.dumps(data).encode(), from_text)
+    assert objects.from_mapping(data, from_values) == ignored
+    assert from_text == from_values
+    return from_text
+
+
+def test_service() -> None:
+    spec = {
+        "type": "LoadBalancer",
+        "clusterIP": "10.96.0.1",
+        "clusterIPs": ["10.96.0.1", "fd00::1"],
+        "ports": [{"name": "http", "port": 80, "targetPort": "web"}, {"protocol": "UDP", "port": 53}],
+        "publishNotReadyAddresses": True,
+        "selector": {"app": "web"},
+    }
+    assert read(manifest("Service", metadata=META | {"labels": {"a": "b"}}, spec=spec)) == [
+        Service(
+            "prod",
+            "web",
+            "LoadBalancer",
+            cluster_ips=("10.96.0.1", "fd00::1"),
+            ports=(Port("http", "TCP", 80), Port("", "UDP", 53)),
+            publish_not_ready=True,
+            labels={"a": "b"},
+        )
+    ]
+
+
+@pytest.mark.parametrize("spec", [{"clusterIP": "None"}, {"clusterIPs": ["None"]}, {"clusterIP": "None", "type": None}])
+def test_headless_service(spec: dict[str, Any]) -> None:
+    assert read(manifest("Service", spec=spec)) == [Service("prod", "web", headless=True)]
+
+
+def test_cluster_ip_alone_is_enough() -> None:
+    assert read(manifest("Service", spec={"clusterIP": "10.96.0.1", "clusterIPs": None})) == [
+        Service("prod", "web", cluster_ips=("10.96.0.1",))
+    ]
+
+
+def test_external_name_is_never_headless() -> None:
+    spec = {"type": "ExternalName", "externalName": "example.com", "clusterIP": "None"}
+    assert read(manifest("Service", spec=spec)) == [Service("prod", "web", "ExternalName", external_name="example.com")]
+
+
+def test_namespace_defaults_to_default() -> None:
+    assert read(manifest("Service", metadata={"name": "web"})) == [Service("default", "web")]
+
+
+def test_endpoint_slice() -> None:
+    metadata = META | {"labels": {"kubernetes.io/service-name": "api"}}
+    endpoints = [
+        {
+            "addresses": ["10.1.0.5"],
+            "conditions": {"ready": True, "serving": True},
+            "hostname": "db-0",
+            "nodeName": "node-1",
+            "zone": "eu-1a",
+            "targetRef": {"kind": "Pod", "name": "api-0"},
+        },
+        {"addresses": ["10.1.0.6"], "conditions": {"ready": False}, "targetRef": {"kind": "Node", "name": "n"}},
+        {"addresses": ["10.1.0.7"], "conditions": {"ready": None}},
+        {"addresses": ["10.1.0.8"], "conditions": None},
+    ]
+    ports = [{"name": "http", "protocol": "TCP", "port": 80}, {"name": "any", "port": None}]
+    data = manifest(
+        "EndpointSlice",
+        "discovery.k8s.io/v1",
+        metadata=metadata,
+        addressType="IPv4",
+        ports=ports,
+        endpoints=endpoints,
+    )
+    assert read(data) == [
+        EndpointSlice(
+            "prod",
+            "web",
+            "api",
+            subsets=(
+                Subset(
+                    (Port("http", "TCP", 80),),
+                    (
+                        Endpoint(("10.1.0.5",), True, "db-0", "api-0", "node-1", "eu-1a"),
+                        Endpoint(("10.1.0.6",), False),
+                        Endpoint(("10.1.0.7",)),
+                        Endpoint(("10.1.0.8",)),
+                    ),
+                ),
+            ),
+        )
+    ]
+
+
+def test_null_means_absent() -> None:
+    data = manifest("EndpointSlice", "discovery.k8s.io/v1", metadata={"name": "web", "labels": None}, endpoints=None)
+    assert read(data) == [EndpointSlice("default", "web", "")]
+
+
+def test_endpoints_become_a_legacy_slice() -> None:
+    subsets = [
+        {
+            "addresses": [{"ip": "10.1.0.5", "hostname": "db", "targetRef": {"kind": "Pod", "name": "web-0"}}],
+            "notReadyAddresses": [{"ip": "10.1.0.6", "nodeName": "n"}],
+            "ports": [{"port": 80}],
+        },
+        {"addresses": [{"ip": "10.1.0.7"}], "ports": [{"name": "x", "port": 81}]},
+    ]
+    (found,) = read(manifest("Endpoints", subsets=subsets))
+    assert found == EndpointSlice(
+        "prod",
+        "web",
+        "web",
+        "",
+        (
+            Subset(
+                (Port("", "TCP", 80),),
+                (Endpoint(("10.1.0.5",), True, "db", "web-0"), Endpoint(("10.1.0.6",), False, node="n")),
+            ),
+            Subset((Port("x", "TCP", 81),), (Endpoint(("10.1.0.7",)),)),
+        ),
+        True,
+    )
+    assert found.key == ("Endpoints", "prod", "web")
+
+
+def test_namespace() -> None:
+    (found,) = read(manifest("Namespace", metadata={"name": "prod", "labels": {"a": "b"}}))
+    assert found == Namespace("prod", {"a": "b"})
+    assert found.key == ("Namespace", "", "prod")
+
+
+@pytest.mark.parametrize(
+    ("status", "ips", "running"),
+    [
+        ({"phase": "Running", "podIP": "1.2.3.4", "podIPs": [{"ip": "1.2.3.4"}, {"ip": "fd00::1"}]}, 2, True),
+        ({"phase": "Running", "podIP": "1.2.3.4"}, 1, True),
+        ({"phase": "Pending"}, 0, True),
+        ({"phase": "Succeeded", "podIP": "1.2.3.4"}, 1, False),
+        ({"phase": "Failed", "podIP": "1.2.3.4"}, 1, False),
+        (None, 0, True),
+    ],
+)
+def test_pod(status: dict[str, Any] | None, ips: int, running: bool) -> None:
+    assert read(manifest("Pod", status=status)) == [Pod("prod", "web", ("1.2.3.4", "fd00::1")[:ips], running)]
+
+
+def test_pod_that_is_being_deleted_does_not_run() -> None:
+    (found,) = read(manifest("Pod", metadata=META | {"deletionTimestamp": "2024-01-01T00:00:00Z"}))
+    assert isinstance(found, Pod)
+    assert not found.running
+
+
+def test_lists_of_any_and_of_one_kind() -> None:
+    service, other = manifest("Service"), manifest("ConfigMap")
+    bare = {"metadata": {"name": "x"}}
+    assert len(read({"apiVersion": "v1", "kind": "List", "items": [service, other, service]})) == 2
+    assert read({"apiVersion": "v1", "kind": "NamespaceList", "items": [bare]}) == [Namespace("x")]
+    assert read({"apiVersion": "v1", "kind": "ServiceList", "items": None}) == []
+
+
+def test_other_kinds_are_counted() -> None:
+    found: list[Object] = []
+    items = [manifest("ConfigMap"), manifest("Service", "serving.knative.dev/v1", spec=7), {"items": 3}]
+    assert objects.from_json(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode(), found) == 3
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (manifest("Service", spec={"ports": [{"port": "http"}]}), "$.spec.ports[0].port"),
+        (manifest("Service", metadata={}), "$.metadata"),
+        (manifest("Pod", spec={}, status=7), "$.status"),
+        ({"apiVersion": "v1", "kind": "List", "items": 7}, None),
+        ([], "$"),
+    ],
+)
+def test_wrong_shape_is_told_with_its_place(data: object, path: str | None) -> None:
+    with pytest.raises(objects.ObjectError) as from_text:
+        objects.from_json(json.dumps(data).encode(), [])
+    with pytest.raises(objects.ObjectError) as from_values:
+        objects.from_mapping(data, [])
+    assert path is None or from_text.value.path == from_values.value.path == path
+
+
+def test_wrong_shape_in_a_list() -> None:
+    bad = manifest("Service", spec=[])
+    data = {"apiVersion": "v1", "kind": "List", "items": [manifest("Pod"), bad]}
+    with pytest.raises(objects.ObjectError) as caught:
+        objects.from_json(json.dumps(data).encode(), [])
+    assert (caught.value.path, json.loads(caught.value.item)) == ("$.spec", bad)
+    with pytest.raises(objects.ObjectError) as caught:
+        objects.from_mapping(data, [])
+    assert caught.value.path == "$.items[1].spec"
+
+
+texts, labels = st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
+
+
+@given(
+    st.builds(Service, texts, texts, texts, st.booleans(), ports=st.tuples(st.from_type(Port)), labels=labels)
+    | st.from_type(EndpointSlice)
+    | st.builds(Namespace, texts, labels)
+    | st.from_type(Pod)
+)
+def test_every_object_survives_the_store(item: Object) -> None:
+    assert objects.unpack(objects.pack(item)) == item
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_object_of_the_store_is_a_decode_error(data: bytes) -> None:
+    with contextlib.suppress(msgspec.DecodeError):
+        objects.unpack(data)
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_json_is_a_known_error(data: bytes) -> None:
+    with contextlib.suppress(objects.ObjectError, msgspec.DecodeError):
+        objects.from_json(data, [])
