@@ -1,0 +1,253 @@
+"""bind: the addresses to listen on.
+
+## Name
+
+*bind* - sets the addresses that a server block listens on.
+
+## Description
+
+Without it, a server block listens on every address of the machine. The addresses of an interface are read when the
+server starts and when the configuration is read again. Several directives in one server block add up.
+
+Two server blocks on one port should both have *bind*, or neither: a socket on one address and one on all of them
+share the queries to that address in no order that can be foreseen.
+
+## Syntax
+
+```
+bind ADDRESS|INTERFACE... {
+    except ADDRESS|INTERFACE...
+}
+```
+
+* **ADDRESS** is an IPv4 or IPv6 address, **INTERFACE** the name of a network interface, which stands for all of its
+  addresses.
+* `except`: leave out these addresses, or those of these interfaces. It holds for this directive only.
+
+## Metrics
+
+None of its own.
+
+## Examples
+
+```corefile
+.:53 {
+    bind 127.0.0.1 ::1
+}
+```
+
+All addresses of an interface but one:
+
+```corefile
+.:53 {
+    bind lo {
+        except 127.0.0.1
+    }
+}
+```
+
+## Differences from CoreDNS
+
+Addresses are compared as addresses: `::1` and `0:0:0:0:0:0:0:1` are the same. That no address is left is a mistake;
+CoreDNS then has no listener.
+
+## See also
+
+The addresses decide which server blocks belong to one server.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kdns.corefile import values
+from kdns.corefile.config import Directive, ServerBlock, ServerConfig, ServerKey
+from kdns.corefile.lexer import Token
+from kdns.corefile.options import Reader
+from kdns.errors import ConfigError, ConfigValueError, Mistake
+
+NAME = "bind"
+Interfaces = Mapping[str, Sequence[str]]
+_INTERFACE = re.compile(r"[^\s/:\x00-\x20\x7f]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """One directive. wanted, unwanted: addresses in their shortest form, and names of interfaces."""
+
+    wanted: tuple[Token, ...]
+    unwanted: tuple[Token, ...] = ()
+
+    def addresses(self, interfaces: Interfaces) -> list[str]:
+        """The addresses, in the order written. interfaces: each one's addresses. Raises ConfigError."""
+        mistakes: list[Mistake] = []
+        unwanted = set(_resolve(self.unwanted, interfaces, mistakes))
+        found = [address for address in _resolve(self.wanted, interfaces, mistakes) if address not in unwanted]
+        if not found and not mistakes:
+            first = self.wanted[0]
+            mistakes.append(Mistake(first.file, first.line, "bind leaves no address", "at least one"))
+        if mistakes:
+            raise ConfigError(mistakes)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All `bind` directives of a server block."""
+
+    binds: tuple[Bind, ...]
+
+    def addresses(self, interfaces: Interfaces) -> tuple[str, ...]:
+        """The addresses to listen on, without duplicates. Raises ConfigError, for an unknown interface for example.
+
+        interfaces: each one's addresses, as `interface_addresses` gives them. Link-local IPv6 addresses have their
+        zone (`fe80::1%eth0`).
+        """
+        return tuple(dict.fromkeys(address for bind in self.binds for address in bind.addresses(interfaces)))
+
+
+def parse(directive: Directive, _block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
+    """Read the directive; None after a mistake."""
+    reader = Reader(directive, mistakes)
+    wanted = _targets(reader, directive, "bind ADDRESS|INTERFACE...")
+    unwanted: list[Token] = []
+
+    def read_except(item: Directive) -> None:
+        unwanted.extend(_targets(reader, item, "except ADDRESS|INTERFACE..."))
+
+    reader.options({"except": read_except})
+    return Options((Bind(tuple(wanted), tuple(unwanted)),)) if reader.sound else None
+
+
+def merge(found: Sequence[Options]) -> Options:
+    """Several directives of one server block as one."""
+    return Options(tuple(bind for options in found for bind in options.binds))
+
+
+def _targets(reader: Reader, item: Directive, usage: str) -> list[Token]:
+    found = []
+    for token in reader.arguments(item, 1, None, usage):
+        text = reader.value(token, _target)
+        if text is not None:
+            found.append(Token(text, token.file, token.line))
+    return found
+
+
+def _target(text: str) -> str:
+    address = values.ip_address(text)
+    if address is None and not _INTERFACE.fullmatch(text):
+        problem = f"{values.shown(text)} is neither an address nor an interface"
+        raise ConfigValueError(problem, "an IPv4 or IPv6 address without port, or an interface's name")
+    return address or text
+
+
+def _resolve(targets: Iterable[Token], interfaces: Interfaces, mistakes: list[Mistake]) -> Iterator[str]:
+    for target in targets:
+        if target.text in interfaces:
+            yield from interfaces[target.text]
+        elif values.ip_address(target.text) is not None:
+            yield target.text
+        else:
+            message = f"bind: this machine has no interface {values.shown(target.text)}"
+            accepted = values.choices(target.text, interfaces) or "an address"
+            mistakes.append(Mistake(target.file, target.line, message, accepted))
+
+
+def conflicts(blocks: Iterable[ServerConfig], interfaces: Interfaces | None = None) -> list[Mistake]:
+    """Zones that two server blocks, or one twice, would serve at one port and address.
+
+    interfaces: None to compare interfaces by their names. A server block without `bind` is at every address.
+    """
+    mistakes = []
+    taken: dict[tuple[str, str, int], dict[str, Token]] = {}
+    for block in blocks:
+        hosts = _hosts(block, interfaces)
+        for key in block.keys:
+            known = taken.setdefault((key.scheme, key.zone, key.port), {})
+            other = _other(hosts, known)
+            if other is None:
+                known.update(dict.fromkeys(hosts, key.token))
+            else:
+                mistakes.append(_conflict(key, other))
+    return mistakes
+
+
+def _hosts(block: ServerConfig, interfaces: Interfaces | None) -> tuple[str, ...]:
+    options = block.plugins.get(NAME)
+    if not isinstance(options, Options):
+        return ("",)
+    if interfaces is not None:
+        return options.addresses(interfaces)
+    return tuple(token.text for bind in options.binds for token in bind.wanted)
+
+
+def _other(hosts: tuple[str, ...], known: Mapping[str, Token]) -> Token | None:
+    """Who is already at one of these hosts; the host "" is everywhere."""
+    if "" in hosts or "" in known:
+        return next(iter(known.values()), None)
+    return next((known[host] for host in hosts if host in known), None)
+
+
+def _conflict(key: ServerKey, other: Token) -> Mistake:
+    message = f"{key.scheme}://{key.zone}:{key.port} is served already, by {other.file}:{other.line}"
+    return Mistake(key.token.file, key.token.line, message, "another zone or port, or bind with different addresses")
+
+
+_NLMSG = struct.Struct("=IHHII")
+_IFADDRMSG = struct.Struct("=BBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_RTM_NEWADDR, _RTM_GETADDR, _NLMSG_ERROR, _NLMSG_DONE, _DUMP_REQUEST = 20, 22, 2, 3, 0x301
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_MAX_READS = 4096
+
+
+def interface_addresses() -> dict[str, tuple[str, ...]]:
+    """Every interface of the machine with its addresses, from the kernel (rtnetlink(7), RTM_GETADDR).
+
+    Link-local IPv6 addresses have their zone. Raises OSError.
+    """
+    names = {index: name for index, name in socket.if_nameindex()}
+    found: dict[str, list[str]] = {name: [] for name in names.values()}
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(2)
+        netlink.bind((0, 0))
+        size = _NLMSG.size + _IFADDRMSG.size
+        netlink.send(_NLMSG.pack(size, _RTM_GETADDR, _DUMP_REQUEST, 1, 0) + _IFADDRMSG.pack(0, 0, 0, 0, 0))
+        for _ in range(_MAX_READS):
+            data = netlink.recv(1 << 16)
+            for kind, body in _messages(data):
+                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                    return {name: tuple(addresses) for name, addresses in found.items()}
+                if kind == _RTM_NEWADDR:
+                    index, address = _interface_address(body)
+                    if address and index in names:
+                        scope = f"%{names[index]}" if address.startswith("fe80:") else ""
+                        found[names[index]].append(address + scope)
+    raise OSError("the kernel's list of addresses has no end")
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The kind and body of each netlink message."""
+    at = 0
+    while at + _NLMSG.size <= len(data):
+        size, kind, *_ = _NLMSG.unpack_from(data, at)
+        yield kind, data[at + _NLMSG.size : at + size]
+        at += max(_NLMSG.size, -(-size // 4) * 4)
+
+
+def _interface_address(body: bytes) -> tuple[int, str]:
+    """The interface's index and the address of an RTM_NEWADDR message; "" for a family that is not IP."""
+    family, _, _, _, index = _IFADDRMSG.unpack_from(body)
+    attributes = {}
+    at = _IFADDRMSG.size
+    while at + _ATTRIBUTE.size <= len(body):
+        size, kind = _ATTRIBUTE.unpack_from(body, at)
+        attributes[kind] = body[at + _ATTRIBUTE.size : at + size]
+        at += max(_ATTRIBUTE.size, -(-size // 4) * 4)
+    # On a point-to-point link IFA_ADDRESS is the peer's.
+    raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+    return index, socket.inet_ntop(family, raw) if raw and family in (socket.AF_INET, socket.AF_INET6) else ""
