@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -9,18 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A line of /proc/PID/stat (proc(5)). cpu: user and system seconds of all threads, those that ended included."""
+    """A line of /proc/PID/stat (proc(5))."""
 
     pid: int
     state: str
     parent: int
     session: int
-    cpu: float
 
 
 def stat(pid: int) -> Stat | None:
@@ -30,8 +30,7 @@ def stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(")") + 2 :].split()
-    cpu = (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
-    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), cpu)
+    return Stat(pid, fields[0], int(fields[1]), int(fields[3]))
 
 
 def session(leader: int) -> list[Stat]:
@@ -47,8 +46,16 @@ def is_alive(pid: int) -> bool:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that the processes have used so far; one that is gone counts nothing."""
-    return sum(found.cpu for pid in pids if (found := stat(pid)))
+    """User and system time that all threads of the processes have used so far, those that ended included.
+
+    From each process's CPU clock (clock_getcpuclockid(3)), in nanoseconds, where /proc/PID/stat counts hundredths of a
+    second. A process that is gone counts nothing.
+    """
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    return total
 
 
 def pss(pids: Iterable[int]) -> int:

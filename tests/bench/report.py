@@ -1,0 +1,130 @@
+"""The figures as tables for a person and as JSON for the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.cluster import Cluster
+from tests.bench.load import Run
+
+REFERENCE = "knot"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Medians of starts of one kind. Seconds to the first right answer and to readiness; PSS in bytes after the first
+    sync and after load."""
+
+    answered: float
+    ready: float | None
+    pss_synced: int
+    pss_loaded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was measured. runs: by query mix, then by server, one for each round."""
+
+    cluster: Cluster
+    machine: Mapping[str, str | int | float]
+    versions: Mapping[str, str]
+    starts: Mapping[str, Start]
+    runs: Mapping[str, Mapping[str, list[Run]]]
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the figures were taken on, and how busy it was in the minute before."""
+    models = [line.split(":", 1)[1].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")]
+    memory = next((line.split()[1] for line in _read("/proc/meminfo") if line.startswith("MemTotal")), "0")
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "memory_mib": int(memory) // 1024,
+        "load": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the tables."""
+    size = f"{report.cluster.services:,} Services with {report.cluster.endpoints} endpoints each"
+    if report.starts:
+        console.print(_start_table(report, size))
+    for mix, servers in report.runs.items():
+        console.print(_load_table(mix, servers))
+
+
+def _start_table(report: Report, size: str) -> Table:
+    table = Table(title=f"Start with {size}", title_justify="left")
+    table.add_column("from")
+    for head in ("first right answer", "ready", "PSS after sync", "PSS after load"):
+        table.add_column(head, justify="right")
+    for kind, start in report.starts.items():
+        ready = "" if start.ready is None else f"{start.ready:.2f} s"
+        memory = (f"{value / 2**20:.0f} MiB" for value in (start.pss_synced, start.pss_loaded))
+        table.add_row(kind, f"{start.answered:.2f} s", ready, *memory)
+    return table
+
+
+def _load_table(mix: str, servers: Mapping[str, list[Run]]) -> Table:
+    table = Table(title=f"CPU time of the server, {mix}", title_justify="left")
+    table.add_column("server")
+    for head in ("µs a query", "least, most", f"/ {REFERENCE}", "answers/s", "latency µs", "lost"):
+        table.add_column(head, justify="right")
+    for name, runs in servers.items():
+        costs = [run.cpu for run in runs]
+        ratio = ratio_to_reference(servers, name)
+        table.add_row(
+            name,
+            f"{median(costs):.2f}",
+            f"{min(costs):.2f}, {max(costs):.2f}",
+            f"{ratio:.2f}" if ratio else "",
+            f"{median(run.rate for run in runs):,.0f}",
+            f"{median(run.latency for run in runs):,.0f}",
+            str(sum(run.lost for run in runs)),
+        )
+    return table
+
+
+def ratio_to_reference(servers: Mapping[str, list[Run]], name: str) -> float | None:
+    """The median over rounds of a server's cost divided by the reference's in the same round."""
+    if REFERENCE not in servers:
+        return None
+    return median(own.cpu / other.cpu for own, other in zip(servers[name], servers[REFERENCE], strict=True))
+
+
+def as_json(report: Report) -> str:
+    """The report with the date and the machine."""
+    ratios = {
+        mix: {name: ratio_to_reference(servers, name) for name in servers} for mix, servers in report.runs.items()
+    }
+    return json.dumps(
+        {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": dict(report.machine),
+            "versions": dict(report.versions),
+            "cluster": asdict(report.cluster),
+            "starts": {kind: asdict(start) for kind, start in report.starts.items()},
+            f"cpu_ratio_to_{REFERENCE}": ratios,
+            "runs": {
+                mix: {name: [asdict(run) for run in runs] for name, runs in servers.items()}
+                for mix, servers in report.runs.items()
+            },
+        },
+        indent=1,
+    )
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
