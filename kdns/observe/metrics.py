@@ -1,0 +1,384 @@
+"""What /metrics shows: CoreDNS's metrics under CoreDNS's names, so that its dashboards and alerts work, and kdns's own.
+
+Counts come from the shared memory of the processes (`Totals`), all else from one `SupervisorState` per scrape.
+"""
+
+from __future__ import annotations
+
+import gzip
+import platform
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from kdns.observe.counters import PROBE_BUCKETS, SIZE_BUCKETS, TIME_BUCKETS, Key, Totals
+
+_SECOND = 1_000_000_000
+_GZIP_LEVEL = 1
+_TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorState:
+    """What the supervisor knows at one moment, beside the counters.
+
+    plugins: (server, zone, directive) of each directive in each server block. config_sha512: of the running
+    configuration, in hex, "" without the `reload` directive. workers: how many are running. pids: of all processes, the
+    supervisor's first; their CPU time and memory are summed. data_age_seconds: since the Kubernetes objects were last
+    known to be current, None without the `kubernetes` directive. objects: how many of each kind.
+    manifest_errors: files that could not be read or parsed and stand with their last good content.
+    """
+
+    version: str
+    revision: str = ""
+    plugins: tuple[tuple[str, str, str], ...] = ()
+    config_sha512: str = ""
+    workers: int = 0
+    pids: tuple[int, ...] = ()
+    store_generation: int = 0
+    store_bytes: int = 0
+    data_age_seconds: float | None = None
+    objects: Mapping[str, int] = field(default_factory=dict)
+    manifest_errors: int = 0
+
+
+class Family(NamedTuple):
+    """A metric whose values are kept under ("count", name, ...) or ("gauge", name, ...)."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+COUNTERS = (
+    Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
+    Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
+    Family("coredns_health_request_failures_total", "Requests to the own health endpoint that failed."),
+    Family("kdns_packet_cache_hits_total", "Queries answered from the packet cache."),
+    Family("kdns_packet_cache_misses_total", "Queries whose answer was not in the packet cache."),
+    Family("kdns_packet_cache_evictions_total", "Answers dropped from the packet cache to make room."),
+    Family("kdns_packet_cache_invalidations_total", "Answers dropped from the packet cache because a name changed."),
+    Family("kdns_store_commits_total", "Transactions written to the zone store."),
+    Family("kdns_worker_restarts_total", "Worker processes that were replaced after they ended unexpectedly."),
+    Family("kdns_malformed_total", "Messages that are not well-formed queries, by what is wrong.", ("reason",)),
+    Family("kdns_dropped_total", "Messages that got no answer, by why.", ("reason",)),
+    Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
+    Family("kdns_log_dropped_total", "Log lines dropped because standard output was closed or did not keep up."),
+)
+"""Counters of one cell; those without labels show as 0 from the start."""
+
+GAUGES = (
+    Family("kdns_packet_cache_entries", "Answers in the packet caches of all workers."),
+    Family("kdns_packet_cache_bytes", "Bytes of the queries and answers in the packet caches of all workers."),
+    Family("kdns_tcp_connections", "TCP connections of clients that are open."),
+)
+"""Values of one cell that may fall, summed over the living processes."""
+
+
+class Exposition:
+    """The page /metrics in the format that the client asks for. Safe to use from several threads."""
+
+    def __init__(self, totals: Totals, state: Callable[[], SupervisorState]) -> None:
+        """state: is called once per scrape, in the thread of the scrape."""
+        self._lock = threading.Lock()
+        processes = _Processes()
+        self._text = CollectorRegistry(auto_describe=False)
+        self._text.register(_Metrics(totals, state, processes, _go_number))
+        self._openmetrics = CollectorRegistry(auto_describe=False)
+        self._openmetrics.register(_Metrics(totals, state, processes, _float))
+
+    def render(self, accept: str = "", accept_encoding: str = "") -> tuple[dict[str, str], bytes]:
+        """Headers and body for a request with these Accept and Accept-Encoding headers.
+
+        Without OpenMetrics in `accept` it is the text format 0.0.4. One scrape is rendered at a time.
+        """
+        wanted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+        with self._lock:
+            if "application/openmetrics-text" in wanted:
+                content_type, body = openmetrics.CONTENT_TYPE_LATEST, _openmetrics(self._openmetrics)
+            else:
+                content_type, body = _TEXT_FORMAT, generate_latest(self._text)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if _accepts_gzip(accept_encoding):
+            headers["Content-Encoding"] = "gzip"
+            body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
+        return headers, body
+
+
+def _openmetrics(registry: CollectorRegistry) -> bytes:
+    body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return body
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for part in accept_encoding.split(","):
+        coding, *parameters = (text.strip() for text in part.lower().split(";"))
+        if coding == "gzip":
+            return not any(p.replace(" ", "").rstrip("0").rstrip(".") in ("q=", "q=0") for p in parameters)
+    return False
+
+
+def _float(value: float) -> str:
+    """A bucket's bound as OpenMetrics wants it: "100.0"."""
+    return repr(float(value))
+
+
+def _go_number(value: float) -> str:
+    """A bucket's bound as CoreDNS writes it in the text format: "100"."""
+    return _float(value).removesuffix(".0")
+
+
+class _Metrics(Collector):
+    """Families for one scrape; `bound` writes the bounds of buckets."""
+
+    def __init__(
+        self,
+        totals: Totals,
+        state: Callable[[], SupervisorState],
+        processes: _Processes,
+        bound: Callable[[float], str],
+    ) -> None:
+        self._totals = totals
+        self._state = state
+        self._processes = processes
+        self._bound = bound
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state()
+        totals = self._totals.totals()
+        yield from self._queries(totals)
+        yield self._durations(totals)
+        yield self._probes(totals)
+        yield from _simple(totals)
+        yield _total(
+            Family("kdns_metrics_refused_series_total", "Updates of these metrics that had no room in shared memory."),
+            {(): self._totals.refused()},
+        )
+        yield from _supervisor(state)
+        yield from self._processes.collect(state.pids)
+
+    def _queries(self, totals: Mapping[Key, tuple[int, ...]]) -> Iterator[Metric]:
+        requests: dict[Key, int] = defaultdict(int)
+        responses: dict[Key, int] = defaultdict(int)
+        dnssec: dict[Key, int] = defaultdict(int)
+        sizes = _Sizes("coredns_dns_request_size_bytes", "Sizes of queries in bytes.")
+        answers = _Sizes("coredns_dns_response_size_bytes", "Sizes of responses in bytes.")
+        for key, (count, request_bytes, response_bytes) in _of_kind(totals, "query"):
+            server, zone, proto, family, qtype, rcode, plugin, do, request, response = key
+            requests[server, zone, "", proto, family, qtype] += count
+            responses[server, zone, "", rcode, plugin] += count
+            if do:
+                dnssec[server, zone, ""] += count
+            sizes.add((server, zone, "", proto), request, count, request_bytes)
+            answers.add((server, zone, "", proto), response, count, response_bytes)
+        where = ("server", "zone", "view")
+        yield _total(
+            Family(
+                "coredns_dns_requests_total",
+                "Queries by server, zone, transport, address family (1 is IPv4, 2 is IPv6) and type.",
+                (*where, "proto", "family", "type"),
+            ),
+            requests,
+        )
+        by_rcode = "Responses by server, zone, response code and the plugin that answered."
+        yield _total(Family("coredns_dns_responses_total", by_rcode, (*where, "rcode", "plugin")), responses)
+        yield _total(Family("coredns_dns_do_requests_total", "Queries with the DO bit (RFC 3225) set.", where), dnssec)
+        yield sizes.family(self._bound)
+        yield answers.family(self._bound)
+
+    def _durations(self, totals: Mapping[Key, tuple[int, ...]]) -> Metric:
+        family = HistogramMetricFamily(
+            "coredns_dns_request_duration_seconds",
+            "Time from a query's arrival to its response.",
+            labels=("server", "zone", "view"),
+        )
+        bounds = [bound / _SECOND for bound in TIME_BUCKETS]
+        for (server, zone), (*counts, total) in _of_kind(totals, "duration"):
+            family.add_metric((server, zone, ""), _cumulative(bounds, counts, self._bound), total / _SECOND)
+        return family
+
+    def _probes(self, totals: Mapping[Key, tuple[int, ...]]) -> Metric:
+        bounds = [bound / _SECOND for bound in PROBE_BUCKETS]
+        *counts, total = totals.get(("probe",), (0,) * (len(bounds) + 2))
+        return HistogramMetricFamily(
+            "coredns_health_request_duration_seconds",
+            "Time that a request to the own health endpoint took.",
+            buckets=_cumulative(bounds, counts, self._bound),
+            sum_value=total / _SECOND,
+        )
+
+
+class _Sizes:
+    """A histogram of sizes in the making."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
+        self._counts: dict[Key, list[int]] = defaultdict(lambda: [0] * (len(SIZE_BUCKETS) + 1))
+        self._sums: dict[Key, int] = defaultdict(int)
+
+    def add(self, labels: Key, bucket: str, count: int, total: int) -> None:
+        self._counts[labels][len(SIZE_BUCKETS) if bucket == "+" else int(bucket)] += count
+        self._sums[labels] += total
+
+    def family(self, bound: Callable[[float], str]) -> Metric:
+        family = HistogramMetricFamily(self._name, self._text, labels=("server", "zone", "view", "proto"))
+        for labels, counts in self._counts.items():
+            family.add_metric(labels, _cumulative(SIZE_BUCKETS, counts, bound), self._sums[labels])
+        return family
+
+
+def _of_kind(totals: Mapping[Key, tuple[int, ...]], kind: str) -> Iterator[tuple[Key, tuple[int, ...]]]:
+    return ((key[1:], cells) for key, cells in totals.items() if key[0] == kind)
+
+
+def _cumulative(
+    bounds: Sequence[float], counts: Sequence[int], text: Callable[[float], str]
+) -> list[tuple[str, float]]:
+    """Prometheus' buckets, each with all that is below it, from counts per bucket and one more above the last."""
+    buckets: list[tuple[str, float]] = []
+    below = 0
+    for bound, count in zip((*map(text, bounds), "+Inf"), counts, strict=True):
+        below += count
+        buckets.append((bound, below))
+    return buckets
+
+
+def _simple(totals: Mapping[Key, tuple[int, ...]]) -> Iterator[Metric]:
+    """The families of COUNTERS and GAUGES, and those of a name in neither, with what labels they have."""
+    values: dict[tuple[str, str], dict[Key, int]] = defaultdict(lambda: defaultdict(int))
+    declared = {("count", f.name): f for f in COUNTERS} | {("gauge", f.name): f for f in GAUGES}
+    for kind in ("count", "gauge"):
+        for (name, *pairs), (value,) in _of_kind(totals, kind):
+            labels = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            family = declared.setdefault((kind, name), Family(name, "A value without a description.", tuple(labels)))
+            values[kind, name][tuple(labels.get(label, "") for label in family.labels)] += value
+    for (kind, name), family in declared.items():
+        samples = values[kind, name]
+        if not family.labels and not samples:
+            samples[()] = 0
+        yield _total(family, samples) if kind == "count" else _gauge(family, samples)
+
+
+def _total(family: Family, samples: Mapping[Key, float]) -> Metric:
+    metric = CounterMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, value in samples.items():
+        metric.add_metric(labels, value)
+    return metric
+
+
+def _gauge(family: Family, samples: Mapping[Key, float]) -> Metric:
+    metric = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, value in samples.items():
+        metric.add_metric(labels, value)
+    return metric
+
+
+def _supervisor(state: SupervisorState) -> Iterator[Metric]:
+    build = (state.version, state.revision, platform.python_version())
+    yield _gauge(
+        Family(
+            "coredns_build_info",
+            "Always 1; the version of kdns, its revision, and the version of Python that runs it.",
+            ("version", "revision", "goversion"),
+        ),
+        {build: 1},
+    )
+    yield _gauge(
+        Family(
+            "coredns_plugin_enabled",
+            "1 for each directive in each server block of the configuration.",
+            ("server", "zone", "view", "name"),
+        ),
+        {(server, zone, "", name): 1 for server, zone, name in state.plugins},
+    )
+    yield _gauge(
+        Family("coredns_reload_version_info", "Always 1; the hash of the running configuration.", ("hash", "value")),
+        {("sha512", state.config_sha512): 1} if state.config_sha512 else {},
+    )
+    yield _gauge(Family("kdns_workers", "Worker processes that are running."), {(): state.workers})
+    yield _gauge(
+        Family("kdns_store_generation", "Number of the zone store's last transaction."), {(): state.store_generation}
+    )
+    yield _gauge(Family("kdns_store_bytes", "Size of the zone store in bytes."), {(): state.store_bytes})
+    yield _gauge(
+        Family(
+            "kdns_kubernetes_data_age_seconds",
+            "Seconds since the Kubernetes objects were last known to be current.",
+        ),
+        {} if state.data_age_seconds is None else {(): state.data_age_seconds},
+    )
+    yield _gauge(
+        Family("kdns_kubernetes_objects", "Kubernetes objects known, by kind.", ("kind",)),
+        {(kind,): count for kind, count in state.objects.items()},
+    )
+    yield _gauge(
+        Family("kdns_manifest_errors", "Manifest files that cannot be used and stand with their last good content."),
+        {(): state.manifest_errors},
+    )
+
+
+class _Processes:
+    """process_* for all processes of the server as if they were one.
+
+    CPU time, memory and open files are summed, the limit of files is the lowest, and the start is the first. Memory
+    that processes share counts once (PSS) where the kernel tells. CPU time of processes that have ended is kept.
+    """
+
+    _HOW: Mapping[str, Callable[[Iterable[float]], float]] = {
+        "process_virtual_memory_bytes": sum,
+        "process_resident_memory_bytes": sum,
+        "process_start_time_seconds": min,
+        "process_cpu_seconds": sum,
+        "process_open_fds": sum,
+        "process_max_fds": min,
+    }
+
+    def __init__(self) -> None:
+        self._cpu: dict[int, float] = {}
+        self._cpu_ended = 0.0
+
+    def collect(self, pids: Sequence[int]) -> Iterator[Metric]:
+        found: dict[str, dict[int, Metric]] = defaultdict(dict)
+        for pid in pids:
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                if metric.name in self._HOW:
+                    found[metric.name][pid] = metric
+        for name, metrics in found.items():
+            values = {pid: metric.samples[0].value for pid, metric in metrics.items()}
+            if name == "process_resident_memory_bytes":
+                values = {pid: _shared_once(pid, value) for pid, value in values.items()}
+            total = self._HOW[name](values.values())
+            metric = next(iter(metrics.values()))
+            if name == "process_cpu_seconds":
+                yield CounterMetricFamily(name, metric.documentation, value=total + self._ended(values))
+            else:
+                yield GaugeMetricFamily(name, metric.documentation, value=total)
+
+    def _ended(self, now: Mapping[int, float]) -> float:
+        """CPU seconds of processes that have ended, as far as an earlier scrape saw them."""
+        for pid, before in self._cpu.items():
+            if now.get(pid, -1.0) < before:
+                self._cpu_ended += before
+        self._cpu = dict(now)
+        return self._cpu_ended
+
+
+def _shared_once(pid: int, otherwise: float) -> float:
+    """Bytes of a process's proportional set size, from /proc/PID/smaps_rollup ("Pss:  1234 kB")."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return otherwise
