@@ -92,7 +92,7 @@ Only some namespaces, and names that do not exist in the reverse zones go to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -102,6 +102,13 @@ from kdns.corefile.options import Reader
 from kdns.corefile.values import Selector
 from kdns.errors import ConfigValueError, Mistake
 from kdns.plugins import root
+from kdns.plugins.chain import Next
+from kdns.wire import names, rr
+from kdns.wire.message import Query, Response
+from kdns.wire.rrset import RRset
+from kdns.zone.lookup import ZoneView, longest
+from kdns.zone.store import EXPIRED, Records
+from kdns.zone.store import Reader as StoreReader
 
 NAME = "kubernetes"
 POD_MODES = ("disabled", "insecure", "verified")
@@ -109,6 +116,10 @@ _API_OPTIONS = (
     "endpoint", "tls", "kubeconfig", "startup_timeout", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight",
     "multicluster",
 )  # fmt: skip
+
+_LONGEST_CHAIN = 10
+_ZONAL = b"\x05_zone"
+_TARGET_AT = {rr.SRV: 6, rr.NS: 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,3 +273,159 @@ def _namespace(text: str) -> str:
             f"{values.shown(text)} cannot be a namespace", "1 to 63 lower-case letters, digits and hyphens"
         )
     return text
+
+
+class Handler:
+    """Answers from the zone store.
+
+    views: the zones, as they are numbered in the store.
+    """
+
+    def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader) -> None:
+        self._options = options
+        self._views = {view.origin: view for view in views}
+        self._store = store
+        self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fall)
+
+    async def __call__(self, query: Query, next: Next) -> Response:
+        view = longest(self._views, query.lname)
+        if view is None:
+            return await next(query)
+        with self._store as store:
+            view.refresh(store)
+            response = self._answer(store, view, query)
+        if response.rcode == rr.NXDOMAIN and any(names.is_subdomain(query.lname, zone) for zone in self._fall):
+            response = await next(query)
+            response.depends += (query.lname,)
+        return response
+
+    def _answer(self, store: StoreReader, view: ZoneView, query: Query) -> Response:
+        if view.state == EXPIRED:
+            return _unavailable(view, "its data is older than snapshot_max_age and could not be read anew")
+        response = Response(authoritative=True, plugin=NAME, cacheable=True, depends=(query.lname,))
+        found = self._find(store, view, query.lname, response)
+        if found is None:
+            if not view.synced:
+                return _unavailable(view, "its source has not been read yet")
+            response.rcode = rr.NXDOMAIN
+        elif query.type == rr.ANY:
+            _any(query, found, response)
+        else:
+            self._typed(store, query, found, response)
+        if view.soa is not None and (not response.answer or response.answer[-1][1].type == rr.CNAME != query.type):
+            response.authority.append((view.origin, view.soa))
+        return response
+
+    def _find(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
+        """The RRsets of a name; none for one that only exists; None if it does not exist."""
+        if self._options.zonal and _ZONAL in name:
+            return self._zonal(store, view, name, response)
+        found = view.find(store, name)
+        if found is None and self._options.pods == "insecure":
+            return self._pod(store, view, name, response)
+        return found
+
+    def _typed(self, store: StoreReader, query: Query, found: Records, response: Response) -> None:
+        """Answer with the RRset of the type, following CNAMEs to names that are ours (RFC 1034 4.3.2 3a)."""
+        owner = query.lname
+        for _ in range(_LONGEST_CHAIN + 1):
+            rrset = _of_type(found, query.type)
+            if rrset is not None:
+                response.answer.append((owner, rrset))
+                self._additional(store, rrset, response)
+                return
+            alias = _of_type(found, rr.CNAME)
+            if alias is None or len(response.answer) == _LONGEST_CHAIN:
+                return
+            response.answer.append((owner, alias))
+            owner = alias.rdatas[0].lower()
+            view = longest(self._views, owner) if query.type in (rr.A, rr.AAAA) else None
+            if view is None or owner in response.depends:
+                return
+            view.refresh(store)
+            response.depends += (owner,)
+            found = self._find(store, view, owner, response) or ()
+
+    def _additional(self, store: StoreReader, rrset: RRset, response: Response) -> None:
+        """Add the addresses of the names that SRV and NS records point to (RFC 2782, RFC 1034 4.2.1)."""
+        skip = _TARGET_AT.get(rrset.type)
+        if skip is None:
+            return
+        targets = dict.fromkeys(rdata[skip:] for rdata in rrset.rdatas)
+        for target in targets:
+            view = longest(self._views, target)
+            for addresses in (view.find(store, target) if view is not None else None) or ():
+                if addresses.type in (rr.A, rr.AAAA):
+                    response.additional.append((target, addresses))
+        response.depends += tuple(targets)
+
+    def _pod(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
+        """`pods insecure`: 1-2-3-4.N.pod.Z has the address that it spells, if N exists."""
+        labels = names.labels(name[: len(name) - len(view.origin)] + names.ROOT)
+        if len(labels) != 3 or labels[2] != b"pod":
+            return None
+        namespace = names.parent(name)
+        response.depends += (namespace,)
+        rdata = pod_address(labels[0])
+        if rdata is None or not view.exists(store, namespace):
+            return None
+        return (RRset(rr.address_type(rdata), self._options.ttl, (rdata,)),)
+
+    def _zonal(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
+        """ZONE.pin._zone.S.N.svc.Z and ZONE.prefer._zone.S.N.svc.Z.
+
+        The store has the endpoints of a topology zone at the name whose one label is the zone, dots included, below
+        _zone.S.N.svc.Z, and those of all zones at the label `*`, which no topology zone can be. A question gets at
+        neither, since every name with the label _zone is answered here.
+        """
+        labels = names.labels(name[: len(name) - len(view.origin)] + names.ROOT)
+        if len(labels) < 4 or labels[-1] != b"svc" or labels[-4] != b"_zone":
+            return view.find(store, name)
+        base = name
+        for _ in labels[:-4]:
+            base = names.parent(base)
+        everywhere = view.find(store, b"\x01*" + base)
+        response.depends += (b"\x01*" + base,)
+        if everywhere is None or (len(labels) > 4 and labels[-5] not in (b"pin", b"prefer")):
+            return None
+        zone = b".".join(labels[:-5])
+        if not zone:
+            return ()
+        found = None
+        if len(zone) <= names.MAX_LABEL:
+            pinned = bytes((len(zone),)) + zone + base
+            response.depends += (pinned,)
+            found = view.find(store, pinned) if zone != b"*" and len(pinned) <= names.MAX_NAME else None
+        if found is None:
+            found = everywhere if labels[-5] == b"prefer" else ()
+        return found
+
+
+def pod_address(label: bytes) -> bytes | None:
+    """The address (4 or 16 bytes) that the first label of a pod's name spells, None if it spells none.
+
+    Three single hyphens make an IPv4 address; anything else is IPv6 with its colons as hyphens.
+    """
+    try:
+        text = label.decode("ascii")
+        return rr.address(text.replace("-", "." if text.count("-") == 3 and "--" not in text else ":"))
+    except (OSError, ValueError):
+        return None
+
+
+def _any(query: Query, found: Records, response: Response) -> None:
+    """Everything over TCP, a minimal answer over UDP (RFC 8482 4.2)."""
+    if query.proto == "udp" and found:
+        found = (RRset(rr.HINFO, min(rrset.ttl for rrset in found), (rr.hinfo(b"RFC8482", b""),)),)
+    response.answer = [(query.lname, rrset) for rrset in found]
+
+
+def _of_type(found: Records, rtype: int) -> RRset | None:
+    for rrset in found:
+        if rrset.type == rtype:
+            return rrset
+    return None
+
+
+def _unavailable(view: ZoneView, why: str) -> Response:
+    return Response(rcode=rr.SERVFAIL, plugin=NAME, error=f"zone {names.to_text(view.origin)}: {why}")
