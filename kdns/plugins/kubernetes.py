@@ -285,7 +285,7 @@ class Handler:
         self._options = options
         self._views = {view.origin: view for view in views}
         self._store = store
-        self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fall)
+        self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
 
     async def __call__(self, query: Query, next: Next) -> Response:
         view = longest(self._views, query.lname)
