@@ -1,0 +1,131 @@
+"""The directives of the Corefile, one module each, and how a Corefile becomes a typed configuration.
+
+A module has NAME, Options (immutable, can be pickled) and `parse`, which reads one directive; `merge` if the directive
+may be repeated in a server block; and Handler if it takes part in answering:
+
+    Handler(options); await handler(query, next) -> Response
+
+Its docstring is its manual page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kdns.corefile.config import Config, Directive, ServerBlock, ServerConfig
+from kdns.corefile.parser import Parsed, parse_file, parse_text
+from kdns.corefile.values import choices, shown
+from kdns.errors import ConfigError, Mistake
+from kdns.plugins import (
+    any as any_,
+)
+from kdns.plugins import (
+    bind,
+    bufsize,
+    chaos,
+    errors,
+    health,
+    import_,
+    kubernetes,
+    loadbalance,
+    log,
+    nsid,
+    prometheus,
+    ready,
+    reload,
+    root,
+    whoami,
+)
+
+ORDER = (
+    "root", "metadata", "geoip", "cancel", "timeouts", "multisocket", "reload", "nsid", "bufsize", "bind", "debug",
+    "trace", "ready", "health", "pprof", "prometheus", "errors", "log", "dnstap", "local", "dns64", "any", "chaos",
+    "loadbalance", "tsig", "rewrite", "autopath", "acl", "cache", "header", "dnssec", "tls", "minimal", "template",
+    "transfer", "hosts", "k8s_external", "kubernetes", "file", "auto", "secondary", "loop", "forward", "erratic",
+    "whoami", "sign", "view",
+)  # fmt: skip
+"""The order in which the plugins of a server block run, whatever order they are written in."""
+
+MODULES: Mapping[str, ModuleType] = {
+    module.NAME: module
+    for module in (
+        any_, bind, bufsize, chaos, errors, health, kubernetes, loadbalance, log, nsid, prometheus, ready, reload, root,
+        whoami,
+    )
+}  # fmt: skip
+"""The plugins that this version has, by name."""
+
+MANUALS: Mapping[str, ModuleType] = {**MODULES, import_.NAME: import_}
+"""Every module whose docstring is a manual page, by directive."""
+
+_COREDNS_ONLY = frozenset((
+    "proxyproto", "quic", "grpc_server", "https", "https3", "shed", "route53", "azure", "clouddns", "etcd", "grpc",
+    "on", "nomad",
+))  # fmt: skip
+
+
+def load(path: str | Path, *, environ: Mapping[str, str], default_port: int = 53) -> Config:
+    """Read a Corefile and all that it imports.
+
+    environ: for `{$NAME}`. default_port: where keys without scheme and port listen. Raises ConfigError with every
+    mistake.
+    """
+    return _understand(parse_file(Path(path), environ, default_port))
+
+
+def loads(
+    text: str | bytes, *, file: str = "Corefile", environ: Mapping[str, str] | None = None, default_port: int = 53
+) -> Config:
+    """The same for a Corefile that is not in a file. file: the name for messages, and where imports are looked for."""
+    return _understand(parse_text(text, file, environ or {}, default_port))
+
+
+def _understand(parsed: Parsed) -> Config:
+    mistakes = list(parsed.mistakes)
+    blocks = tuple(_server(block, mistakes) for block in parsed.blocks)
+    mistakes += bind.conflicts(blocks)
+    if mistakes:
+        files = list(dict.fromkeys(mistake.file for mistake in mistakes))
+        raise ConfigError(sorted(mistakes, key=lambda mistake: (files.index(mistake.file), mistake.line)))
+    return Config(blocks, parsed.files, parsed.digest)
+
+
+def _server(block: ServerBlock, mistakes: list[Mistake]) -> ServerConfig:
+    for token, scheme in dict.fromkeys((key.token, key.scheme) for key in block.keys if key.scheme != "dns"):
+        message = f"{scheme}:// is not supported by this version of kdns"
+        mistakes.append(Mistake(token.file, token.line, message, "dns://, or no scheme"))
+    found: dict[str, list[Any]] = {}
+    for directive in block.directives:
+        module = _module(directive, mistakes)
+        if module is None:
+            continue
+        if module.NAME in found and not hasattr(module, "merge"):
+            name = directive.name
+            mistakes.append(
+                Mistake(name.file, name.line, f"{name.text} is given twice in a server block", "one of them")
+            )
+        found.setdefault(module.NAME, []).append(module.parse(directive, block, mistakes))
+    return ServerConfig(block.keys, {name: _merged(name, found[name]) for name in ORDER if name in found})
+
+
+def _module(directive: Directive, mistakes: list[Mistake]) -> ModuleType | None:
+    """The directive's module; None, and a mistake, if there is none."""
+    name = directive.name
+    module = MODULES.get(name.text)
+    if module is None:
+        if name.text in ORDER or name.text in _COREDNS_ONLY:
+            message, accepted = f"{name.text} is not supported by this version of kdns", ", ".join(sorted(MANUALS))
+        else:
+            message, accepted = f"unknown directive {shown(name.text)}", choices(name.text, MANUALS)
+        mistakes.append(Mistake(name.file, name.line, message, accepted))
+    return module
+
+
+def _merged(name: str, found: Sequence[Any]) -> Any:
+    """One Options of a plugin's directives; None where one of them has a mistake."""
+    if len(found) == 1 or None in found or not hasattr(MODULES[name], "merge"):
+        return found[0]
+    return MODULES[name].merge(found)

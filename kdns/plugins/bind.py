@@ -210,7 +210,7 @@ def interface_addresses() -> dict[str, tuple[str, ...]]:
 
     Link-local IPv6 addresses have their zone. Raises OSError.
     """
-    names = {index: name for index, name in socket.if_nameindex()}
+    names = dict(socket.if_nameindex())
     found: dict[str, list[str]] = {name: [] for name in names.values()}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.settimeout(2)

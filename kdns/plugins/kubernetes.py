@@ -173,7 +173,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     """Read the directive; None after a mistake."""
     reader = Reader(directive, mistakes)
     zones = _zones(reader, directive) if directive.args else list(dict.fromkeys(key.zone for key in block.keys))
-    if reader.sound and all(map(values.is_reverse, zones)):
+    if reader.sound and zones and all(map(values.is_reverse, zones)):
         reader.refuse(directive.name, "kubernetes has reverse zones only", "a zone such as cluster.local beside them")
     found = _Found()
     options = _options(reader, found, root.directory(block))

@@ -31,8 +31,8 @@ In a format these are replaced; everything else is written as it is:
 * `{rcode}`: the response code
 * `{>rflags}`: the flags of the response, as in `qr,aa,rd`
 * `{>id}`, `{>opcode}`: of the query; `{>do}`: true or false; `{>bufsize}`: the UDP size that the client offers
-* `{/log/class}`: the class as above; `{/log/type}`: NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR, META
-  or UPDATE
+* `{/log/class}`: the class as above; `{/log/type}`: NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR,
+  META or UPDATE
 * `{common}`: `{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags}
   {rsize} {duration}`
 * `{combined}`: `{common}` and ` "{>opcode}"`
@@ -176,11 +176,10 @@ class Logger:
             asked = message.parse(query, proto, client, local, message.MAX_MESSAGE)
         except (FormatError, struct.error):
             return None
-        for zone, classes, parts in self._rules:
-            if names.is_subdomain(asked.lname, zone):
-                break
-        else:
+        rule = next((rule for rule in self._rules if names.is_subdomain(asked.lname, rule[0])), None)
+        if rule is None:
             return None
+        _, classes, parts = rule
         kind = response_type(asked.type, response)
         answer_class = _CLASS_OF.get(kind, "error")
         if "all" not in classes and answer_class not in classes:
@@ -234,7 +233,8 @@ _CLASS_OF = {"NOERROR": "success", "DELEGATION": "success", "NXDOMAIN": "denial"
 def response_type(asked: int, response: bytes) -> str:
     """NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR, META (NOTIFY, transfers) or UPDATE.
 
-    asked: the question's type. NODATA is a NOERROR with an SOA but no answer (RFC 2308 2.2), DELEGATION one with NS records alone.
+    asked: the question's type. NODATA is a NOERROR with an SOA but no answer (RFC 2308 2.2), DELEGATION one with NS
+    records alone.
     """
     _, flags, _, answers, authorities, _ = message.HEADER.unpack_from(response)
     opcode = (flags & message.OPCODE) >> 11
