@@ -195,6 +195,7 @@ def test_other_kinds_are_counted() -> None:
     ("data", "path"),
     [
         (manifest("Service", spec={"ports": [{"port": "http"}]}), "$.spec.ports[0].port"),
+        (manifest("Service", spec={"ports": [{"port": 1 << 70}]}), "$.spec.ports[0].port"),
         (manifest("Service", metadata={}), "$.metadata"),
         (manifest("Pod", spec={}, status=7), "$.status"),
         ({"apiVersion": "v1", "kind": "List", "items": 7}, None),
@@ -221,11 +222,13 @@ def test_wrong_shape_in_a_list() -> None:
 
 
 texts, labels = st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
+ports = st.builds(Port, texts, texts, st.integers(-(2**31), 2**31 - 1))
+subsets = st.builds(Subset, st.tuples(ports), st.tuples(st.from_type(Endpoint)))
 
 
 @given(
-    st.builds(Service, texts, texts, texts, st.booleans(), ports=st.tuples(st.from_type(Port)), labels=labels)
-    | st.from_type(EndpointSlice)
+    st.builds(Service, texts, texts, texts, st.booleans(), ports=st.tuples(ports), labels=labels)
+    | st.builds(EndpointSlice, texts, texts, texts, subsets=st.tuples(subsets), legacy=st.booleans())
     | st.builds(Namespace, texts, labels)
     | st.from_type(Pod)
 )
@@ -241,5 +244,22 @@ def test_what_is_no_object_of_the_store_is_a_decode_error(data: bytes) -> None:
 
 @given(st.binary(max_size=60))
 def test_what_is_no_json_is_a_known_error(data: bytes) -> None:
-    with contextlib.suppress(objects.ObjectError, msgspec.DecodeError):
+    with contextlib.suppress(objects.ObjectError):
         objects.from_json(data, [])
+
+
+@pytest.mark.parametrize(
+    ("data", "at"),
+    [
+        (b'{"kind": x}', 9),
+        (b'{"kind": "Service"', 18),
+        (b'{"kind": "Service"} }', 21),
+        (b"", 0),
+        (b'{"kind": "\xff"}', None),
+        (b'{"a":' * 100_000, None),
+    ],
+)
+def test_text_that_is_no_json(data: bytes, at: int | None) -> None:
+    with pytest.raises(objects.ObjectError) as caught:
+        objects.from_json(data, [])
+    assert caught.value.at == at

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -137,8 +137,11 @@ class _Meta(Struct, frozen=True, gc=False, rename="camel"):
     deletion_timestamp: Any = None
 
 
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+
+
 class _Port(Struct, frozen=True, gc=False):
-    port: int | None = None
+    port: _Int32 | None = None
     name: str | None = None
     protocol: str | None = None
 
@@ -329,23 +332,24 @@ _items = msgspec.json.Decoder(list[msgspec.Raw] | None)
 
 
 class ObjectError(ValueError):
-    """An object does not have the shape that Kubernetes gives it.
+    """Text that is no JSON, or an object that does not have the shape that Kubernetes gives it.
 
-    item: the text of the object, if it was read from JSON. path: where in it, as in `$.spec.ports[0]`.
+    item: the JSON of the object, or what was read in its place; empty where there was no JSON.
+    path: where in the object, as in `$.spec.ports[0]`. at: the byte of `item` where it stops being JSON, else None.
     """
 
-    def __init__(self, message: str, path: str, item: bytes = b"") -> None:
+    def __init__(self, message: str, path: str, item: bytes = b"", at: int | None = None) -> None:
         super().__init__(message)
         self.path = path
         self.item = item
+        self.at = at
 
 
 def from_json(data: bytes, found: list[Object]) -> int:
     """Read one object or list of objects in the JSON form of the Kubernetes API, and append it to `found`.
 
     A list is anything with a kind that ends in List; its items may leave out their kind where the list's tells it.
-    Returns how many objects were of other kinds. Raises ObjectError for one of the wrong shape, and
-    msgspec.DecodeError (but not its subclass ValidationError) for text that is no JSON.
+    Returns how many objects were of other kinds. Raises ObjectError.
     """
     return _from_json(data, "", "", found)
 
@@ -362,7 +366,15 @@ def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[O
             return 1
         found.append(decoder.decode(data).slim())
     except msgspec.ValidationError as error:
-        raise _object_error(error, bytes(data)) from None
+        message, path = _explained(error)
+        raise ObjectError(message, path, bytes(data)) from None
+    except msgspec.DecodeError as error:
+        text, _, at = str(error).removesuffix(")").partition(" (byte ")
+        raise ObjectError(text, "$", bytes(data), int(at) if at else len(bytes(data))) from None
+    except UnicodeDecodeError as error:
+        raise ObjectError("text that is not UTF-8", "$", bytes(data)) from error
+    except RecursionError:
+        raise ObjectError("nested too deeply", "$", bytes(data)) from None
     return 0
 
 
@@ -392,11 +404,12 @@ def _from_mapping(data: object, kind: str, version: str, path: str, found: list[
     try:
         found.append(msgspec.convert(data, form).slim())
     except msgspec.ValidationError as error:
-        wrong = _object_error(error)
-        raise ObjectError(str(wrong), path + wrong.path[1:]) from None
+        message, place = _explained(error)
+        raise ObjectError(message, path + place[1:]) from None
     return 0
 
 
-def _object_error(error: msgspec.ValidationError, item: bytes = b"") -> ObjectError:
-    message, _, path = str(error).partition(" - at `")
-    return ObjectError(f"{message[:1].lower()}{message[1:]}", path.rstrip("`") or "$", item)
+def _explained(error: msgspec.ValidationError) -> tuple[str, str]:
+    """What msgspec found wrong, and the path to it."""
+    message, _, place = str(error).partition(" - at `")
+    return message[:1].lower() + message[1:], "$" + place.partition("$")[2].rstrip("`")
