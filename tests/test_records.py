@@ -94,7 +94,9 @@ def test_service_without_ports_has_addresses_only() -> None:
 
 
 def test_service_without_cluster_ip_yet_does_not_exist() -> None:
-    assert published(service(cluster_ips=())) == {}
+    warnings: list[str] = []
+    assert records.service_records(service(cluster_ips=()), (), OPTIONS, warnings.append) == {}
+    assert warnings == ["Service default/web: it has no clusterIP, not published; accepted: None, addresses"]
 
 
 def test_owners_are_lower_case_and_ttl_is_the_option() -> None:

@@ -195,7 +195,7 @@ class ManifestSource:
                     yield change
                 if self._look.watched() != folders:
                     return
-                due = now + (_RESCAN_UNWATCHED if self._look.missing else _RESCAN)
+                due = now if self._look.missing else now + _RESCAN
 
 
 def implied_namespaces(items: Iterable[Object]) -> set[str]:

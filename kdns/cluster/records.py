@@ -85,6 +85,10 @@ def derive(
         return ServiceRecords({}, {}, {})
     if service.type == "ExternalName":
         return ServiceRecords(_external(service, owner, options.ttl, warn), {}, {})
+    if not (service.headless or service.cluster_ips):
+        warn(
+            f"Service {service.namespace}/{service.name}: it has no clusterIP, not published; accepted: None, addresses"
+        )
     ready = _ready(service, owner, slices, options, warn)
     cluster_ips = [rdata for ip in service.cluster_ips if (rdata := _address(ip, service, warn))]
     targets: dict[bytes, set[bytes]] = {rdata: {owner} for rdata in cluster_ips}
