@@ -31,9 +31,14 @@ _CUT = b"...\n"
 
 def line(level: str, text: str) -> bytes:
     """One line of output: what could start another line or steer a terminal is escaped, what is too long is cut."""
+    return escaped(f"[{level}] {text}")
+
+
+def escaped(text: str) -> bytes:
+    """A text as one line of output; see `line`."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    data = f"[{level}] {text}\n".encode()
+    data = f"{text}\n".encode()
     if len(data) > MAX_LINE:
         data = data[: MAX_LINE - len(_CUT)].decode(errors="ignore").encode() + _CUT
     return data
@@ -252,6 +257,10 @@ class Log:
     def plugin(self, name: str) -> Log:
         """The log of a directive, whose lines begin with "plugin/NAME: "."""
         return Log(self._sink, debug=self.debugging, prefix=f"plugin/{name}: ")
+
+    def raw(self, text: str) -> None:
+        """Write a line that has its level in front already."""
+        self._sink.put(escaped(text))
 
     def debug(self, text: str, key: str = "") -> None:
         if self.debugging:

@@ -1,0 +1,211 @@
+"""The process that workers are forked from.
+
+It has loaded what workers need and nothing else, has one thread, and does nothing but fork when the supervisor asks: a
+worker is there within milliseconds, and all workers share the memory of the modules. It ends with the supervisor.
+
+The supervisor sends, on a SOCK_SEQPACKET socket, one message per worker: the number of file descriptors (4 bytes, big
+endian), and then these, at most GROUP with each message: the plan (pickled), the worker's control socket, its
+counters, the store's changes, and its sockets in the order of the plan. The answer is the worker's pid (8 bytes, big
+endian) with a pidfd. A message with a negative number is the pid of a child that has ended, and its status.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from kdns.errors import KdnsError
+
+GROUP = 200
+COUNT = struct.Struct("!i")
+PID = struct.Struct("!q")
+ENDED = struct.Struct("!qi")
+_START_SECONDS = 10.0
+
+
+class Nursery:
+    """The supervisor's side: starts the process, and starts it again when it is gone.
+
+    ended: is told the pid and the wait status of each worker that has ended.
+    """
+
+    def __init__(self, ended: Callable[[int, int], None]) -> None:
+        self._ended = ended
+        self._lock = asyncio.Lock()
+        self._process: subprocess.Popen[bytes]
+        self._socket: socket.socket
+        self._answer: asyncio.Future[tuple[int, int]] | None = None
+        self._watching = False
+        self.start()
+
+    def start(self) -> None:
+        """Start the process; returns before it is ready."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-m", "kdns.server.nursery", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        ours.setblocking(False)
+        self._socket = ours
+        self._watching = False
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    async def fork(self, fds: Sequence[int]) -> tuple[int, int]:
+        """A new worker with these file descriptors (see above): its pid and a pidfd. Raises KdnsError."""
+        async with self._lock:
+            for attempt in range(2):
+                try:
+                    return await self._fork(fds)
+                except (OSError, EOFError) as error:
+                    self._forget()
+                    if attempt:
+                        raise KdnsError(f"a worker could not be started: {error}") from error
+                    self.start()
+            raise AssertionError
+
+    async def _fork(self, fds: Sequence[int]) -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        if not self._watching:
+            loop.add_reader(self._socket, self._receive)
+            self._watching = True
+        self._answer = loop.create_future()
+        self._socket.send(COUNT.pack(len(fds)))
+        for start in range(0, len(fds), GROUP):
+            group = array.array("i", fds[start : start + GROUP])
+            self._socket.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, group)])
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                return await self._answer
+        except TimeoutError as error:
+            raise OSError(f"no answer from process {self.pid} in {_START_SECONDS:g} s") from error
+
+    def _receive(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, ENDED.size, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if len(data) == ENDED.size:
+            pid, status = ENDED.unpack(data)
+            self._ended(-pid, status)
+        elif len(data) == PID.size and fds and self._answer is not None and not self._answer.done():
+            self._answer.set_result((PID.unpack(data)[0], fds[0]))
+        else:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(EOFError("its parent process has ended"))
+
+    def _forget(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait(1)
+
+    def close(self) -> None:
+        """End the process. Workers go on."""
+        self._forget()
+
+
+def serve(link: socket.socket, run: Callable[[bytes, list[int]], None]) -> None:
+    """The nursery's side: fork for each request until the supervisor is gone. run: what a child does, then ends."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    poll.register(reading, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if reading in ready:
+            os.read(reading, 4096)
+            _reap(link)
+        if link.fileno() in ready:
+            fds = _take(link)
+            if fds is None:
+                return
+            pid = os.fork()
+            if not pid:
+                os.close(reading)
+                os.close(writing)
+                _become_worker(link, fds, run)
+            pidfd = os.pidfd_open(pid)
+            with contextlib.suppress(OSError):
+                socket.send_fds(link, [PID.pack(pid)], [pidfd])
+            for fd in (pidfd, *fds):
+                os.close(fd)
+
+
+def _take(link: socket.socket) -> list[int] | None:
+    """One request's file descriptors; None if the supervisor is gone."""
+    try:
+        head = link.recv(COUNT.size)
+        if not head:
+            return None
+        (count,) = COUNT.unpack(head)
+        fds: list[int] = []
+        while len(fds) < count:
+            data, group, _, _ = socket.recv_fds(link, 1, GROUP)
+            if not data:
+                return None
+            fds += group
+        return fds
+    except OSError:
+        return None
+
+
+def _reap(link: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with contextlib.suppress(OSError):
+                link.send(ENDED.pack(-pid, status))
+
+
+def _become_worker(link: socket.socket, fds: list[int], run: Callable[[bytes, list[int]], None]) -> None:
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        link.close()
+        with os.fdopen(fds[0], "rb") as file:
+            file.seek(0)
+            plan = file.read()
+        run(plan, fds[1:])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    """Entry of the process: `python -m kdns.server.nursery FD`."""
+    from kdns.server import worker
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])), lambda plan, fds: worker.run(pickle.loads(plan), fds))  # noqa: S301
+
+
+if __name__ == "__main__":
+    main()

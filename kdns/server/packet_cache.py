@@ -1,0 +1,147 @@
+"""Finished responses by the bytes of their query.
+
+The key is the query without its ID: two queries that are equal but for the ID get the same answer. One cache serves
+one socket, so that protocol, address family and server block are the same for equal queries.
+
+Two generations of entries bound the cache without a list of uses: new entries go into `young`; when that is full it
+becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from kdns.observe.counters import Region
+from kdns.wire.message import Rotation
+from kdns.zone.changes import Changes
+
+if TYPE_CHECKING:
+    from kdns.server.respond import Block
+
+ENTRIES = 16384
+BYTES = 8 << 20
+OVERHEAD = 300
+"""About what an entry takes beside its key and response, in bytes."""
+
+
+class Turns:
+    """The address records of a response, each time starting with another (`loadbalance`).
+
+    Offsets count from behind the message's ID, as responses in the cache do.
+    """
+
+    __slots__ = ("at", "end", "size", "start", "step", "twice")
+
+    def __init__(self, rotation: Rotation, first: int) -> None:
+        self.start = rotation.start - 2
+        self.end = rotation.end - 2
+        self.size = len(rotation.records)
+        self.step = rotation.step
+        self.twice = rotation.records * 2
+        self.at = first % (self.size // self.step) * self.step
+
+    def next(self, response: bytes) -> bytes:
+        """The response with the next record in front."""
+        self.at = at = (self.at + self.step) % self.size
+        return response[: self.start] + self.twice[at : at + self.end - self.start] + response[self.end :]
+
+
+class Entry(NamedTuple):
+    """What answers a query.
+
+    response: the message behind its ID. cell: where the query is counted. turns: see Turns. block: the server block
+    that it belongs to. hashes: of the names that it depends on.
+    """
+
+    response: bytes
+    cell: int
+    turns: Turns | None
+    block: Block
+    hashes: tuple[int, ...]
+
+
+class PacketCache:
+    """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key)`."""
+
+    __slots__ = ("_cells", "_changes", "_lock", "_old_index", "_young_bytes", "_young_index", "old", "seen", "young")
+
+    def __init__(self, changes: Changes, region: Region) -> None:
+        self._changes = changes
+        self.seen = changes.generation
+        self.young: dict[bytes, Entry] = {}
+        self.old: dict[bytes, Entry] = {}
+        self._young_index: dict[int, list[bytes]] = {}
+        self._old_index: dict[int, list[bytes]] = {}
+        self._young_bytes = 0
+        self._lock = threading.Lock()
+        self._cells = _Cells(region)
+
+    def from_old(self, key: bytes) -> Entry | None:
+        """An entry of the old generation, which becomes young by this."""
+        entry = self.old.get(key)
+        if entry is not None:
+            self.put(key, entry, self.seen)
+        return entry
+
+    def put(self, key: bytes, entry: Entry, seen: int) -> None:
+        """Keep an entry that was made of what the store held when `seen` was the cache's generation.
+
+        If the store has changed since, the entry may be out of date already and is not kept.
+        """
+        size = len(key) + len(entry.response) + OVERHEAD
+        if entry.turns is not None:
+            size += len(entry.turns.twice)
+        with self._lock:
+            if seen != self.seen:
+                return
+            if len(self.young) >= ENTRIES or self._young_bytes + size > BYTES:
+                self._turn()
+            self.young[key] = entry
+            self._young_bytes += size
+            for value in entry.hashes:
+                self._young_index.setdefault(value, []).append(key)
+
+    def _turn(self) -> None:
+        cells = self._cells
+        cells.region.cells[cells.evictions] += len(self.old)
+        self.old, self._old_index = self.young, self._young_index
+        self.young, self._young_index = {}, {}
+        self._young_bytes = 0
+
+    def sync(self) -> None:
+        """Drop what the store's writer says has changed since the last time."""
+        with self._lock:
+            self.seen, hashes = self._changes.since(self.seen)
+            if hashes is None:
+                dropped = len(self.young) + len(self.old)
+                self.young, self.old, self._young_index, self._old_index = {}, {}, {}, {}
+                self._young_bytes = 0
+            else:
+                dropped = 0
+                for value in hashes:
+                    dropped += _drop(self.young, self._young_index, value) + _drop(self.old, self._old_index, value)
+            cells = self._cells
+            cells.region.cells[cells.invalidations] += dropped
+
+    def report(self) -> tuple[int, int]:
+        """Entries, and about how many bytes they take."""
+        young, old = len(self.young), len(self.old)
+        return young + old, self._young_bytes * (young + old) // (young or 1)
+
+
+class _Cells:
+    __slots__ = ("evictions", "invalidations", "region")
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.evictions = region.series(("count", "kdns_packet_cache_evictions_total"), 1)
+        self.invalidations = region.series(("count", "kdns_packet_cache_invalidations_total"), 1)
+
+
+def _drop(entries: dict[bytes, Entry], index: dict[int, list[bytes]], value: int) -> int:
+    dropped = 0
+    for key in index.pop(value, ()):
+        if entries.pop(key, None) is not None:
+            dropped += 1
+    return dropped

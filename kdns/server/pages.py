@@ -1,0 +1,83 @@
+"""The HTTP side of the supervisor: /metrics, /health and /ready as the Corefile asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from kdns.corefile.config import Config
+from kdns.observe.counters import ProbeCounter, Region
+from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, health_page, metrics_page
+from kdns.observe.logs import Log
+from kdns.observe.metrics import Exposition
+from kdns.plugins import health, prometheus, ready
+
+
+class Pages:
+    """What is served now, and the exchange for what a new configuration asks for."""
+
+    def __init__(self, exposition: Exposition, own: Region, log: Log) -> None:
+        self._server = HttpServer(lambda text: log.error(text, key="http"))
+        self._metrics = metrics_page(exposition)
+        self._own = own
+        self._log = log
+        self._readiness: list[Readiness] = []
+        self._probes: list[HealthProbe] = []
+
+    def prepare(self, config: Config, checks: Mapping[str, Callable[[], bool]]) -> Callable[[], None]:
+        """Bind what the configuration asks for; calling the result serves it. Raises KdnsError, then nothing changes.
+
+        checks: whether a directive is ready, by its name.
+        """
+        readiness: list[Readiness] = []
+        endpoints: list[Endpoint] = []
+        for block in config.blocks:
+            for name, options in block.plugins.items():
+                if name == prometheus.NAME:
+                    endpoints.append(self._endpoint(name, options.address, "/metrics", self._metrics))
+                elif name == health.NAME:
+                    endpoints.append(self._endpoint(name, options.address, "/health", health_page))
+                elif name == ready.NAME:
+                    continuously = options.monitor == "continuously"
+                    page = Readiness(checks, self._log.plugin("ready").info, continuously=continuously)
+                    readiness.append(page)
+                    endpoints.append(self._endpoint(name, options.address, "/ready", page))
+        binding = self._server.bind(endpoints)
+
+        def serve() -> None:
+            self._server.serve(binding)
+            self._readiness = readiness
+            self._probe(endpoints)
+
+        return serve
+
+    def _endpoint(self, name: str, address: object, path: str, page: object) -> Endpoint:
+        return Endpoint(address.host, address.port, path, page, name)  # type: ignore[attr-defined, arg-type]
+
+    def _probe(self, endpoints: Iterable[Endpoint]) -> None:
+        """Ask each /health once a second, as CoreDNS does."""
+        for probe in self._probes:
+            probe.close()
+        log = self._log.plugin("health")
+        self._probes = [
+            HealthProbe(
+                self._server.address(endpoint.host, endpoint.port),
+                ProbeCounter(self._own),
+                lambda: self._own.count(("count", "coredns_health_request_failures_total")),
+                lambda text: log.warning(text, key="probe"),
+            )
+            for endpoint in endpoints
+            if endpoint.path == "/health"
+        ]
+        for probe in self._probes:
+            probe.start()
+
+    def not_ready(self) -> None:
+        """Say on /ready that the server is shutting down."""
+        for page in self._readiness:
+            page.stop()
+
+    def close(self) -> None:
+        """Stop serving."""
+        for probe in self._probes:
+            probe.close()
+        self._server.close()

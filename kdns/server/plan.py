@@ -1,0 +1,63 @@
+"""What a worker is told when it starts."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from kdns.corefile.config import ServerConfig, ServerKey
+
+WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
+PROTOCOLS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a socket listens. proto: "udp" or "tcp". host: an address, with its interface if it is link-local."""
+
+    proto: str
+    host: str
+    port: int
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One listening address with the server blocks behind it.
+
+    label: as in metrics, `dns://:53`. places: its sockets; two addresses for "all". routes: the zones and, for each,
+    the index of its server block.
+    """
+
+    label: str
+    places: tuple[Place, ...]
+    routes: tuple[tuple[ServerKey, int], ...]
+
+    @property
+    def blocks(self) -> frozenset[int]:
+        """The indexes of its server blocks."""
+        return frozenset(index for _, index in self.routes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A worker's task; it can be pickled.
+
+    zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. The worker
+    gets the sockets in the order of `places`.
+    """
+
+    index: int
+    blocks: tuple[ServerConfig, ...]
+    servers: tuple[Server, ...]
+    zones: tuple[tuple[tuple[bytes, int], ...], ...]
+    state_dir: str
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All sockets."""
+        return tuple(place for server in self.servers for place in server.places)

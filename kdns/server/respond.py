@@ -1,0 +1,182 @@
+"""From the bytes of a query to the bytes of its answer: everything that the packet cache does not know.
+
+One `Responder` serves all sockets of one listening address. It never raises: bad input and broken plugins get the
+answers that they deserve, and are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import traceback
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from kdns.errors import FormatError
+from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins.chain import Next
+from kdns.server.packet_cache import Entry, PacketCache, Turns
+from kdns.wire import message, names, rr
+from kdns.wire.message import Query, Response
+from kdns.zone.changes import name_hash
+
+WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int], str, float], None]
+"""Logs a query: query, response, client, local address, protocol, seconds."""
+DROPPED = "dropped"
+"""Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """A server block at work on one server.
+
+    chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`.
+    """
+
+    counters: QueryCounters
+    chain: Next
+    chaos: Next | None
+    log: WriteDown | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Via:
+    """The socket by which a query came. family: AF_INET or AF_INET6. local: where it is bound."""
+
+    proto: str
+    family: int
+    local: tuple[str, int]
+    cache: PacketCache
+
+    @property
+    def family_label(self) -> str:
+        """As CoreDNS's metrics write it: 1 for IPv4, 2 for IPv6."""
+        return "1" if self.family == socket.AF_INET else "2"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop."""
+
+    steps: Coroutine[Any, Any, Response]
+    query: Query
+    via: Via
+    block: Block
+    seen: int
+
+
+class Responder:
+    """Answers for one listening address.
+
+    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for.
+    """
+
+    def __init__(self, label: str, blocks: dict[bytes, Block], region: Region, report: Callable[[str], None]) -> None:
+        self._blocks = blocks
+        self._region = region
+        self._report = report
+        self._panics = region.series(("count", "coredns_panics_total"), 1)
+        self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
+
+    def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
+        """The answer to a message, or None if it gets none. local: the address that was asked."""
+        if len(data) < message.QUESTION_AT or data[2] & 0x80:
+            self._malformed("short" if len(data) < message.QUESTION_AT else "response")
+            return None
+        if data[2] & 0x78:
+            self._malformed("opcode")
+            return self._plain(data, rr.NOTIMP, via)
+        try:
+            query = message.parse(data, via.proto, client, local, message.DEFAULT_UDP)
+        except FormatError:
+            self._malformed("format")
+            return self._plain(data, rr.FORMERR, via)
+        if query.edns is not None and query.edns.version:
+            return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
+        block = self._block(query.lname)
+        if query.klass == rr.IN and block is not self.dropped:
+            if query.type in (rr.AXFR, rr.IXFR):
+                return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
+            chain: Next | None = block.chain
+        else:
+            chain = block.chaos if query.klass == rr.CH else None
+        if chain is None:
+            return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
+        return self._run(chain(query), query, via, block)
+
+    def finish(self, pending: Pending, deliver: Callable[[Entry], None]) -> None:
+        """Let a pending answer be worked out, in the event loop, and deliver it there."""
+
+        def done(task: asyncio.Task[Response]) -> None:
+            if task.cancelled():
+                return
+            error = task.exception()
+            response = self._panic(error) if error is not None else task.result()
+            deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
+
+        asyncio.get_running_loop().create_task(pending.steps).add_done_callback(done)
+
+    def _block(self, name: bytes) -> Block:
+        blocks = self._blocks
+        while True:
+            block = blocks.get(name)
+            if block is not None:
+                return block
+            if name == names.ROOT:
+                return self.dropped
+            name = name[1 + name[0] :]
+
+    def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending:
+        """Take the first step of the plugins, which is the last one unless they wait."""
+        seen = via.cache.seen
+        try:
+            steps.send(None)
+        except StopIteration as end:
+            return self._finished(query, end.value, via, block, seen)
+        except Exception as error:
+            return self._finished(query, self._panic(error), via, block, seen)
+        return Pending(steps, query, via, block, seen)
+
+    def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:
+        """Encode, count, and keep what may be kept."""
+        try:
+            wire, rotation = message.encode(query, response)
+        except Exception as error:
+            response = self._panic(error)
+            wire, rotation = message.encode(query, response)
+        cell = block.counters.key(
+            via.proto,
+            via.family_label,
+            rr.type_text(query.type),
+            rr.rcode_text(response.rcode),
+            response.plugin,
+            query.edns is not None and query.edns.do,
+            len(query.data),
+            len(wire),
+        )
+        turns = Turns(rotation, random.randrange(1 << 16)) if rotation is not None else None
+        entry = Entry(wire[2:], cell, turns, block, tuple(map(name_hash, response.depends)))
+        if response.cacheable:
+            via.cache.put(query.data[2:], entry, seen)
+        return entry
+
+    def _plain(self, data: bytes, rcode: int, via: Via) -> Entry:
+        """An answer to what could not be parsed."""
+        wire = message.error(data, rcode)
+        key = self.dropped.counters.key
+        cell = key(via.proto, via.family_label, "other", rr.rcode_text(rcode), "", False, len(data), len(wire))
+        return Entry(wire[2:], cell, None, self.dropped, ())
+
+    def _malformed(self, reason: str) -> None:
+        self._region.count(("count", "kdns_malformed_total", "reason", reason))
+
+    def _panic(self, error: BaseException) -> Response:
+        self._region.cells[self._panics] += 1
+        self._report("".join(traceback.format_exception(error)).rstrip())
+        return Response(rcode=rr.SERVFAIL)
+
+
+async def _refuse(_: Query) -> Response:
+    return Response(rcode=rr.REFUSED)

@@ -1,0 +1,92 @@
+"""Listening sockets. The supervisor makes and keeps them, so that what waits in them outlives a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Sequence
+
+from kdns.corefile.config import ServerConfig, ServerKey
+from kdns.errors import KdnsError
+from kdns.plugins import bind
+from kdns.server.plan import PROTOCOLS, WILDCARDS, Place, Server
+
+BACKLOG = 1024
+BUFFER = 8 << 20
+"""Bytes that a UDP socket may hold (the kernel counts about 800 for a small query)."""
+_SO_RCVBUFFORCE = 33
+
+
+def servers(blocks: Sequence[ServerConfig], interfaces: bind.Interfaces) -> tuple[Server, ...]:
+    """The listening addresses of a configuration. Raises ConfigError for an interface that is not there."""
+    routes: dict[tuple[str, int], list[tuple[ServerKey, int]]] = {}
+    for index, block in enumerate(blocks):
+        options = block.plugins.get(bind.NAME)
+        hosts = options.addresses(interfaces) if isinstance(options, bind.Options) else ("",)
+        for key in block.keys:
+            for host in hosts:
+                routes.setdefault((host, key.port), []).append((key, index))
+    return tuple(_server(host, port, tuple(found)) for (host, port), found in routes.items())
+
+
+def _server(host: str, port: int, routes: tuple[tuple[ServerKey, int], ...]) -> Server:
+    shown = f"[{host}]" if ":" in host else host
+    hosts = [host] if host else [WILDCARDS[family] for family in families()]
+    places = tuple(Place(proto, one, port) for one in hosts for proto in PROTOCOLS)
+    return Server(f"dns://{shown}:{port}", places, routes)
+
+
+def families() -> list[int]:
+    """The address families that this machine has."""
+    found = [int(socket.AF_INET)]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        found.append(int(socket.AF_INET6))
+    return found
+
+
+def listen(place: Place) -> socket.socket:
+    """A socket that listens there and shares its address with others (SO_REUSEPORT). Raises KdnsError."""
+    sock = socket.socket(place.family, PROTOCOLS[place.proto])
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if place.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(_address(place))
+        if place.proto == "tcp":
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+        else:
+            _enlarge(sock)
+    except OSError as error:
+        sock.close()
+        raise KdnsError(_explain(place, error)) from error
+    return sock
+
+
+def _address(place: Place) -> tuple[str, int] | tuple[str, int, int, int]:
+    host, _, zone = place.host.partition("%")
+    if zone:
+        return host, place.port, 0, socket.if_nametoindex(zone)
+    return host, place.port
+
+
+def _enlarge(sock: socket.socket) -> None:
+    """Make room for the queries that come while a worker is replaced; beyond the system's limit if we may."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+
+
+def _explain(place: Place, error: OSError) -> str:
+    where = f"cannot listen on {place.proto} {place.host} port {place.port}: {error.strerror}"
+    if error.errno == errno.EACCES:
+        return f"{where}; ports below 1024 need root or the capability NET_BIND_SERVICE"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}; another process has it (see it with: ss -lnp 'sport = :{place.port}')"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{where}; no interface of this machine has that address"
+    return where

@@ -1,0 +1,363 @@
+"""The supervisor: owns the sockets, the store and the worker processes, and answers no query itself.
+
+It reads the Corefile, opens the store, lets workers answer from what the store has, and then follows the sources. A
+reload builds the new configuration beside the old one, and goes over to it when its workers answer; if anything about
+it is wrong, the old one simply stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kdns
+from kdns import plugins
+from kdns.corefile.config import Config
+from kdns.errors import ConfigError, KdnsError, StoreError
+from kdns.observe import logs
+from kdns.observe.counters import Region, Totals
+from kdns.plugins import bind, health, kubernetes, reload
+from kdns.server import sockets as listening
+from kdns.server.feeds import Feed
+from kdns.server.plan import WILDCARDS, Place, Plan, Server
+from kdns.server.workers import Crew, Staff
+from kdns.zone.changes import Changes
+from kdns.zone.store import Store, Transaction
+
+if TYPE_CHECKING:
+    from kdns.observe.metrics import SupervisorState
+    from kdns.server.pages import Pages
+
+SYNC_SECONDS = 1.0
+MOST_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How to serve: what the command line says.
+
+    conf: the Corefile. workers: None for one for each CPU that may be used, at most MOST_WORKERS. dns_port: where
+    server blocks listen that name no port. ready: called when queries are answered.
+    """
+
+    conf: Path
+    state_dir: Path
+    workers: int | None = None
+    dns_port: int = 53
+    ready: Callable[[], None] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """A configuration at work."""
+
+    config: Config
+    plan: Plan
+    feeds: list[Feed]
+    crew: Crew
+    followers: list[asyncio.Task[None]]
+
+
+def run(start: Start) -> None:
+    """Serve until SIGTERM or SIGINT. Raises KdnsError if it cannot be started."""
+    log = logs.Log(logs.Sink())
+    supervisor = Supervisor(start, log)
+    try:
+        asyncio.run(supervisor.serve())
+    finally:
+        supervisor.close()
+        log.flush()
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and its cgroup's limit rounded up (cgroup v2 cpu.max)."""
+    count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().split("::", 1)[1].split("\n")[0]
+        path = Path("/sys/fs/cgroup") / group.lstrip("/")
+        for folder in (path, *path.parents):
+            if not folder.is_relative_to("/sys/fs/cgroup") or not (folder / "cpu.max").exists():
+                continue
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                count = min(count, max(1, -(-int(quota) // int(period))))
+    return count
+
+
+class Supervisor:
+    """The parts of the supervising process."""
+
+    def __init__(self, start: Start, log: logs.Log) -> None:
+        """Everything that can go wrong at a start goes wrong here, before a thread or a process is started."""
+        self._start = start
+        self._log = log
+        self._config = self._load()
+        self._count = start.workers or min(usable_cpus(), MOST_WORKERS)
+        self._changes = Changes.create()
+        self._store = Store.open(start.state_dir, self._changes, log.warning)
+        self._own = Region.create()
+        self._totals = Totals()
+        self._totals.add_region(self._own)
+        self._sockets: dict[tuple[Place, int], socket.socket] = {}
+        self._staff: Staff
+        self._pages: Pages
+        self._running: Running | None = None
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+
+    def _load(self) -> Config:
+        return plugins.load(self._start.conf, environ=os.environ, default_port=self._start.dns_port)
+
+    async def serve(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            loop.add_signal_handler(number, self._reload.set)
+        self._staff = Staff(self._totals, self._own, self._changes, self._log)
+        try:
+            self._running = await self._begin(self._config)
+            # Loaded only now, when queries are answered already: these modules take their time.
+            from kdns.observe.metrics import Exposition
+            from kdns.server.pages import Pages
+
+            self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
+            self._pages.prepare(self._config, self._checks(self._running.feeds))()
+            self._announce()
+            self._follow(self._running)
+            await self._forget_others(self._running)
+            background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
+            await self._stop.wait()
+            for task in background:
+                task.cancel()
+            await self._end()
+        finally:
+            self._staff.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._store.close()
+
+    # Configurations
+
+    async def _begin(self, config: Config) -> Running:
+        """Open what is missing for a configuration and start its workers. Raises KdnsError; nothing is left then."""
+        servers = self._plan_servers(config)
+        feeds = self._feeds(config, servers)
+        if self._running is not None:
+            # What the old configuration has no data of is read before anybody can ask the new one for it.
+            served = {feed.publisher.source for feed in self._running.feeds}
+            await asyncio.gather(*(feed.load() for feed in feeds if feed.publisher.source not in served))
+        zones = {id(feed.block): feed.zones for feed in feeds}
+        plan = Plan(
+            0,
+            config.blocks,
+            servers,
+            tuple(zones.get(id(block), ()) for block in config.blocks),
+            str(self._start.state_dir),
+        )
+        before = set(self._sockets)
+        try:
+            for place in plan.places:
+                for index in range(self._count):
+                    if (place, index) not in self._sockets:
+                        self._sockets[place, index] = listening.listen(place)
+            crew = Crew(plan, self._count, self._sockets, self._staff)
+            await crew.start()
+        except KdnsError:
+            self._release(set(self._sockets) - before)
+            raise
+        return Running(config, plan, feeds, crew, [])
+
+    def _plan_servers(self, config: Config) -> tuple[Server, ...]:
+        interfaces = bind.interface_addresses() if any(bind.NAME in block.plugins for block in config.blocks) else {}
+        if mistakes := bind.conflicts(config.blocks, interfaces):
+            raise ConfigError(mistakes)
+        return listening.servers(config.blocks, interfaces)
+
+    def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
+        log = self._log.plugin(kubernetes.NAME)
+        feeds = []
+        for index, block in enumerate(config.blocks):
+            if kubernetes.NAME in block.plugins:
+                listens = _listens(index, servers)
+                feeds.append(Feed(block, listens, self._store, log, self._committed))
+        return feeds
+
+    def _follow(self, running: Running) -> None:
+        running.followers = [asyncio.create_task(feed.follow()) for feed in running.feeds]
+
+    def _release(self, places: set[tuple[Place, int]]) -> None:
+        for key in places:
+            self._sockets.pop(key).close()
+
+    async def _exchange(self, config: Config) -> None:
+        """Go over to another configuration. Raises KdnsError; then nothing has changed."""
+        old = self._current
+        new = await self._begin(config)
+        try:
+            serve_pages = self._pages.prepare(config, self._checks(new.feeds))
+        except KdnsError:
+            await new.crew.stop()
+            raise
+        for task in old.followers:
+            task.cancel()
+        await asyncio.gather(*old.followers, return_exceptions=True)
+        self._running = new
+        serve_pages()
+        self._follow(new)
+        await old.crew.stop()
+        used = set(new.plan.places)
+        self._release({key for key in self._sockets if key[0] not in used})
+        await self._forget_others(new)
+
+    async def _forget_others(self, running: Running) -> None:
+        """Drop what the store has of sources that the configuration does not have."""
+        used = {feed.publisher.source for feed in running.feeds}
+
+        def action(txn: Transaction) -> None:
+            for source in {zone.source for zone in txn.zones()} - used:
+                txn.drop_source(source)
+
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self._store.write, action)
+
+    # While it runs
+
+    async def _watch(self) -> None:
+        """Reload on a signal, and when a file of the configuration has changed (`reload`)."""
+        seen, failure = self._config.digest, ""
+        while True:
+            options = _option(self._current.config, reload.NAME)
+            try:
+                await asyncio.wait_for(self._reload.wait(), options.delay(random.random()) if options else None)
+            except TimeoutError:
+                pass
+            asked = self._reload.is_set()
+            self._reload.clear()
+            try:
+                config = await asyncio.to_thread(self._load)
+                if asked or config.digest != seen:
+                    seen, failure = config.digest, ""
+                    await self._exchange(config)
+                    self._tell_configuration(config)
+            except KdnsError as error:
+                # Files that are wrong stay wrong: they are complained about once.
+                if asked or str(error) != failure:
+                    self._tell_failure(str(error))
+                failure = str(error)
+
+    def _tell_failure(self, text: str) -> None:
+        self._own.count(("count", "coredns_reload_failed_total"))
+        log = self._log.plugin(reload.NAME)
+        for line in text.splitlines():
+            log.error(line)
+        log.error("the new configuration was not taken, the old one goes on")
+
+    def _tell_configuration(self, config: Config) -> None:
+        self._log.plugin(reload.NAME).info(f"Running configuration SHA512 = {config.digest}")
+
+    async def _sync(self) -> None:
+        """Bring the store to the disk, and clear up after readers that have died."""
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            try:
+                await asyncio.to_thread(self._store.sync)
+                self._store.clear_dead_readers()
+            except StoreError as error:
+                self._log.error(str(error), key="sync")
+
+    async def _end(self) -> None:
+        """Not ready, then lame duck, then let the workers finish."""
+        self._pages.not_ready()
+        lameduck = max((o.lameduck for o in _options(self._current.config, health.NAME)), default=0.0)
+        if lameduck:
+            self._log.plugin(health.NAME).info(f"Going into lameduck mode for {lameduck:g}s")
+            await asyncio.sleep(lameduck)
+        for task in self._current.followers:
+            task.cancel()
+        await asyncio.gather(*self._current.followers, return_exceptions=True)
+        await self._current.crew.stop()
+        await asyncio.to_thread(self._pages.close)
+
+    @property
+    def _current(self) -> Running:
+        assert self._running is not None
+        return self._running
+
+    def _committed(self) -> None:
+        self._own.count(("count", "kdns_store_commits_total"))
+
+    def _checks(self, feeds: list[Feed]) -> dict[str, Callable[[], bool]]:
+        """For /ready: which directives have to be ready."""
+        return {kubernetes.NAME: lambda: all(feed.synced for feed in feeds)} if feeds else {}
+
+    def _announce(self) -> None:
+        """Say what is served, as CoreDNS does."""
+        for server in self._current.plan.servers:
+            for key, _ in server.routes:
+                self._log.raw(f"{key.zone}:{key.port} on {server.label}")
+        self._log.raw(f"kdns-{kdns.__version__}, {self._count} workers")
+        if _option(self._config, reload.NAME) is not None:
+            self._tell_configuration(self._config)
+        if self._start.ready is not None:
+            self._start.ready()
+
+    def _state(self) -> SupervisorState:
+        """For /metrics, in the thread of a scrape."""
+        from kdns.observe.metrics import SupervisorState
+
+        running = self._current
+        ages = [age for feed in running.feeds if (age := feed.age()) is not None]
+        objects: dict[str, int] = {}
+        for feed in running.feeds:
+            for kind, count in feed.publisher.counts().items():
+                objects[kind] = objects.get(kind, 0) + count
+        return SupervisorState(
+            version=kdns.__version__,
+            plugins=tuple(
+                (server.label, key.zone, name)
+                for server in running.plan.servers
+                for key, index in server.routes
+                for name in running.config.blocks[index].plugins
+            ),
+            config_sha512=running.config.digest if _option(running.config, reload.NAME) is not None else "",
+            workers=len(running.crew.pids),
+            pids=(os.getpid(), self._staff.nursery_pid, *running.crew.pids),
+            store_generation=self._changes.generation,
+            store_bytes=self._store.size,
+            data_age_seconds=max(ages, default=None),
+            objects=objects,
+            manifest_errors=sum(feed.problems for feed in running.feeds),
+        )
+
+
+def _options(config: Config, name: str) -> list[Any]:
+    return [block.plugins[name] for block in config.blocks if name in block.plugins]
+
+
+def _option(config: Config, name: str) -> Any:
+    """The options of the first server block that has the directive; None if none has."""
+    return next(iter(_options(config, name)), None)
+
+
+def _listens(index: int, servers: tuple[Server, ...]) -> list[str]:
+    """The addresses at which a server block is asked; all of this machine's, without loopback, if it listens to all."""
+    hosts = {place.host.partition("%")[0] for server in servers for place in server.places if index in server.blocks}
+    if not hosts & set(WILDCARDS.values()):
+        return sorted(hosts)
+    found = [address.partition("%")[0] for addresses in bind.interface_addresses().values() for address in addresses]
+    outside = [text for text in found if not (ip_address(text).is_loopback or ip_address(text).is_link_local)]
+    return sorted(outside or found)

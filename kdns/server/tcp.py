@@ -1,0 +1,264 @@
+"""The TCP side of a worker (RFC 7766): many queries on a connection, each answered as soon as it can be.
+
+A message is preceded by its length (2 bytes, big endian). A connection is closed when nothing came for IDLE seconds,
+when a message does not become complete or answers are not taken for STALLED seconds, and when there are too many
+connections: then the one that has been idle longest makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import OrderedDict
+
+from kdns.observe.counters import Region
+from kdns.server.packet_cache import Entry, PacketCache
+from kdns.server.respond import Pending, Responder, Via
+from kdns.zone.changes import Changes
+
+CONNECTIONS = 1000
+"""Most connections of a worker, over all its listeners."""
+IDLE = 10.0
+STALLED = 5.0
+UNSENT = 256 << 10
+"""Bytes of answers that may wait for a slow client; no more is read from it until they are taken."""
+WRITE = 64 << 10
+"""Bytes of answers that are written together."""
+PENDING = 256
+"""Queries of a connection that may wait for an answer at once; no more is read until some have it."""
+
+
+class Connections:
+    """The connections of a worker, the one that was idle longest first."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.open: OrderedDict[Connection, None] = OrderedDict()
+        self.draining = False
+
+    def add(self, connection: Connection) -> None:
+        """Note a new connection; another one is closed if there are too many."""
+        if len(self.open) >= CONNECTIONS:
+            oldest = next((other for other in self.open if not other.pending), next(iter(self.open)))
+            oldest.close("crowded")
+        self.open[connection] = None
+        self._count()
+
+    def remove(self, connection: Connection) -> None:
+        """Note that a connection has ended."""
+        self.open.pop(connection, None)
+        self._count()
+
+    def _count(self) -> None:
+        self.region.set(("gauge", "kdns_tcp_connections"), len(self.open))
+
+    async def sweep(self) -> None:
+        """Close what is idle or stalled, for ever."""
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            for connection in list(self.open):
+                connection.expire(now)
+
+    async def drain(self, patience: float) -> None:
+        """Close each connection when it has its answers, all of them after `patience` seconds."""
+        self.draining = True
+        until = time.monotonic() + patience
+        while self.open:  # each turn closes what it can, and all of it in the end
+            for connection in list(self.open):
+                if time.monotonic() > until:
+                    connection.abort()
+                elif not connection.pending:
+                    connection.close("shutdown")
+            await asyncio.sleep(0.01)
+
+
+class TcpServer:
+    """Accepts connections on one listening socket, in the event loop."""
+
+    def __init__(self, sock: socket.socket, responder: Responder, changes: Changes, connections: Connections) -> None:
+        self._socket = sock
+        self.responder = responder
+        self.changes = changes
+        self.connections = connections
+        self.region = connections.region
+        self.cache = PacketCache(changes, self.region)
+        self.family = sock.family
+        self.local: tuple[str, int] = sock.getsockname()[:2]
+        self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
+        self.misses = self.region.series(("count", "kdns_packet_cache_misses_total"), 1)
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket)
+
+    def stop(self) -> None:
+        """Accept no more; what is connected stays, and what waits in the socket is left to others that share it."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: TcpServer) -> None:
+        self._server = server
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport
+        self._client: tuple[str, int] = ("", 0)
+        self._via: Via
+        self._heard = 0.0
+        self._started = 0.0  # when the message that is still incomplete began to come, 0.0 without one
+        self._half_closed = False
+        self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
+        self.pending = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=UNSENT)
+        self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
+        local = (transport.get_extra_info("sockname") or self._server.local)[:2]
+        self._via = Via("tcp", self._server.family, local, self._server.cache)
+        self._heard = time.monotonic()
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = time.monotonic()
+        self._server.connections.open.move_to_end(self)
+        self._buffer += data
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Answer the complete messages that have come, as long as the client takes the answers."""
+        buffer = self._buffer
+        at = 0
+        replies: list[bytes] = []
+        unsent = 0
+        while not self._blocked and self.pending < PENDING and len(buffer) - at >= 2:
+            end = at + 2 + int.from_bytes(buffer[at : at + 2], "big")
+            if end > len(buffer):
+                break
+            reply = self._take(bytes(buffer[at + 2 : end]))
+            at = end
+            if reply is not None:
+                replies.append(reply)
+                unsent += len(reply)
+                if unsent > WRITE:
+                    self._transport.write(b"".join(replies))
+                    replies.clear()
+                    unsent = 0
+        if at:
+            del buffer[:at]
+            self._started = 0.0
+        if replies:
+            self._transport.write(b"".join(replies))
+        if not buffer or self._blocked or self.pending >= PENDING:
+            self._started = 0.0
+        elif not self._started:
+            self._started = time.monotonic()
+        if self.pending >= PENDING:
+            self._transport.pause_reading()
+
+    def _take(self, query: bytes) -> bytes | None:
+        """The reply to a message; None if it gets none, or gets it later."""
+        server = self._server
+        cells = server.region.cells
+        started = time.perf_counter_ns()
+        if server.changes.counters[0] != server.cache.seen:
+            server.cache.sync()
+        key = query[2:]
+        entry = server.cache.young.get(key) or server.cache.from_old(key)
+        if entry is not None:
+            cells[server.hits] += 1
+        else:
+            cells[server.misses] += 1
+            result = server.responder.respond(query, self._via, self._client, self._via.local)
+            if isinstance(result, Pending):
+                self._wait(result, query, started)
+                return None
+            if result is None:
+                return None
+            entry = result
+        return self._reply(query, entry, started)
+
+    def _reply(self, query: bytes, entry: Entry, started: int) -> bytes:
+        """An answer behind its length; counts and logs it."""
+        server = self._server
+        response = entry.response if entry.turns is None else entry.turns.next(entry.response)
+        size, length = len(query), len(response) + 2
+        cells = server.region.cells
+        cells[entry.cell] += 1
+        cells[entry.cell + 1] += size
+        cells[entry.cell + 2] += length
+        elapsed = time.perf_counter_ns() - started
+        entry.block.counters.duration(elapsed)
+        if entry.block.log is not None:
+            message = query[:2] + response
+            entry.block.log(query, message, self._client, self._via.local, "tcp", elapsed / 1e9)
+        return length.to_bytes(2, "big") + query[:2] + response
+
+    def _wait(self, pending: Pending, query: bytes, started: int) -> None:
+        self.pending += 1
+
+        def deliver(entry: Entry) -> None:
+            self.pending -= 1
+            if not self._transport.is_closing():
+                self._heard = time.monotonic()
+                self._transport.write(self._reply(query, entry, started))
+                self._resume()
+
+        self._server.responder.finish(pending, deliver)
+
+    def eof_received(self) -> bool:
+        """The client has no more questions; the answers that are due still go out."""
+        self._half_closed = True
+        return self._blocked > 0 or self.pending > 0
+
+    def pause_writing(self) -> None:
+        self._blocked = time.monotonic()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._blocked = 0.0
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on with what was left in the buffer, then with reading."""
+        self._proceed()
+        if self._blocked or self.pending >= PENDING:
+            return
+        if not self._half_closed:
+            self._transport.resume_reading()
+        elif not self.pending:
+            self._transport.close()
+
+    def expire(self, now: float) -> None:
+        """Close the connection if it is idle or stalled at this time."""
+        if self._blocked and now - self._blocked > STALLED:
+            self._count("slow")
+            self.abort()
+        elif self._started and now - self._started > STALLED:
+            self.close("incomplete")
+        elif not self.pending and not self._blocked and now - self._heard > IDLE:
+            self.close("idle")
+
+    def close(self, reason: str) -> None:
+        """Close it after the answers that are written; `reason` is counted."""
+        if not self._transport.is_closing():
+            self._count(reason)
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._transport.abort()
+
+    def _count(self, reason: str) -> None:
+        self._server.region.count(("count", "kdns_tcp_connections_closed_total", "reason", reason))

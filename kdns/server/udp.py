@@ -1,0 +1,192 @@
+"""The UDP side of a worker: one thread for each socket, which blocks in recvmmsg and answers what it can at once.
+
+The loop over a batch is the path that almost every query takes: a slice of the query's bytes, one look-up in the packet
+cache, and the response copied over the query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+
+from kdns.observe.counters import Region
+from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SLOT, Batch, Envelope, ask_for_packet_info
+from kdns.server.packet_cache import Entry, PacketCache
+from kdns.server.respond import Block, Pending, Responder, Via, WriteDown
+from kdns.zone.changes import Changes
+
+LAST_BATCHES = 64
+"""How many batches a thread that is told to stop still takes out of its socket, at most."""
+
+
+class UdpServer:
+    """Answers on one socket, in a thread of its own.
+
+    The socket may be bound to all addresses; the answer then leaves from the one that was asked.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        responder: Responder,
+        changes: Changes,
+        region: Region,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104
+        if wildcard:
+            ask_for_packet_info(sock)
+        self._socket = sock
+        self._batch = Batch(sock, wildcard)
+        self._responder = responder
+        self._changes = changes
+        self._region = region
+        self._loop = loop
+        self.cache = PacketCache(changes, region)
+        self._via = Via("udp", sock.family, sock.getsockname()[:2], self.cache)
+        self._refused = region.series(("count", "kdns_dropped_total", "reason", "send"), 1)
+        self._hits = region.series(("count", "kdns_packet_cache_hits_total"), 1)
+        self._misses = region.series(("count", "kdns_packet_cache_misses_total"), 1)
+        self._pending = 0
+        self._done: asyncio.Event | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"udp-{self._via.local}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after it has answered what waits in the socket, and wait for what is pending."""
+        self._stopping = True
+        while self._thread.is_alive():
+            # The signal ends a recvmmsg that blocks; it is lost on a thread that is just about to call it.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(self._thread.ident or 0, signal.SIGUSR2)
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0)  # lets what the thread handed over begin
+        if self._pending:
+            self._done = asyncio.Event()
+            await self._done.wait()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._turn(MSG_WAITFORONE)
+        for _ in range(LAST_BATCHES):
+            if not self._turn(MSG_DONTWAIT):
+                break
+
+    def _turn(self, flags: int) -> bool:
+        """Receive one batch and answer it; False if there was none."""
+        try:
+            count = self._batch.receive(flags)
+        except OSError as error:
+            if not isinstance(error, InterruptedError | BlockingIOError):
+                self._region.count(("count", "kdns_dropped_total", "reason", "receive"))
+            return False
+        started = time.perf_counter_ns()
+        if self._changes.counters[0] != self.cache.seen:
+            self.cache.sync()
+        self._answer(count, started)
+        return True
+
+    def _answer(self, count: int, started: int) -> None:
+        batch, cache, cells = self._batch, self.cache, self._region.cells
+        data, reply_lengths = batch.data, batch.reply_lengths
+        young = cache.young
+        first = 0  # of the slots with answers that are not sent yet
+        misses = 0
+        block: Block | None = None
+        same = 0  # how many answers in a row are of `block`
+        logged: list[tuple[int, WriteDown, bytes, bytes]] = []
+        for slot, size in enumerate(batch.lengths[:count].tolist()):
+            at = slot * SLOT
+            key = data[at + 2 : at + size]
+            entry = young.get(key)
+            if entry is None:
+                misses += 1
+                entry = self._miss(slot, data[at : at + size])
+                young = cache.young
+                if entry is None:
+                    self._send(first, slot)
+                    first = slot + 1
+                    continue
+            response, cell, turns, owner, _ = entry
+            if turns is not None:
+                response = turns.next(response)
+            length = len(response) + 2
+            data[at + 2 : at + length] = response
+            reply_lengths[slot] = length
+            cells[cell] += 1
+            cells[cell + 1] += size
+            cells[cell + 2] += length
+            if owner is not block:
+                if block is not None:
+                    block.counters.duration(time.perf_counter_ns() - started, same)
+                block = owner
+                same = 0
+            same += 1
+            if owner.log is not None:
+                logged.append((slot, owner.log, data[at : at + 2] + key, data[at : at + length]))
+        self._send(first, count)
+        elapsed = time.perf_counter_ns() - started
+        if block is not None:
+            block.counters.duration(elapsed, same)
+        cells[self._misses] += misses
+        hits = count - misses
+        cells[self._hits] += hits
+        for slot, write_down, query, reply in logged:
+            write_down(query, reply, batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
+
+    def _miss(self, slot: int, query: bytes) -> Entry | None:
+        """What the young generation of the cache does not have."""
+        entry = self.cache.from_old(query[2:])
+        if entry is not None:
+            return entry
+        result = self._responder.respond(query, self._via, self._batch.client(slot), self._local(slot))
+        if isinstance(result, Pending):
+            started = time.perf_counter_ns()
+            self._loop.call_soon_threadsafe(self._finish_later, result, self._batch.envelope(slot), started)
+            return None
+        return result
+
+    def _finish_later(self, pending: Pending, envelope: Envelope, started: int) -> None:
+        """In the event loop: wait for an answer and send it."""
+        self._pending += 1
+
+        def deliver(entry: Entry) -> None:
+            self._pending -= 1
+            if self._done is not None and not self._pending:
+                self._done.set()
+            query = pending.query
+            response = query.data[:2] + entry.response
+            try:
+                self._socket.sendmsg([response], envelope.control, MSG_DONTWAIT, envelope.address)
+            except OSError:
+                self._region.cells[self._refused] += 1
+            cells = self._region.cells
+            size, length = len(query.data), len(response)
+            cells[entry.cell] += 1
+            cells[entry.cell + 1] += size
+            cells[entry.cell + 2] += length
+            elapsed = time.perf_counter_ns() - started
+            entry.block.counters.duration(elapsed)
+            if entry.block.log is not None:
+                entry.block.log(query.data, response, query.client, query.local, "udp", elapsed / 1e9)
+
+        self._responder.finish(pending, deliver)
+
+    def _local(self, slot: int) -> tuple[str, int]:
+        """The address that the datagram in a slot was sent to."""
+        host, port = self._via.local
+        return self._batch.destination(slot) or host, port
+
+    def _send(self, start: int, end: int) -> None:
+        if start < end:
+            refused = self._batch.send(start, end)
+            if refused:
+                self._region.cells[self._refused] += refused

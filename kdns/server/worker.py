@@ -1,0 +1,209 @@
+"""A worker: answers queries. It shares nothing with its siblings but the store, and knows nothing of Kubernetes.
+
+It lives as long as its supervisor wants. If the supervisor itself is gone, it goes on answering from the store until
+another supervisor has taken over the state directory, for ORPHANED seconds at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kdns import plugins
+from kdns.corefile.config import ServerConfig
+from kdns.observe import logs
+from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins import chaos, errors, kubernetes, log
+from kdns.plugins.chain import Handler, Next, link
+from kdns.server.plan import Plan, Server
+from kdns.server.respond import Block, Responder, WriteDown
+from kdns.server.tcp import Connections, TcpServer
+from kdns.server.udp import UdpServer
+from kdns.wire import names, rr
+from kdns.wire.message import Query, Response
+from kdns.zone.changes import Changes
+from kdns.zone.lookup import ZoneView
+from kdns.zone.store import Reader, is_held
+
+READY, STOP = b"ready", b"stop"
+PATIENCE = 3.0
+"""Seconds that clients get to take their last answers."""
+ORPHANED = 600.0
+_TAKEOVER = 1.0
+_FOR_CHAOS = ("nsid", "bufsize", "errors", "chaos")
+
+
+def run(plan: Plan, fds: list[int]) -> None:
+    """Be a worker until told to stop.
+
+    fds: the control socket, the counters, the store's changes, and the sockets in the order of `plan.places`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a system call that blocks, see UdpServer.stop
+    _prefer_to_be_killed()
+    with contextlib.suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        asyncio.run(Worker(plan, fds).work())
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _prefer_to_be_killed() -> None:
+    """When memory runs out, a worker is to go and not the supervisor (proc(5) oom_score_adj)."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        path.write_text(str(min(1000, int(path.read_text()) + 200)))
+
+
+class Worker:
+    """The parts of a worker process."""
+
+    def __init__(self, plan: Plan, fds: list[int]) -> None:
+        control, region, changes, *sockets = fds
+        self._plan = plan
+        self._control = socket.socket(fileno=control)
+        self._region = Region.attach(region)
+        self._changes = Changes(changes)
+        self._sockets = [socket.socket(fileno=fd) for fd in sockets]
+        self._store = Reader(Path(plan.state_dir), self._changes)
+        self._log = logs.Log(logs.Sink(lost=self._lost_lines))
+        self._connections = Connections(self._region)
+        self._udp: list[UdpServer] = []
+        self._tcp: list[TcpServer] = []
+
+    async def work(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        chains = [self._chains(index, config) for index, config in enumerate(self._plan.blocks)]
+        sockets = iter(self._sockets)
+        for server in self._plan.servers:
+            responder = self._responder(server, chains)
+            for place in server.places:
+                sock = next(sockets)
+                if place.proto == "udp":
+                    self._udp.append(UdpServer(sock, responder, self._changes, self._region, loop))
+                else:
+                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections))
+        for udp in self._udp:
+            udp.start()
+        for tcp in self._tcp:
+            await tcp.start()
+        background = [asyncio.create_task(self._connections.sweep()), asyncio.create_task(self._report())]
+        self._control.setblocking(False)
+        with contextlib.suppress(OSError):
+            self._control.send(READY)
+        await self._until_told()
+        await self._stop()
+        for task in background:
+            task.cancel()
+        self._log.flush()
+
+    async def _until_told(self) -> None:
+        """Wait for the supervisor's word, or for the end of being an orphan."""
+        try:
+            told = await asyncio.get_running_loop().sock_recv(self._control, 16)
+        except OSError:
+            told = b""
+        if told:
+            return
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        self._log.warning(
+            f"worker {self._plan.index}: the supervisor has ended; answering without it until another one starts"
+        )
+        held = 0.0
+        waited = 0.0
+        while held < _TAKEOVER and waited < ORPHANED and not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), 0.2)
+            waited += 0.2
+            with contextlib.suppress(OSError):
+                held = held + 0.2 if is_held(Path(self._plan.state_dir)) else 0.0
+
+    async def _stop(self) -> None:
+        for tcp in self._tcp:
+            tcp.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(udp.stop() for udp in self._udp))
+        await self._connections.drain(PATIENCE)
+
+    async def _report(self) -> None:
+        """Keep the gauges of the packet caches."""
+        while True:
+            await asyncio.sleep(1)
+            caches = [server.cache for server in self._udp] + [server.cache for server in self._tcp]
+            reports = [cache.report() for cache in caches]
+            self._region.set(("gauge", "kdns_packet_cache_entries"), sum(entries for entries, _ in reports))
+            self._region.set(("gauge", "kdns_packet_cache_bytes"), sum(size for _, size in reports))
+
+    def _lost_lines(self, count: int) -> None:
+        self._region.count(("count", "kdns_log_dropped_total"), count)
+
+    # Server blocks
+
+    def _responder(self, server: Server, chains: list[tuple[Next, Next | None, WriteDown | None]]) -> Responder:
+        blocks = {}
+        for key, index in server.routes:
+            chain, chaotic, write_down = chains[index]
+            counters = QueryCounters(self._region, server.label, key.zone)
+            blocks[names.lower(names.from_text(key.zone))] = Block(counters, chain, chaotic, write_down)
+        return Responder(server.label, blocks, self._region, self._failed)
+
+    def _failed(self, text: str) -> None:
+        """A plugin raised what it should not; the last line of the traceback says what."""
+        self._log.error(text.replace("\n", " | "), key=text.rpartition("\n")[2])
+
+    def _chains(self, index: int, config: ServerConfig) -> tuple[Next, Next | None, WriteDown | None]:
+        """A server block's plugins: for class IN, for class CH, and its query log."""
+        handlers = {name: self._handler(index, name, options) for name, options in config.plugins.items()}
+        chain = link((handler for handler in handlers.values() if handler is not None), _nobody)
+        chaotic = None
+        if chaos.NAME in handlers:
+            found = (handlers.get(name) for name in _FOR_CHAOS)
+            chaotic = link((handler for handler in found if handler is not None), _refuse)
+        options = config.plugins.get(log.NAME)
+        return chain, chaotic, self._write_down(log.Logger(options)) if options is not None else None
+
+    def _handler(self, index: int, name: str, options: Any) -> Handler | None:
+        module: ModuleType = plugins.MODULES[name]
+        if name == kubernetes.NAME:
+            views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
+            return kubernetes.Handler(options, views, self._store)
+        if name == errors.NAME:
+            return errors.Handler(options, self._write_line)
+        handler: Handler | None = module.Handler(options) if hasattr(module, "Handler") else None
+        return handler
+
+    def _write_line(self, text: str) -> None:
+        self._log.raw(text)
+
+    def _write_down(self, logger: log.Logger) -> WriteDown:
+        def write(
+            query: bytes, response: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, seconds: float
+        ) -> None:
+            text = logger.line(query, response, client, local, proto, seconds)
+            if text is not None:
+                self._log.raw(text)
+
+        return write
+
+
+async def _nobody(_: Query) -> Response:
+    """Behind the last plugin, as CoreDNS has it."""
+    return Response(rcode=rr.SERVFAIL, error="no plugin of the server block answers this")
+
+
+async def _refuse(_: Query) -> Response:
+    return Response(rcode=rr.REFUSED)

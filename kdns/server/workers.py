@@ -1,0 +1,176 @@
+"""The worker processes: started, replaced when they end, exchanged for others on a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kdns.errors import KdnsError
+from kdns.observe.counters import Region, Totals
+from kdns.observe.logs import Log
+from kdns.server import worker
+from kdns.server.nursery import Nursery
+from kdns.server.plan import Place, Plan
+from kdns.zone.changes import Changes
+
+START_SECONDS = 10.0
+STOP_SECONDS = worker.PATIENCE * 2 + 2.0
+_HEALTHY = 1.0
+_LONGEST_PAUSE = 5.0
+
+Sockets = Mapping[tuple[Place, int], socket.socket]
+"""Listening sockets by where they listen and the index of the worker that has them."""
+
+
+@dataclass(eq=False, slots=True)
+class Process:
+    """A worker process. ended: set when it is gone."""
+
+    pid: int
+    pidfd: int
+    control: socket.socket
+    region: Region
+    ended: asyncio.Event
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class Crew:
+    """The workers of one configuration, one for each index, each kept running until `stop`."""
+
+    def __init__(self, plan: Plan, count: int, sockets: Sockets, staff: Staff) -> None:
+        self._plan = plan
+        self._count = count
+        self._sockets = sockets
+        self._staff = staff
+        self._processes: dict[int, Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are running."""
+        return [process.pid for process in self._processes.values() if not process.ended.is_set()]
+
+    async def start(self) -> None:
+        """Start all workers and wait until they answer. Raises KdnsError if one does not, and then none is left."""
+        started = await asyncio.gather(*(self._start(index) for index in range(self._count)), return_exceptions=True)
+        failed = [result for result in started if isinstance(result, BaseException)]
+        if failed:
+            await self.stop()
+            raise failed[0]
+        self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self._count)]
+
+    async def stop(self) -> None:
+        """Let the workers finish what they have in hand, and wait until they are gone."""
+        self._stopping = True
+        for process in self._processes.values():
+            with contextlib.suppress(OSError):
+                process.control.send(worker.STOP)
+        waits = [process.ended.wait() for process in self._processes.values()]
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.gather(*waits)
+        except TimeoutError:
+            for process in self._processes.values():
+                process.kill()
+        for keeper in self._keepers:
+            keeper.cancel()
+
+    async def _start(self, index: int) -> None:
+        plan = replace(self._plan, index=index)
+        sockets = [self._sockets[place, index] for place in plan.places]
+        process = await self._staff.hire(plan, sockets)
+        self._processes[index] = process
+        loop = asyncio.get_running_loop()
+        ready = asyncio.create_task(loop.sock_recv(process.control, 16))
+        ended = asyncio.create_task(process.ended.wait())
+        done, pending = await asyncio.wait((ready, ended), timeout=START_SECONDS, return_when="FIRST_COMPLETED")
+        for task in pending:
+            task.cancel()
+        if ready not in done or ready.exception() is not None or ready.result() != worker.READY:
+            process.kill()
+            raise KdnsError(f"worker {index} (process {process.pid}) did not begin to answer")
+
+    async def _keep(self, index: int) -> None:
+        """Replace the worker of an index whenever it ends; at once, unless it keeps ending."""
+        pause = 0.0
+        while True:
+            started = time.monotonic()
+            await self._processes[index].ended.wait()
+            if self._stopping:
+                return
+            pause = 0.0 if time.monotonic() - started > _HEALTHY else min(max(0.1, pause * 2), _LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+            self._staff.restarted()
+            try:
+                await self._start(index)
+            except KdnsError as error:
+                self._staff.log.error(str(error))
+
+
+class Staff:
+    """Starts worker processes and follows what becomes of them."""
+
+    def __init__(self, totals: Totals, own: Region, changes: Changes, log: Log) -> None:
+        self.log = log
+        self._totals = totals
+        self._own = own
+        self._changes = changes
+        self._nursery = Nursery(self._ended)
+
+    @property
+    def nursery_pid(self) -> int:
+        """The process that workers are forked from."""
+        return self._nursery.pid
+
+    async def hire(self, plan: Plan, sockets: list[socket.socket]) -> Process:
+        """Start a worker. Raises KdnsError."""
+        region = Region.create()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs, os.fdopen(os.memfd_create("kdns-plan", os.MFD_CLOEXEC), "wb") as file:
+            file.write(pickle.dumps(plan))
+            file.flush()
+            fds = [file.fileno(), theirs.fileno(), region.fd, self._changes.fd, *(sock.fileno() for sock in sockets)]
+            try:
+                pid, pidfd = await self._nursery.fork(fds)
+            except KdnsError:
+                region.close()
+                ours.close()
+                raise
+        self._totals.add_region(region)
+        process = Process(pid, pidfd, ours, region, asyncio.Event())
+        asyncio.get_running_loop().add_reader(pidfd, self._gone, process)
+        return process
+
+    def restarted(self) -> None:
+        """Count a replacement."""
+        self._own.count(("count", "kdns_worker_restarts_total"))
+
+    def close(self) -> None:
+        """End the process that workers are forked from."""
+        self._nursery.close()
+
+    def _gone(self, process: Process) -> None:
+        asyncio.get_running_loop().remove_reader(process.pidfd)
+        os.close(process.pidfd)
+        process.control.close()
+        process.ended.set()
+        self._totals.retire(process.region)
+
+    def _ended(self, pid: int, status: int) -> None:
+        if os.WIFSIGNALED(status):
+            self.log.warning(f"worker process {pid} was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+        elif status:
+            self.log.warning(f"worker process {pid} ended with status {os.waitstatus_to_exitcode(status)}")
