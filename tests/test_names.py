@@ -51,6 +51,6 @@ def test_labels_of_kubernetes(text: str) -> None:
     assert names.is_label(text)
 
 
-@pytest.mark.parametrize("text", ["", "-a", "a-", "a.b", "x" * 64, "ä", "a\n", "a b"])
+@pytest.mark.parametrize("text", ["", "-a", "a-", "a.b", "x" * 64, "ä", "a\n", "a b", "\u212a", "\u017f"])
 def test_what_is_no_label(text: str) -> None:
     assert not names.is_label(text)

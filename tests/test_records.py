@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdns.cluster import records
 from kdns.cluster.objects import Endpoint, EndpointSlice, Pod, Port, Service, Subset
 from kdns.cluster.records import RecordOptions, Records
+from kdns.plugins import kubernetes
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 
@@ -380,17 +381,17 @@ def test_pod_with_a_bad_address_or_namespace_is_reported() -> None:
     ],
 )
 def test_pod_labels(label: bytes, address: str) -> None:
-    assert records.parse_pod_label(label) == rr.address(address)
+    assert kubernetes.pod_address(label) == rr.address(address)
 
 
 @pytest.mark.parametrize("label", [b"", b"web", b"1-2-3", b"1-2-3-256", b"1.2.3.4", b"1-2-3-4\0", b"\xff", b"g--1"])
 def test_what_is_no_pod_label(label: bytes) -> None:
-    assert records.parse_pod_label(label) is None
+    assert kubernetes.pod_address(label) is None
 
 
 @given(st.binary(max_size=63))
 def test_any_label_is_an_address_or_none(label: bytes) -> None:
-    assert len(records.parse_pod_label(label) or b"1234") in (4, 16)
+    assert len(kubernetes.pod_address(label) or b"1234") in (4, 16)
 
 
 def test_apex() -> None:

@@ -118,6 +118,17 @@ class ManifestSource:
         self._objects: dict[Key, Object] = {}
         self._problems: tuple[Mistake, ...] = ()
 
+    @property
+    def objects(self) -> list[Object]:
+        """All objects, as they were last read."""
+        return list(self._objects.values())
+
+    @property
+    def unusable(self) -> list[str]:
+        """The files and folders whose objects are not what they hold now, since they cannot be read or understood."""
+        files = [str(path) for path, file in self._files.items() if file.problem is not None]
+        return sorted({*files, *(problem.file for problem in self._look.problems)})
+
     def load(self) -> Snapshot:
         """Read what changed since the last time (all, the first time) and return everything."""
         self.refresh()

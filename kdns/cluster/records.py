@@ -154,20 +154,6 @@ def pod_records(pod: Pod, options: RecordOptions, warn: Warn = _silent) -> Recor
     return found
 
 
-def parse_pod_label(label: bytes) -> bytes | None:
-    """The address (4 or 16 bytes) that the first label of a pod's name spells, None if it spells none.
-
-    Three single hyphens make an IPv4 address; anything else is IPv6 with its colons as hyphens.
-    """
-    if b"." in label or b":" in label:
-        return None
-    try:
-        text = label.decode("ascii")
-        return rr.address(text.replace("-", "." if text.count("-") == 3 and "--" not in text else ":"))
-    except (OSError, ValueError):
-        return None
-
-
 def apex(zone: bytes, serial: int, ttl: int, ns_addresses: Iterable[str]) -> Records:
     """SOA and NS of a zone, the addresses of ns.dns.Z, and for a zone that is not for reverse look-up the schema.
 
@@ -209,7 +195,7 @@ def reverse_owner(rdata: bytes) -> bytes:
 @lru_cache(maxsize=4096)
 def _label(text: str) -> bytes | None:
     """A lower case label behind its length, None if the text is none."""
-    if not (text.isascii() and names.is_label(text)):
+    if not names.is_label(text):
         return None
     return bytes((len(text),)) + text.lower().encode()
 

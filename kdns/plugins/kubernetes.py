@@ -406,6 +406,8 @@ def pod_address(label: bytes) -> bytes | None:
 
     Three single hyphens make an IPv4 address; anything else is IPv6 with its colons as hyphens.
     """
+    if b"." in label or b":" in label:
+        return None
     try:
         text = label.decode("ascii")
         return rr.address(text.replace("-", "." if text.count("-") == 3 and "--" not in text else ":"))

@@ -241,10 +241,8 @@ class Supervisor:
         seen, failure = self._config.digest, ""
         while True:
             options = _option(self._current.config, reload.NAME)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reload.wait(), options.delay(random.random()) if options else None)
-            except TimeoutError:
-                pass
             asked = self._reload.is_set()
             self._reload.clear()
             try:

@@ -187,7 +187,7 @@ class Worker:
         return handler
 
     def _write_line(self, text: str) -> None:
-        self._log.raw(text)
+        self._log.raw(text.rstrip("\n"))
 
     def _write_down(self, logger: log.Logger) -> WriteDown:
         def write(

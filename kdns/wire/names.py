@@ -16,7 +16,7 @@ ROOT = b"\0"
 MAX_NAME = 255
 MAX_LABEL = 63
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE | re.ASCII)
 _ESCAPED = frozenset(b'.\\"();@$')
 
 
