@@ -31,8 +31,8 @@ _IPV4_CONTROL = struct.calcsize("@QiiI4s4s4x")
 _IPV6_CONTROL = struct.calcsize("@Qii16sI4x")
 
 
-class _Header(ctypes.Structure):
-    """struct mmsghdr."""
+class _Message(ctypes.Structure):
+    """struct msghdr."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -42,8 +42,13 @@ class _Header(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("length", ctypes.c_uint32),
     )
+
+
+class _Header(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("message", _Message), ("length", ctypes.c_uint32))
 
 
 class _Vector(ctypes.Structure):
@@ -93,7 +98,7 @@ class Batch:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
         for i in range(SIZE):
             self._vectors[i] = _Vector(base + i * SLOT, SLOT)
-            self._headers[i] = _Header(
+            self._headers[i].message = _Message(
                 ctypes.addressof(names) + i * _NAME,
                 16 if self.family == socket.AF_INET else _NAME,
                 ctypes.addressof(self._vectors) + i * ctypes.sizeof(_Vector),
@@ -102,6 +107,7 @@ class Batch:
                 capacity,
             )
         headers = memoryview(self._headers).cast("B")
+        assert len(headers) == SIZE * 64
         self.lengths = headers.cast("I")[14::16]
         self._controllens = headers.cast("Q")[5::8]
         self.reply_lengths = memoryview(self._vectors).cast("B").cast("Q")[1::2]
