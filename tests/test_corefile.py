@@ -317,6 +317,8 @@ WORDS = st.sampled_from(
 @example("{ " * 5000)
 @example(". {\n" + "x {\n" * 5000)
 @example("\ud800 {\n}")
+@example("{$" * 100_000)
+@example(". {\nhealth {\nlameduck " + "1" * 100_000 + "\n}\n}")
 def test_whatever_the_text_it_is_read_or_refused(text: str | bytes) -> None:
     found: tuple[Mistake, ...] = ()
     try:

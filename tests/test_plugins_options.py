@@ -137,6 +137,12 @@ def test_conflicts_behind_the_names_of_interfaces() -> None:
     assert str(found).startswith("Corefile:4: dns://a.:53 is served already, by Corefile:1")
 
 
+def test_a_mistake_in_bind_is_no_conflict_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        loads("a {\nbind 127.0.0.1\n}\na {\nbind 1:2\n}")
+    assert [mistake.line for mistake in caught.value.mistakes] == [5]
+
+
 # -- kubernetes
 
 ALL = """kubernetes cluster.local 10.96.0.0/15 {

@@ -22,7 +22,7 @@ _LEX = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_VARIABLE = re.compile(r"\{%(.+?)%\}|\{\$([^}]+)\}", re.DOTALL)
+_VARIABLE = re.compile(r"\{%([^{}%]+)%\}|\{\$([^{}]+)\}")
 
 
 @dataclass(frozen=True, slots=True)

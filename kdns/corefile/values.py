@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from kdns.errors import ConfigValueError
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_DURATION = re.compile(r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _MAX_SECONDS = 2**63 / 1e9
 _MAX_WORD = 100
 _ZONE_CHARS = re.compile(r"[-\w./*+=]+", re.ASCII)
@@ -88,7 +88,7 @@ class Address:
 def host_port(text: str) -> Address:
     """`host:port`, `:port` or `[ipv6]:port`. The host is a name or an address."""
     accepted = "HOST:PORT, :PORT or [IPV6]:PORT"
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[^\]\s]+)?)\]|([^\[\]:\s/]*)):(\d{1,5})", text, re.ASCII)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[^\]\s]+)?)\]|([^\[\]:\s/]{0,253})):(\d{1,5})", text, re.ASCII)
     if match is None:
         raise ConfigValueError(f"{shown(text)} is not an address with a port", accepted)
     if match[1] is not None and ip_address(match[1]) is None:

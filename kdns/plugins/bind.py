@@ -160,11 +160,14 @@ def _resolve(targets: Iterable[Token], interfaces: Interfaces, mistakes: list[Mi
 def conflicts(blocks: Iterable[ServerConfig], interfaces: Interfaces | None = None) -> list[Mistake]:
     """Zones that two server blocks, or one twice, would serve at one port and address.
 
-    interfaces: None to compare interfaces by their names. A server block without `bind` is at every address.
+    interfaces: None to compare interfaces by their names. A server block without `bind` is at every address; one whose
+    `bind` has a mistake is left out.
     """
     mistakes = []
     taken: dict[tuple[str, str, int], dict[str, Token]] = {}
     for block in blocks:
+        if NAME in block.plugins and block.plugins[NAME] is None:
+            continue
         hosts = _hosts(block, interfaces)
         for key in block.keys:
             known = taken.setdefault((key.scheme, key.zone, key.port), {})

@@ -304,16 +304,18 @@ class Handler:
             return _unavailable(view, "its data is older than snapshot_max_age and could not be read anew")
         response = Response(authoritative=True, plugin=NAME, cacheable=True, depends=(query.lname,))
         found = self._find(store, view, query.lname, response)
+        denies: ZoneView | None = view
         if found is None:
             if not view.synced:
                 return _unavailable(view, "its source has not been read yet")
             response.rcode = rr.NXDOMAIN
         elif query.type == rr.ANY:
             _any(query, found, response)
+            denies = None if found else view
         else:
-            self._typed(store, query, found, response)
-        if view.soa is not None and (not response.answer or response.answer[-1][1].type == rr.CNAME != query.type):
-            response.authority.append((view.origin, view.soa))
+            denies = self._typed(store, view, query, found, response)
+        if denies is not None and denies.soa is not None:
+            response.authority.append((denies.origin, denies.soa))
         return response
 
     def _find(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
@@ -325,26 +327,35 @@ class Handler:
             return self._pod(store, view, name, response)
         return found
 
-    def _typed(self, store: StoreReader, query: Query, found: Records, response: Response) -> None:
-        """Answer with the RRset of the type, following CNAMEs to names that are ours (RFC 1034 4.3.2 3a)."""
+    def _typed(
+        self, store: StoreReader, view: ZoneView | None, query: Query, found: Records, response: Response
+    ) -> ZoneView | None:
+        """Answer with the RRset of the type, following CNAMEs to names that are ours (RFC 1034 4.3.2 3a).
+
+        Returns the zone whose SOA belongs into the answer, because the name that it ends with is in it and has no such
+        RRset (RFC 2308 2.2). A chain that leaves our zones, or is cut, says nothing of that kind.
+        """
         owner = query.lname
         for _ in range(_LONGEST_CHAIN + 1):
             rrset = _of_type(found, query.type)
             if rrset is not None:
                 response.answer.append((owner, rrset))
                 self._additional(store, rrset, response)
-                return
+                return None
             alias = _of_type(found, rr.CNAME)
-            if alias is None or len(response.answer) == _LONGEST_CHAIN:
-                return
+            if alias is None:
+                return view
+            if len(response.answer) == _LONGEST_CHAIN:
+                break
             response.answer.append((owner, alias))
             owner = alias.rdatas[0].lower()
             view = longest(self._views, owner) if query.type in (rr.A, rr.AAAA) else None
             if view is None or owner in response.depends:
-                return
+                break
             view.refresh(store)
             response.depends += (owner,)
             found = self._find(store, view, owner, response) or ()
+        return None
 
     def _additional(self, store: StoreReader, rrset: RRset, response: Response) -> None:
         """Add the addresses of the names that SRV and NS records point to (RFC 2782, RFC 1034 4.2.1)."""
