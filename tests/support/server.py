@@ -262,17 +262,15 @@ class Server:
         assert self.process is not None
         return [found.pid for found in procs.session(self.process.pid)]
 
-    def nursery(self) -> int:
-        """The supervisor's child that has children."""
-        found = procs.session(self._leaders[-1])
-        parents = {process.parent for process in found}
-        [nursery] = [p.pid for p in found if p.parent == self._leaders[-1] and p.pid in parents]
-        return nursery
+    def nursery(self) -> int | None:
+        """The supervisor's child; None while there is none."""
+        leader = self._leaders[-1]
+        return next((found.pid for found in procs.session(leader) if found.parent == leader), None)
 
     def worker_pids(self) -> list[int]:
-        """The nursery's children."""
-        nursery = self.nursery()
-        return [found.pid for found in procs.session(self._leaders[-1]) if found.parent == nursery]
+        """The nursery's children, and those of a nursery that is gone."""
+        leader = self._leaders[-1]
+        return [found.pid for found in procs.session(leader) if leader not in (found.pid, found.parent)]
 
     @property
     def log(self) -> str:
