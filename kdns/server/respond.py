@@ -113,7 +113,7 @@ class Responder:
             if task.cancelled():
                 return
             error = task.exception()
-            response = self._panic(error) if error is not None else task.result()
+            response = self.panic(error) if error is not None else task.result()
             deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
 
         asyncio.get_running_loop().create_task(pending.steps).add_done_callback(done)
@@ -136,7 +136,7 @@ class Responder:
         except StopIteration as end:
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
-            return self._finished(query, self._panic(error), via, block, seen)
+            return self._finished(query, self.panic(error), via, block, seen)
         return Pending(steps, query, via, block, seen)
 
     def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:
@@ -144,7 +144,7 @@ class Responder:
         try:
             wire, rotation = message.encode(query, response)
         except Exception as error:
-            response = self._panic(error)
+            response = self.panic(error)
             wire, rotation = message.encode(query, response)
         cell = block.counters.key(
             via.proto,
@@ -172,7 +172,8 @@ class Responder:
     def _malformed(self, reason: str) -> None:
         self._region.count(("count", "kdns_malformed_total", "reason", reason))
 
-    def _panic(self, error: BaseException) -> Response:
+    def panic(self, error: BaseException) -> Response:
+        """Count and report what should not have been raised; the answer is SERVFAIL."""
         self._region.cells[self._panics] += 1
         self._report("".join(traceback.format_exception(error)).rstrip())
         return Response(rcode=rr.SERVFAIL)

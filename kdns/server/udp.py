@@ -75,7 +75,10 @@ class UdpServer:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._turn(MSG_WAITFORONE)
+            try:
+                self._turn(MSG_WAITFORONE)
+            except Exception as error:  # whatever it is, the thread has to go on
+                self._responder.panic(error)
         for _ in range(LAST_BATCHES):
             if not self._turn(MSG_DONTWAIT):
                 break

@@ -98,8 +98,9 @@ def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], 
 def _target(name: str, folder: Path, cluster: Cluster) -> Target | None:
     makers: dict[str, Callable[[Path, Cluster], Other | None]] = {"knot": targets.knot, "dnsmasq": targets.dnsmasq}
     if name == "kdns":
+        target = Kdns(folder)
         cluster.write_json(folder / "manifests")
-        return Kdns(folder)
+        return target
     if name not in makers:
         raise typer.BadParameter(f"{name!r} is no server; accepted: kdns, {', '.join(makers)}")
     return makers[name](folder, cluster)
@@ -134,8 +135,8 @@ def _kdns_starts(folder: Path, cluster: Cluster, plan: Plan, repeated: Path) -> 
     for number in range(plan.starts):
         for form, write in (("JSON", cluster.write_json), ("YAML", cluster.write_yaml)):
             place = folder / f"start-{form}-{number}"
-            write(place / "manifests")
             target = Kdns(place)
+            write(place / "manifests")
             with _running(target):
                 found[f"kdns, {form}"].append(_after_load(target, _start(target, [], cluster), repeated, fresh))
             if form == "JSON":

@@ -80,14 +80,14 @@ class Cluster:
 
     def write_json(self, folder: Path) -> Path:
         """One JSON List, as `kubectl get -o json` prints it."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "cluster.json"
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(self.objects())}, indent=2))
         return path
 
     def write_yaml(self, folder: Path) -> Path:
         """One YAML file of many documents."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "cluster.yaml"
         with path.open("w") as file:
             yaml.dump_all(self.objects(), file, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
