@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
-TEST_COMMANDS := dig delv kdig named-checkzone ip nft unshare setpriv setcap ps
-TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 nftables util-linux libcap2-bin procps
-BENCH_COMMANDS := knotd dnsperf
-BENCH_PACKAGES := knot dnsperf
+TEST_COMMANDS := dig delv kdig named-checkzone ip setpriv
+TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 util-linux
+BENCH_COMMANDS := knotd dnsmasq dnsperf taskset
+BENCH_PACKAGES := knot dnsmasq-base dnsperf util-linux
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -56,7 +56,7 @@ format: install ## let ruff put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install bench-packages ## measure kdns beside Knot on this machine
+bench: install bench-packages ## measure kdns beside Knot and dnsmasq on this machine
 	$(BIN)/python -m tests.bench
 
 clean: ## remove what was built, installed and cached here

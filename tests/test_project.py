@@ -131,6 +131,18 @@ def test_dependencies_have_a_lower_and_an_upper_bound() -> None:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", requirement), requirement
 
 
+def test_make_installs_the_programs_that_tests_ask_for() -> None:
+    asked = {
+        name
+        for path in TESTS
+        for call in re.findall(r"\bneeds\((\"[^)]*)\)", path.read_text())
+        for name in re.findall(r'"([^"]+)"', call)
+    }
+    line = re.search(r"^TEST_COMMANDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert line is not None
+    assert asked <= set(line[1].split())
+
+
 def test_nothing_is_left_to_do() -> None:
     words = re.compile("|".join(["TO" + "DO", "FIX" + "ME", "X" * 3 + r"\b"]))
     for path in [*SOURCES, *TESTS]:
