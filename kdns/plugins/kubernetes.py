@@ -106,7 +106,7 @@ from kdns.plugins.chain import Next
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
-from kdns.zone.lookup import ZoneView, longest
+from kdns.zone.lookup import ZoneView
 from kdns.zone.store import EXPIRED, Records
 from kdns.zone.store import Reader as StoreReader
 
@@ -283,12 +283,12 @@ class Handler:
 
     def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader) -> None:
         self._options = options
-        self._views = {view.origin: view for view in views}
+        self._views = names.Zones({view.origin: view for view in views})
         self._store = store
         self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
 
     async def __call__(self, query: Query, next: Next) -> Response:
-        view = longest(self._views, query.lname)
+        view = self._views.find(query.lname)
         if view is None:
             return await next(query)
         with self._store as store:
@@ -349,7 +349,7 @@ class Handler:
                 break
             response.answer.append((owner, alias))
             owner = alias.rdatas[0].lower()
-            view = longest(self._views, owner) if query.type in (rr.A, rr.AAAA) else None
+            view = self._views.find(owner) if query.type in (rr.A, rr.AAAA) else None
             if view is None or owner in response.depends:
                 break
             view.refresh(store)
@@ -364,7 +364,7 @@ class Handler:
             return
         targets = dict.fromkeys(rdata[skip:] for rdata in rrset.rdatas)
         for target in targets:
-            view = longest(self._views, target)
+            view = self._views.find(target)
             for addresses in (view.find(store, target) if view is not None else None) or ():
                 if addresses.type in (rr.A, rr.AAAA):
                     response.additional.append((target, addresses))

@@ -74,7 +74,7 @@ class Responder:
     """
 
     def __init__(self, label: str, blocks: dict[bytes, Block], region: Region, report: Callable[[str], None]) -> None:
-        self._blocks = blocks
+        self._blocks = names.Zones(blocks)
         self._region = region
         self._report = report
         self._panics = region.series(("count", "coredns_panics_total"), 1)
@@ -95,7 +95,7 @@ class Responder:
             return self._plain(data, rr.FORMERR, via)
         if query.edns is not None and query.edns.version:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
-        block = self._block(query.lname)
+        block = self._blocks.find(query.lname) or self.dropped
         if query.klass == rr.IN and block is not self.dropped:
             if query.type in (rr.AXFR, rr.IXFR):
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
@@ -117,16 +117,6 @@ class Responder:
             deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
 
         asyncio.get_running_loop().create_task(pending.steps).add_done_callback(done)
-
-    def _block(self, name: bytes) -> Block:
-        blocks = self._blocks
-        while True:
-            block = blocks.get(name)
-            if block is not None:
-                return block
-            if name == names.ROOT:
-                return self.dropped
-            name = name[1 + name[0] :]
 
     def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending:
         """Take the first step of the plugins, which is the last one unless they wait."""

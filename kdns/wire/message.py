@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from kdns.errors import FormatError
@@ -233,11 +234,14 @@ def encode(query: Query, response: Response) -> Encoded:
         flags = (response.rcode >> 4) << 24 | (DO if query.edns.do else 0)
         opt = _OPT.pack(0, rr.OPT, query.udp_size, flags, len(response.edns_options)) + response.edns_options
     writer = _Writer(query, query.limit - len(opt))
-    counts = [
-        writer.section(response.answer, response.rotate),
-        writer.section(response.authority, False),
-        writer.section(response.additional, False),
-    ]
+    if not response.answer and not response.additional and len(response.authority) == 1:
+        counts = [0, writer.negative(*response.authority[0]), 0]
+    else:
+        counts = [
+            writer.section(response.answer, response.rotate),
+            writer.section(response.authority, False),
+            writer.section(response.additional, False),
+        ]
     flags = QR | query.flags & (OPCODE | RD | CD) | response.rcode & 0xF
     if response.authoritative:
         flags |= AA
@@ -273,6 +277,21 @@ class _Writer:
                 break
             count += self._addresses(owner, rrset, rotate) if rrset.type in (rr.A, rr.AAAA) else self._any(owner, rrset)
         return count
+
+    def negative(self, owner: bytes, rrset: RRset) -> int:
+        """Write an authority section that is the zone's SOA, as almost every negative answer has it.
+
+        The SOA's owner is above the question's name, and its names lie in the zone: all of them end in one pointer.
+        """
+        pieces = _soa_pieces(owner, rrset.rdatas[0]) if rrset.type == rr.SOA else None
+        at = len(self.query.lname) - len(owner)
+        if pieces is None or at < 0 or self.query.lname[at:] != owner:
+            return self.section([(owner, rrset)], False)
+        zone = (_POINTER | QUESTION_AT + at).to_bytes(2, "big")
+        mname, rname, numbers = pieces
+        size = len(mname) + len(rname) + len(numbers) + 4
+        fixed = _FIXED.pack(rr.SOA, rrset.klass, rrset.ttl, size)
+        return int(self._add(b"".join((zone, fixed, mname, zone, rname, zone, numbers))))
 
     def _addresses(self, owner: bytes, rrset: RRset, rotate: bool) -> int:
         """Records of one size each, whose owner is written once and pointed at from then on."""
@@ -361,6 +380,17 @@ class _Writer:
         while step < end and at + step < 0x4000:
             self.offsets.setdefault(name[step:], at + step)
             step += 1 + name[step]
+
+
+@lru_cache(maxsize=1024)
+def _soa_pieces(zone: bytes, rdata: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """MNAME and RNAME of an SOA without the zone that they end in, and the numbers; None if they do not end in it."""
+    first = _skip_name(rdata, 0)
+    second = _skip_name(rdata, first)
+    mname, rname = rdata[:first], rdata[first:second]
+    if not (names.is_subdomain(mname, zone) and names.is_subdomain(rname, zone)):
+        return None
+    return mname[: -len(zone)], rname[: -len(zone)], rdata[second:]
 
 
 def error(data: bytes, rcode: int) -> bytes:

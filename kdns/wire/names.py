@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Generic, TypeVar
 
 from kdns.errors import DomainNameError
+
+T = TypeVar("T")
 
 ROOT = b"\0"
 MAX_NAME = 255
@@ -110,6 +113,28 @@ def is_subdomain(name: bytes, zone: bytes) -> bool:
     while step < at:
         step += 1 + name[step]
     return step == at
+
+
+class Zones(Generic[T]):
+    """Values by zone, to be found by any name at or below it; the longest zone wins (RFC 1034 4.3.2 2).
+
+    zones: lower case names with their values.
+    """
+
+    __slots__ = ("_sizes", "_values")
+
+    def __init__(self, zones: Mapping[bytes, T]) -> None:
+        self._values = dict(zones)
+        self._sizes = sorted({len(zone) for zone in zones}, reverse=True)
+
+    def find(self, name: bytes) -> T | None:
+        """The value of the longest zone at or above a name (lower case), None if there is none."""
+        for size in self._sizes:
+            zone = name[-size:]
+            value = self._values.get(zone)
+            if value is not None and is_subdomain(name, zone):
+                return value
+        return None
 
 
 def parent(name: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdns.wire import names, rr
+from kdns.wire import rr
 from kdns.wire.rrset import RRset
 from kdns.zone.keys import name_key, zone_prefix
 from kdns.zone.store import SYNCED, UNSYNCED, Reader, Records, decode_rrsets
@@ -47,12 +47,3 @@ class ZoneView:
     def exists(self, reader: Reader, name: bytes) -> bool:
         """True if the name has an entry or is above one."""
         return reader.find(name_key(self.prefix, name, self.origin)) is not None
-
-
-def longest(zones: dict[bytes, ZoneView], name: bytes) -> ZoneView | None:
-    """The zone with the longest origin at or above a name (lower case)."""
-    while True:
-        zone = zones.get(name)
-        if zone is not None or name == names.ROOT:
-            return zone
-        name = names.parent(name)
