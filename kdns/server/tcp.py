@@ -1,8 +1,8 @@
 """The TCP side of a worker (RFC 7766): many queries on a connection, each answered as soon as it can be.
 
 A message is preceded by its length (2 bytes, big endian). A connection is closed when nothing came for IDLE seconds,
-when a message does not become complete or answers are not taken for STALLED seconds, and when there are too many
-connections: then the one that has been idle longest makes room.
+when a message does not become complete or answers are not taken for STALLED seconds (those that are still due when it
+is closed get as long), and when there are too many connections: then the one that has been idle longest makes room.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import OrderedDict
 from kdns.observe.counters import Region
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Pending, Responder, Via
+from kdns.server.sockets import BACKLOG
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000
@@ -41,7 +42,8 @@ class Connections:
         """Note a new connection; another one is closed if there are too many."""
         if len(self.open) >= CONNECTIONS:
             oldest = next((other for other in self.open if not other.pending), next(iter(self.open)))
-            oldest.close("crowded")
+            del self.open[oldest]  # now, so that the next one in a burst makes another one go
+            oldest.evict()
         self.open[connection] = None
         self._count()
 
@@ -93,7 +95,7 @@ class TcpServer:
     async def start(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket)
+        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
 
     def stop(self) -> None:
         """Accept no more; what is connected stays, and what waits in the socket is left to others that share it."""
@@ -115,6 +117,7 @@ class Connection(asyncio.Protocol):
         self._started = 0.0  # when the message that is still incomplete began to come, 0.0 without one
         self._half_closed = False
         self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
+        self._closing = 0.0  # since when it ends as soon as its answers are taken, 0.0 if it does not
         self.pending = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -242,7 +245,11 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """Close the connection if it is idle or stalled at this time."""
-        if self._blocked and now - self._blocked > STALLED:
+        if self._transport.is_closing():
+            self._closing = self._closing or now
+            if now - self._closing > STALLED:
+                self.abort()
+        elif self._blocked and now - self._blocked > STALLED:
             self._count("slow")
             self.abort()
         elif self._started and now - self._started > STALLED:
@@ -255,6 +262,11 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._count(reason)
             self._transport.close()
+
+    def evict(self) -> None:
+        """Close it at once because another one needs its place."""
+        self._count("crowded")
+        self.abort()
 
     def abort(self) -> None:
         """Close it at once."""
