@@ -23,6 +23,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from kdns.errors import KdnsError
@@ -57,6 +58,7 @@ class Nursery:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         ours.setblocking(False)
         self._socket = ours
+        self._started = time.monotonic()
         self._watching = False
 
     @property
@@ -78,11 +80,8 @@ class Nursery:
             raise AssertionError
 
     async def _fork(self, fds: Sequence[int]) -> tuple[int, int]:
-        loop = asyncio.get_running_loop()
-        if not self._watching:
-            loop.add_reader(self._socket, self._receive)
-            self._watching = True
-        self._answer = loop.create_future()
+        self._watch()
+        self._answer = asyncio.get_running_loop().create_future()
         self._socket.send(COUNT.pack(len(fds)))
         for start in range(0, len(fds), GROUP):
             group = array.array("i", fds[start : start + GROUP])
@@ -106,9 +105,22 @@ class Nursery:
         elif len(data) == PID.size and fds and self._answer is not None and not self._answer.done():
             self._answer.set_result((PID.unpack(data)[0], fds[0]))
         else:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_exception(EOFError("its parent process has ended"))
+            self._lost()
+
+    def _lost(self) -> None:
+        """The process has ended. It is started again at once, unless it ends as soon as it is started."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(EOFError("its parent process has ended"))
+        elif time.monotonic() - self._started > 1.0:
+            self._forget()
+            self.start()
+            self._watch()
+
+    def _watch(self) -> None:
+        if not self._watching:
+            asyncio.get_running_loop().add_reader(self._socket, self._receive)
+            self._watching = True
 
     def _forget(self) -> None:
         with contextlib.suppress(ValueError, OSError):

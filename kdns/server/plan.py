@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kdns.corefile.config import ServerConfig, ServerKey
 
 WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
+BACKLOG = 1024
+"""TCP connections that may wait to be accepted."""
 PROTOCOLS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
 
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.errors import KdnsError
 from kdns.plugins import bind
-from kdns.server.plan import PROTOCOLS, WILDCARDS, Place, Server
+from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
 
-BACKLOG = 1024
 BUFFER = 8 << 20
 """Bytes that a UDP socket may hold (the kernel counts about 800 for a small query)."""
 _SO_RCVBUFFORCE = 33

@@ -14,8 +14,8 @@ from collections import OrderedDict
 
 from kdns.observe.counters import Region
 from kdns.server.packet_cache import Entry, PacketCache
+from kdns.server.plan import BACKLOG
 from kdns.server.respond import Pending, Responder, Via
-from kdns.server.sockets import BACKLOG
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000

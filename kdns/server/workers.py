@@ -41,8 +41,9 @@ class Process:
 
     def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 class Crew:
@@ -86,6 +87,8 @@ class Crew:
                 process.kill()
         for keeper in self._keepers:
             keeper.cancel()
+        for process in self._processes.values():
+            process.control.close()
 
     async def _start(self, index: int) -> None:
         plan = replace(self._plan, index=index)
@@ -98,6 +101,7 @@ class Crew:
         done, pending = await asyncio.wait((ready, ended), timeout=START_SECONDS, return_when="FIRST_COMPLETED")
         for task in pending:
             task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
         if ready not in done or ready.exception() is not None or ready.result() != worker.READY:
             process.kill()
             raise KdnsError(f"worker {index} (process {process.pid}) did not begin to answer")
@@ -110,6 +114,7 @@ class Crew:
             await self._processes[index].ended.wait()
             if self._stopping:
                 return
+            self._processes[index].control.close()
             pause = 0.0 if time.monotonic() - started > _HEALTHY else min(max(0.1, pause * 2), _LONGEST_PAUSE)
             await asyncio.sleep(pause)
             self._staff.restarted()
@@ -164,9 +169,10 @@ class Staff:
 
     def _gone(self, process: Process) -> None:
         asyncio.get_running_loop().remove_reader(process.pidfd)
-        os.close(process.pidfd)
-        process.control.close()
+        with contextlib.suppress(ChildProcessError):  # it is ours if its parent died and we are process 1
+            os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
         process.ended.set()
+        os.close(process.pidfd)
         self._totals.retire(process.region)
 
     def _ended(self, pid: int, status: int) -> None:
