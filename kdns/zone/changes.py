@@ -4,10 +4,12 @@ Shared memory of one writer and many readers. Layout, in native byte order:
 
     0   uint64  generation: how many names have been noted since the memory was made
     8   uint64  floor: a reader that stands below it has to take everything as changed
+    16  uint64  goal: the generation that the writer is filling slots for, or has reached
     64  uint32  a ring of SLOTS hashes; the note number i is in slot i % SLOTS
 
-The writer fills slots first and raises the generation last, after its commit. A reader that sees generation g has to
-look at the notes since the one that it saw last; if there are more than the ring holds, everything may have changed.
+The writer sets the goal, fills slots, and raises the generation last, after its commit. A reader that sees generation g
+has to look at the notes since the one that it saw last. If the goal, looked at when they have been copied, is further
+away than the ring is long, slots were overwritten meanwhile, and everything may have changed.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Changes:
         self.fd = fd
         self._map = mmap.mmap(fd, SIZE)
         view = memoryview(self._map)
-        self.counters = view[:16].cast("Q")
+        self.counters = view[:24].cast("Q")
         self.slots = view[64:].cast("I")
         self._barrier = threading.Lock()
 
@@ -59,18 +61,19 @@ class Changes:
     def note(self, hashes: Iterable[int]) -> None:
         """Writer: names with these hashes have changed. Called after the commit."""
         at = self.counters[0]
-        count = 0
-        for value in hashes:
-            self.slots[(at + count) % SLOTS] = value
-            count += 1
-        # Taking a lock orders the stores above before the one below on machines that reorder them.
+        found = tuple(hashes)
+        # Taking a lock orders the stores before it and those behind it on machines that reorder them.
         with self._barrier:
-            self.counters[0] = at + count
+            self.counters[2] = at + len(found)
+        for index, value in enumerate(found, at):
+            self.slots[index % SLOTS] = value
+        with self._barrier:
+            self.counters[0] = at + len(found)
 
     def note_everything(self) -> None:
         """Writer: every name may have changed."""
         with self._barrier:
-            self.counters[1] = self.counters[0] + 1
+            self.counters[1] = self.counters[2] = self.counters[0] + 1
             self.counters[0] += 1
 
     def since(self, seen: int) -> tuple[int, list[int] | None]:
@@ -86,6 +89,6 @@ class Changes:
             hashes = self.slots[start:end].tolist()
         else:
             hashes = self.slots[start:].tolist() + self.slots[:end].tolist()
-        if self.counters[0] - seen > SLOTS or seen < self.counters[1]:
-            return now, None
-        return now, hashes
+        with self._barrier:
+            overtaken = self.counters[2] - seen > SLOTS or seen < self.counters[1]
+        return now, None if overtaken else hashes

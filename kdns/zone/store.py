@@ -10,18 +10,20 @@ Databases:
     objects  source, kind, object key, joined by zero bytes -> what the source keeps of an object
     meta     text -> bytes
 
-Every value starts with the CRC-32 (4 bytes) of what follows. A commit does not wait for the disk, so a power cut can
-leave anything behind: `Store.open` reads all of it once, and sets a damaged store aside.
+Every value starts with the CRC-32 (4 bytes) of its key and what follows. A commit does not wait for the disk, so a
+power cut can leave anything behind: `Store.open` reads all of it once, and sets a damaged store aside.
 
-An RRset in a value (big endian): type (2 bytes), TTL (4), number of records (2), bytes that the records take (4), then
+An RRset in a value (big endian): type (2 bytes), TTL (4), number of records (4), bytes that the records take (4), then
 each record as the length of its rdata (2) and the rdata.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import os
+import shutil
 import struct
 import threading
 import time
@@ -39,13 +41,13 @@ from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
 
-VERSION = b"1"
+VERSION = b"2"
 FIRST_MAP_SIZE = 64 << 20
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
 
 _CRC = struct.Struct("!I")
-_RRSET = struct.Struct("!HIHI")
+_RRSET = struct.Struct("!HIII")
 _LENGTH = struct.Struct("!H")
 _FLOCK = struct.Struct("@hhqqi4x")
 _DATABASES = (b"names", b"zones", b"objects", b"meta")
@@ -78,13 +80,18 @@ class Zone(msgspec.Struct, frozen=True):
         return name_key(self.prefix, name, self.origin)
 
 
-def seal(data: bytes) -> bytes:
-    """A value as it is stored."""
-    return _CRC.pack(zlib.crc32(data)) + data
+def seal(key: bytes, data: bytes) -> bytes:
+    """A value as it is stored under a key."""
+    return _CRC.pack(zlib.crc32(data, zlib.crc32(key))) + data
 
 
-def encode_rrsets(rrsets: Records) -> bytes:
-    """The sealed value of a name."""
+def is_sealed(key: bytes, value: bytes) -> bool:
+    """True if `seal` made the value for that key."""
+    return len(value) >= 4 and zlib.crc32(value[4:], zlib.crc32(key)) == _CRC.unpack_from(value)[0]
+
+
+def encode_rrsets(key: bytes, rrsets: Records) -> bytes:
+    """The sealed value of a name with that key."""
     parts = []
     for rrset in rrsets:
         if len(rrset.rdatas) == 1:
@@ -93,7 +100,7 @@ def encode_rrsets(rrsets: Records) -> bytes:
             continue
         records = b"".join([_LENGTH.pack(len(rdata)) + rdata for rdata in rrset.rdatas])
         parts.append(_RRSET.pack(rrset.type, rrset.ttl, len(rrset.rdatas), len(records)) + records)
-    return seal(b"".join(parts))
+    return seal(key, b"".join(parts))
 
 
 def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
@@ -102,7 +109,7 @@ def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
     at = 4
     while at < len(value):
         rtype, ttl, count, size = _RRSET.unpack_from(value, at)
-        at += 12
+        at += _RRSET.size
         if wanted in (rr.ANY, rtype):
             rdatas = []
             step = at
@@ -116,7 +123,10 @@ def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
 
 
 class Store:
-    """The writing side. One per state directory, held by a lock on its file `lock`."""
+    """The writing side. One per state directory, held by a lock on its file `lock`.
+
+    commits: how many there were. size: bytes that the data takes on disk.
+    """
 
     def __init__(self, directory: Path, env: lmdb.Environment, lock: int, changes: Changes) -> None:
         self.directory = directory
@@ -127,6 +137,8 @@ class Store:
         self._databases = [env.open_db(name) for name in _DATABASES]
         self._dirty = False
         self._mutex = threading.Lock()
+        self._mapping = threading.Lock()  # the map must not move while somebody else reads its first pages
+        self.size = self._used()
 
     @classmethod
     def open(
@@ -147,16 +159,19 @@ class Store:
                 "KDNS_STATE_DIR"
             ) from error
         path = directory / DATA_FILE
-        try:
-            if path.exists() and (reason := _damage(directory)):
-                aside = _set_aside(path)
-                warn(f"the zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
-            env = lmdb.open(str(directory), map_size=max(map_size, _file_size(path) * 2), max_dbs=8, sync=False)
-            store = cls(directory, env, lock, changes)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, lock)
+            try:
+                if path.exists() and (reason := _damage(directory)):
+                    aside = _set_aside(path)
+                    warn(f"zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
+                env = lmdb.open(str(directory), map_size=max(map_size, _file_size(path) * 2), max_dbs=8, sync=False)
+                undo.callback(env.close)
+                store = cls(directory, env, lock, changes)
+            except (lmdb.Error, OSError) as error:
+                raise StoreError(f"zone store {path}: {error}") from error
             store.write(lambda txn: txn.put_meta("version", VERSION))
-        except (lmdb.Error, OSError) as error:
-            os.close(lock)
-            raise StoreError(f"zone store {path}: {error}") from error
+            undo.pop_all()
         return store
 
     def write(self, action: Callable[[Transaction], Result]) -> Result:
@@ -166,24 +181,30 @@ class Store:
         refuses; the store is then as it was.
         """
         with self._mutex:
-            while True:
-                try:
-                    with self._env.begin(write=True) as raw:
-                        txn = Transaction(raw, self._databases)
-                        result = action(txn)
-                        txn.raise_serials()
-                    break
-                except lmdb.MapFullError:
-                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
-                except (lmdb.Error, OSError) as error:
-                    raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+            try:
+                result, txn = self._commit(action)
+            except (lmdb.Error, OSError) as error:
+                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
             self.commits += 1
             self._dirty = True
-        if txn.everything:
-            self.changes.note_everything()
-        elif txn.changed:
-            self.changes.note(txn.changed)
+            self.size = self._used()
+            if txn.everything:
+                self.changes.note_everything()
+            elif txn.changed:
+                self.changes.note(txn.changed)
         return result
+
+    def _commit(self, action: Callable[[Transaction], Result]) -> tuple[Result, Transaction]:
+        while True:
+            try:
+                with self._env.begin(write=True) as raw:
+                    txn = Transaction(raw, self._databases)
+                    result = action(txn)
+                    txn.raise_serials()
+                return result, txn
+            except lmdb.MapFullError:
+                with self._mapping:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
 
     def read(self, action: Callable[[Transaction], Result]) -> Result:
         """Run `action` in a transaction that sees the last commit and writes nothing."""
@@ -195,7 +216,8 @@ class Store:
         if self._dirty:
             self._dirty = False
             try:
-                self._env.sync(True)
+                with self._mapping:
+                    self._env.sync(True)
             except lmdb.Error as error:
                 self._dirty = True
                 raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
@@ -204,18 +226,19 @@ class Store:
         """Free the slots, and the old pages, of readers whose process has ended; returns how many there were."""
         return int(self._env.reader_check())
 
-    @property
-    def size(self) -> int:
-        """Bytes that the data takes on disk."""
-        info = self._env.info()
-        return int((info["last_pgno"] + 1) * self._env.stat()["psize"])
+    def _used(self) -> int:
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
     def close(self) -> None:
-        """Sync, close, and let go of the directory."""
-        with contextlib.suppress(StoreError):
-            self.sync()
-        self._env.close()
-        os.close(self._lock)
+        """Sync, close, and let go of the directory. Does nothing the second time."""
+        with self._mutex:
+            lock, self._lock = self._lock, -1
+            if lock < 0:
+                return
+            with contextlib.suppress(StoreError):
+                self.sync()
+            self._env.close()
+            os.close(lock)
 
 
 class Transaction:
@@ -248,7 +271,11 @@ class Transaction:
                 return zone
         taken = {zone.number for zone in zones}
         number = next(number for number in range(1 << 16) if number not in taken)
-        zone = Zone(number, source, origin, int(time.time()) & 0xFFFFFFFF, UNSYNCED)
+        serial = int(time.time()) & 0xFFFFFFFF
+        for zone in zones:
+            if zone.origin == origin and (zone.serial - serial) & 0xFFFFFFFF < 1 << 31:
+                serial = zone.serial  # RFC 1982 3.2: not below; another source's zone that this one may replace
+        zone = Zone(number, source, origin, serial, UNSYNCED)
         self._put_zone(zone)
         return zone
 
@@ -282,11 +309,11 @@ class Transaction:
             value = self._txn.get(zone.prefix, db=self._names)
             if value is not None:
                 apex = tuple(_with_serial(rrset, zone.serial) for rrset in decode_rrsets(value))
-                self._txn.put(zone.prefix, encode_rrsets(apex), db=self._names)
+                self._txn.put(zone.prefix, encode_rrsets(zone.prefix, apex), db=self._names)
                 self.changed.add(name_hash(zone.origin))
 
     def _put_zone(self, zone: Zone) -> None:
-        self._txn.put(zone.prefix, seal(msgspec.msgpack.encode(zone)), db=self._zones)
+        self._txn.put(zone.prefix, seal(zone.prefix, msgspec.msgpack.encode(zone)), db=self._zones)
 
     # Names
 
@@ -298,7 +325,7 @@ class Transaction:
     def put(self, zone: Zone, name: bytes, rrsets: Records) -> bool:
         """Give a name these RRsets and no others; False if it had them already, and nothing was written."""
         key = zone.key(name)
-        value = encode_rrsets(rrsets)
+        value = encode_rrsets(key, rrsets)
         old = self._txn.get(key, db=self._names)
         if old == value or (old is not None and key == zone.prefix and _same_but_serial(old, value)):
             return False
@@ -333,9 +360,15 @@ class Transaction:
         found = cursor.set_range(zone.prefix + b"\0")
         return not (found and cursor.key().startswith(zone.prefix))
 
+    def clear(self, zone: Zone) -> None:
+        """Remove all entries of a zone."""
+        self._delete_prefix(self._names, zone.prefix)
+        self.touched.add(zone.number)
+        self.everything = True
+
     def fill(self, zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> None:
         """Write entries into an empty zone at once, without asking what was there."""
-        rows = sorted((zone.key(name), encode_rrsets(rrsets)) for name, rrsets in entries)
+        rows = sorted((key := zone.key(name), encode_rrsets(key, rrsets)) for name, rrsets in entries)
         if rows:
             self._cursor.putmulti(rows)
             self.everything = True
@@ -347,10 +380,10 @@ class Transaction:
 
     def _note_ancestors(self, zone: Zone, name: bytes, key: bytes) -> None:
         """Note the names above that begin or cease to exist with this one, which is not in the store now."""
-        while len(key) > 2:
-            if self._cursor.set_range(key) and self._cursor.key().startswith(key):
-                return
+        while not (self._cursor.set_range(key) and self._cursor.key().startswith(key)):
             self.changed.add(name_hash(name))
+            if name == zone.origin:
+                return
             name = names.parent(name)
             key = key[: key.rindex(b"\0", 2, -1) + 1] if b"\0" in key[2:-1] else key[:2]
 
@@ -363,12 +396,13 @@ class Transaction:
 
     def put_object(self, source: str, kind: str, key: str, data: bytes) -> None:
         """Keep an object. key: text without zero bytes; its order is the order of `objects`."""
-        self._txn.put(_object_key(source, kind, key), seal(data), db=self._objects)
+        path = _object_key(source, kind, key)
+        self._txn.put(path, seal(path, data), db=self._objects)
 
     def fill_objects(self, source: str, kind: str, rows: Iterable[tuple[str, bytes]]) -> None:
         """Keep many objects at once."""
         cursor = self._txn.cursor(self._objects)
-        cursor.putmulti(sorted((_object_key(source, kind, key), seal(data)) for key, data in rows))
+        cursor.putmulti(sorted((path := _object_key(source, kind, key), seal(path, data)) for key, data in rows))
 
     def delete_object(self, source: str, kind: str, key: str) -> bool:
         """Forget an object; False if it was not there."""
@@ -386,8 +420,10 @@ class Transaction:
                 yield key[skip:].decode(), value[4:]
 
     def drop_source(self, source: str) -> None:
-        """Forget all objects of a source, and its zones with what is in them."""
+        """Forget all objects of a source, its zones with what is in them, and its meta values ("TEXT SOURCE")."""
         self._delete_prefix(self._objects, source.encode() + b"\0")
+        for key in [key for key, _ in self._txn.cursor(self._meta) if key.endswith(b" " + source.encode())]:
+            self._txn.delete(key, db=self._meta)
         for zone in self.zones():
             if zone.source == source:
                 self.drop_zone(zone)
@@ -400,7 +436,7 @@ class Transaction:
     def put_meta(self, key: str, data: bytes) -> None:
         """Keep a value under a name."""
         if self.get_meta(key) != data:
-            self._txn.put(key.encode(), seal(data), db=self._meta)
+            self._txn.put(key.encode(), seal(key.encode(), data), db=self._meta)
 
     def _delete_prefix(self, database: lmdb._Database, prefix: bytes) -> None:
         cursor = self._txn.cursor(database)
@@ -506,7 +542,7 @@ def _take_lock(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise StoreError(
@@ -526,9 +562,17 @@ def _file_size(path: Path) -> int:
 def _set_aside(path: Path) -> Path:
     """Rename a store's file; an older one that was set aside is replaced."""
     aside = path.with_suffix(".damaged")
+    _remove(aside)
     path.replace(aside)
-    path.with_name("lock.mdb").unlink(missing_ok=True)
+    _remove(path.with_name("lock.mdb"))
     return aside
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _damage(directory: Path) -> str:
@@ -537,6 +581,7 @@ def _damage(directory: Path) -> str:
     pid = os.fork()
     if not pid:
         with contextlib.suppress(BaseException):
+            faulthandler.disable()
             os.write(writing, _inspect(directory).encode())
             os._exit(0)
         os._exit(1)
@@ -548,19 +593,27 @@ def _damage(directory: Path) -> str:
 
 
 def _inspect(directory: Path) -> str:
-    """Read every value of the store and check it."""
+    """Read every value of the store and check it, and that its pages are accounted for."""
     try:
         env = lmdb.open(str(directory), readonly=True, max_dbs=8)
         databases = [env.open_db(name, create=False) for name in _DATABASES]
         with env.begin() as txn:
             version = txn.get(b"version", db=databases[3])
+            if version is None and not any(txn.stat(database)["entries"] for database in databases):
+                return ""  # a first start that did not get far
             if version is None or version[4:] != VERSION:
                 found = "none" if version is None else version[4:].decode(errors="replace")
                 return f"has format {found} where this kdns writes {VERSION.decode()}"
             for database in databases:
-                for _, value in txn.cursor(database):
-                    if len(value) < 4 or zlib.crc32(value[4:]) != _CRC.unpack_from(value)[0]:
+                count = 0
+                for key, value in txn.cursor(database):
+                    if not is_sealed(key, value):
                         return "is damaged"
+                    count += 1
+                if count != txn.stat(database)["entries"]:
+                    return "is damaged (entries are missing)"
+        with open(os.devnull, "wb") as sink:  # noqa: PTH123
+            env.copyfd(sink.fileno(), compact=True)  # fails unless each page is in use or in the list of free ones
     except lmdb.Error as error:
         return f"is damaged ({error})"
     return ""
