@@ -18,6 +18,7 @@ settings.register_profile("kdns", deadline=None)
 settings.load_profile("kdns")
 
 Serve = Callable[..., Server]
+Record = Callable[[str, object], None]
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,17 @@ def make_netns() -> Iterator[Callable[..., Netns]]:
         pytest.skip(str(error))
     with contextlib.ExitStack() as stack:
         yield lambda *arguments, **options: stack.enter_context(Netns(*arguments, **options))
+
+
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Record:
+    """Note a figure: a property of the test in a JUnit report, and a line that `pytest -rP` shows."""
+
+    def note(name: str, value: object) -> None:
+        record_property(name, value)
+        print(f"{name}: {value}")
+
+    return note
 
 
 @pytest.fixture
