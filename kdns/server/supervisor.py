@@ -127,6 +127,7 @@ class Supervisor:
         self._staff = Staff(self._totals, self._own, self._changes, self._log)
         try:
             self._running = await self._begin(self._config)
+            self._follow(self._running)
             # Loaded only now, when queries are answered already: these modules take their time.
             from kdns.observe.metrics import Exposition
             from kdns.server.pages import Pages
@@ -134,7 +135,6 @@ class Supervisor:
             self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
             self._pages.prepare(self._config, self._checks(self._running.feeds))()
             self._announce()
-            self._follow(self._running)
             await self._forget_others(self._running)
             background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
             await self._stop.wait()
