@@ -60,7 +60,6 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -200,57 +199,12 @@ def _conflict(key: ServerKey, other: Token) -> Mistake:
     return Mistake(key.token.file, key.token.line, message, "another zone or port, or bind with different addresses")
 
 
-_NLMSG = struct.Struct("=IHHII")
-_IFADDRMSG = struct.Struct("=BBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
-_RTM_NEWADDR, _RTM_GETADDR, _NLMSG_ERROR, _NLMSG_DONE, _DUMP_REQUEST = 20, 22, 2, 3, 0x301
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_MAX_READS = 4096
-
-
 def interface_addresses() -> dict[str, tuple[str, ...]]:
-    """Every interface of the machine with its addresses, from the kernel (rtnetlink(7), RTM_GETADDR).
+    """Every interface of the machine with its IPv4 and IPv6 addresses. Link-local IPv6 addresses have their zone."""
+    import psutil
 
-    Link-local IPv6 addresses have their zone. Raises OSError.
-    """
-    names = dict(socket.if_nameindex())
-    found: dict[str, list[str]] = {name: [] for name in names.values()}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(2)
-        netlink.bind((0, 0))
-        size = _NLMSG.size + _IFADDRMSG.size
-        netlink.send(_NLMSG.pack(size, _RTM_GETADDR, _DUMP_REQUEST, 1, 0) + _IFADDRMSG.pack(0, 0, 0, 0, 0))
-        for _ in range(_MAX_READS):
-            data = netlink.recv(1 << 16)
-            for kind, body in _messages(data):
-                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    return {name: tuple(addresses) for name, addresses in found.items()}
-                if kind == _RTM_NEWADDR:
-                    index, address = _interface_address(body)
-                    if address and index in names:
-                        scope = f"%{names[index]}" if address.startswith("fe80:") else ""
-                        found[names[index]].append(address + scope)
-    raise OSError("the kernel's list of addresses has no end")
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The kind and body of each netlink message."""
-    at = 0
-    while at + _NLMSG.size <= len(data):
-        size, kind, *_ = _NLMSG.unpack_from(data, at)
-        yield kind, data[at + _NLMSG.size : at + size]
-        at += max(_NLMSG.size, -(-size // 4) * 4)
-
-
-def _interface_address(body: bytes) -> tuple[int, str]:
-    """The interface's index and the address of an RTM_NEWADDR message; "" for a family that is not IP."""
-    family, _, _, _, index = _IFADDRMSG.unpack_from(body)
-    attributes = {}
-    at = _IFADDRMSG.size
-    while at + _ATTRIBUTE.size <= len(body):
-        size, kind = _ATTRIBUTE.unpack_from(body, at)
-        attributes[kind] = body[at + _ATTRIBUTE.size : at + size]
-        at += max(_ATTRIBUTE.size, -(-size // 4) * 4)
-    # On a point-to-point link IFA_ADDRESS is the peer's.
-    raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
-    return index, socket.inet_ntop(family, raw) if raw and family in (socket.AF_INET, socket.AF_INET6) else ""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: tuple(item.address for item in items if item.family in families)
+        for name, items in psutil.net_if_addrs().items()
+    }
