@@ -37,7 +37,12 @@ ROOMS: dict[str, set[str]] = {
 IMPORT_NAMES = {"prometheus-client": "prometheus_client", "pyyaml": "yaml", "dnspython": "dns"}
 """What a distribution is imported as, where that is not its name."""
 
-NOT_IMPORTED = {"mypy": "run as a program", "ruff": "run as a program", "types-PyYAML": "read by mypy"}
+NOT_IMPORTED = {
+    "mypy": "run as a program",
+    "ruff": "run as a program",
+    "types-psutil": "read by mypy",
+    "types-PyYAML": "read by mypy",
+}
 """Declared for the tests, and used otherwise than by an import."""
 
 
