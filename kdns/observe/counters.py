@@ -10,6 +10,8 @@ A series is a key (a tuple of texts) with one or more cells. The kinds, by the k
         is an index into SIZE_BUCKETS as text, or "+" behind the last.
     ("duration", server, zone)
         18 cells: queries by TIME_BUCKETS, not cumulative, then those over the last bucket, then the sum in nanoseconds.
+    ("hidden-query", ...), ("hidden-duration", ...)
+        The same of server blocks without `prometheus`; they are in no metric.
     ("probe",)
         7 cells: as "duration", with PROBE_BUCKETS; the supervisor's own requests to /health.
     ("count", metric name, label, value, label, value, ...)
@@ -290,13 +292,17 @@ class QueryCounters:
     are taken, new ones are counted under the type "other" and above all size buckets. Counts and sums stay right.
     """
 
-    def __init__(self, region: Region, server: str, zone: str) -> None:
-        """server: as in "dns://:53"; zone: of the server block, as in "cluster.local."."""
+    def __init__(self, region: Region, server: str, zone: str, *, shown: bool = True) -> None:
+        """server: as in "dns://:53"; zone: of the server block, as in "cluster.local.".
+
+        shown: False for a server block without `prometheus`, whose series are of kinds that are in no metric.
+        """
+        prefix = "" if shown else "hidden-"
         self.region = region
         self.cells = region.cells
-        self._labels = ("query", server, zone)
+        self._labels = (f"{prefix}query", server, zone)
         self._index: dict[tuple[str, str, str, str, str, bool, int, int], int] = {}
-        self._duration = region.series(("duration", server, zone), _SLOW + 2)
+        self._duration = region.series((f"{prefix}duration", server, zone), _SLOW + 2)
         self._sum = self._duration + _SLOW + 1
 
     def key(

@@ -20,7 +20,7 @@ from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
-from kdns.plugins import chaos, errors, kubernetes, log
+from kdns.plugins import chaos, errors, kubernetes, log, prometheus
 from kdns.plugins.chain import Handler, Next, link
 from kdns.server.plan import Plan, Server
 from kdns.server.respond import Block, Responder, WriteDown
@@ -157,7 +157,8 @@ class Worker:
         blocks = {}
         for key, index in server.routes:
             chain, chaotic, write_down = chains[index]
-            counters = QueryCounters(self._region, server.label, key.zone)
+            shown = prometheus.NAME in self._plan.blocks[index].plugins
+            counters = QueryCounters(self._region, server.label, key.zone, shown=shown)
             blocks[names.lower(names.from_text(key.zone))] = Block(counters, chain, chaotic, write_down)
         return Responder(server.label, blocks, self._region, self._failed)
 
