@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MethodType
 from typing import Literal
 
 from kdns.cluster import objects, records
@@ -21,13 +22,16 @@ from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Pod, Ser
 from kdns.cluster.records import RecordOptions, ServiceRecords
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
-from kdns.zone.store import EXPIRED, SYNCED, Records, Store, Transaction, Zone
+from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Records, Store, Transaction, Zone
 
 KINDS = ("Service", "EndpointSlice", "Endpoints", "Namespace", "Pod")
 Matches = Callable[[Mapping[str, str]], bool]
 
 _LONGEST_NAME = 253
-_SEPARATORS = frozenset("/\0")
+_LONGEST_LABEL = 63
+_NOT_IN_NAMES = frozenset("/\0\n")
+_PORTION = 2000
+"""Entries that are written together when a zone is filled."""
 _SCHEMA = "1"
 """Part of the fingerprint: raised when the same objects and settings make other records than before."""
 
@@ -69,9 +73,7 @@ class Settings:
     @property
     def fingerprint(self) -> bytes:
         """The same for settings that make the same records."""
-        return hashlib.sha256(
-            f"{_SCHEMA}{replace(self, namespaces=frozenset())!r}{sorted(self.namespaces)}".encode()
-        ).digest()
+        return hashlib.sha256(f"{_SCHEMA}{_canonical(self)}".encode()).digest()
 
 
 @dataclass(slots=True)
@@ -174,7 +176,10 @@ class Publisher:
     def apply(self, puts: Iterable[Object], deletes: Iterable[Key]) -> Outcome:
         """Put and delete objects, deletes first, in one transaction."""
         warnings: list[str] = []
-        puts, deletes = _storable(puts, warnings), tuple(deletes)
+        items = tuple(puts)
+        puts = _storable(items, warnings)
+        refused = {item.key for item in items} - {item.key for item in puts}
+        deletes = [key for key in (*deletes, *sorted(refused)) if _is_storable(key)]
 
         def action(txn: Transaction) -> Outcome:
             update = _Update(self, txn)
@@ -200,21 +205,60 @@ class Publisher:
         for index in ("slices", "addresses"):
             rows = [(key, b"") for item in items.values() for name, key in _index_keys(item) if name == index]
             txn.fill_objects(self.source, index, rows)
-        wanted = _Everything(self, items, outcome.warnings)
-        txn.put_meta(f"own services {self.source}", "\n".join(sorted(wanted.own)).encode())
+        sinks = {origin: _Sink(txn, zone) for origin, zone in self.zones.items()}
+        own = self._work_out(items, sinks, outcome.warnings)
+        txn.put_meta(f"own services {self.source}", "\n".join(sorted(own)).encode())
         for zone in self.zones.values():
-            found = wanted.zones[zone.origin]
-            apex = self._apex(txn, zone, self._addresses(txn, sorted(wanted.own)))
-            if txn.is_empty(zone):
-                txn.put(zone, zone.origin, apex.pop(zone.origin))
-                txn.fill(zone, (found | apex).items())
-                continue
-            found |= apex
-            for name in [name for name, _ in txn.below(zone, zone.origin) if name not in found]:
-                txn.delete(zone, name)
-            for name, rrsets in found.items():
-                txn.put(zone, name, rrsets)
+            sinks[zone.origin].finish(self._apex(txn, zone, self._addresses(txn, sorted(own))))
         return outcome
+
+    def _work_out(self, items: dict[Key, Object], sinks: Mapping[bytes, _Sink], warnings: list[str]) -> set[str]:
+        """Give all entries but those of the apexes to the sinks; returns the keys of the Services that select this
+        server."""
+        settings = self.settings
+        own: set[str] = set()
+        slices: dict[tuple[str, str], list[EndpointSlice]] = {}
+        labels: dict[str, Mapping[str, str]] = {}
+        for item in items.values():
+            if isinstance(item, EndpointSlice):
+                slices.setdefault((item.namespace, item.service), []).append(item)
+            if isinstance(item, Namespace):
+                labels[item.name] = item.labels
+            else:
+                labels.setdefault(item.namespace, {})
+        shown = {name for name, found in labels.items() if self.selects(name, found)}
+        pointers: dict[bytes, tuple[bytes, ...]] = {}
+        for origin in settings.forward:
+            options, put = settings.options(origin), sinks[origin].put
+            warn = warnings.append if origin == settings.forward[0] else _silent
+            for namespace in sorted(shown):
+                for name in records.namespace_names(namespace, options, warn):
+                    put(name, ())
+            for item in items.values():
+                if isinstance(item, Service):
+                    own_slices = slices.get((item.namespace, item.name), [])
+                    if self.is_own(own_slices):
+                        own.add(f"{item.namespace}/{item.name}")
+                    if item.namespace not in shown or not _selected(settings, item):
+                        continue
+                    derived = records.derive(item, own_slices, options, warn)
+                    owner = _service_owner(item.namespace, item.name, origin)
+                    if owner is None:
+                        continue
+                    for name, rrsets in self.service_names(derived, owner).items():
+                        put(name, rrsets)
+                    if origin == settings.forward[0]:
+                        for rdata, targets in derived.pointers.items():
+                            pointers[rdata] = pointers.get(rdata, ()) + targets
+                elif isinstance(item, Pod) and item.namespace in shown:
+                    for name, rrsets in records.pod_records(item, options, warn).items():
+                        put(name, rrsets)
+        for rdata, targets in pointers.items():
+            name = records.reverse_owner(rdata)
+            zone = self.reverse_zone(name)
+            if zone is not None:
+                sinks[zone.origin].put(name, (RRset(rr.PTR, settings.ttl, tuple(sorted(targets))),))
+        return own
 
     # Apexes
 
@@ -231,6 +275,7 @@ class Publisher:
         nameserver = b"\x02ns\x03dns" + zone.origin
         if nameserver not in apex:
             txn.delete(zone, nameserver)
+        apex[zone.origin] += _pointers(txn.get(zone, zone.origin))
         for name, rrsets in apex.items():
             txn.put(zone, name, rrsets)
 
@@ -241,7 +286,7 @@ class Publisher:
             data = txn.get_object(self.source, "Service", key)
             service = objects.unpack(data) if data is not None else None
             if isinstance(service, Service):
-                found.update(service.cluster_ips)
+                found.update(map(rr.address_text, _rdatas(service.cluster_ips)))
         return sorted(found) or sorted(self.settings.listens)
 
     # Objects of the transaction
@@ -297,53 +342,44 @@ class Publisher:
         return None if best is None else self.zones[best]
 
 
-class _Everything:
-    """All entries of all zones but those of the apexes, worked out from all objects.
+class _Sink:
+    """Takes all entries of a zone, and makes them what the zone holds.
 
-    zones: entries by origin. own: keys of the Services that select this server.
+    A zone that has never been filled takes them as they come; for another they are gathered, to write what differs.
     """
 
-    def __init__(self, publisher: Publisher, items: dict[Key, Object], warnings: list[str]) -> None:
-        settings = publisher.settings
-        self.zones: dict[bytes, dict[bytes, Records]] = {origin: {} for origin in publisher.zones}
-        self.own: set[str] = set()
-        slices: dict[tuple[str, str], list[EndpointSlice]] = {}
-        labels: dict[str, Mapping[str, str]] = {}
-        for item in items.values():
-            if isinstance(item, EndpointSlice):
-                slices.setdefault((item.namespace, item.service), []).append(item)
-            if isinstance(item, Namespace):
-                labels[item.name] = item.labels
-            else:
-                labels.setdefault(item.namespace, {})
-        shown = {name for name, own in labels.items() if publisher.selects(name, own)}
-        pointers: dict[bytes, set[bytes]] = {}
-        for origin in settings.forward:
-            options, entries = settings.options(origin), self.zones[origin]
-            warn = warnings.append if origin == settings.forward[0] else _silent
-            for namespace in sorted(shown):
-                entries.update(dict.fromkeys(records.namespace_names(namespace, options, warn), ()))
-            for item in items.values():
-                if isinstance(item, Service):
-                    own_slices = slices.get((item.namespace, item.name), [])
-                    if publisher.is_own(own_slices):
-                        self.own.add(f"{item.namespace}/{item.name}")
-                    if item.namespace not in shown or not _selected(settings, item):
-                        continue
-                    derived = records.derive(item, own_slices, options, warn)
-                    owner = _service_owner(item.namespace, item.name, origin)
-                    if owner is not None:
-                        entries.update(publisher.service_names(derived, owner))
-                    if origin == settings.forward[0]:
-                        for rdata, targets in derived.pointers.items():
-                            pointers.setdefault(rdata, set()).update(targets)
-                elif isinstance(item, Pod) and item.namespace in shown:
-                    entries.update(records.pod_records(item, options, warn))
-        for rdata, found in pointers.items():
-            owner = records.reverse_owner(rdata)
-            zone = publisher.reverse_zone(owner)
-            if zone is not None:
-                self.zones[zone.origin][owner] = (RRset(rr.PTR, settings.ttl, tuple(sorted(found))),)
+    def __init__(self, txn: Transaction, zone: Zone) -> None:
+        self._txn = txn
+        self._zone = zone
+        self._fresh = txn.zone(zone.number).state == UNSYNCED
+        if self._fresh:
+            txn.clear(zone)
+        self._entries: dict[bytes, Records] = {}
+        self._at_apex: Records = ()
+
+    def put(self, name: bytes, rrsets: Records) -> None:
+        """Take an entry. One at the apex comes beside what the apex has anyway."""
+        if name == self._zone.origin:
+            self._at_apex = rrsets
+            return
+        self._entries[name] = rrsets
+        if self._fresh and len(self._entries) >= _PORTION:
+            self._txn.fill(self._zone, self._entries.items())
+            self._entries.clear()
+
+    def finish(self, apex: dict[bytes, Records]) -> None:
+        """Write what is left, and the entries of the apex."""
+        txn, zone = self._txn, self._zone
+        found = self._entries | apex
+        found[zone.origin] += self._at_apex
+        if self._fresh:
+            txn.put(zone, zone.origin, found.pop(zone.origin))
+            txn.fill(zone, found.items())
+            return
+        for name in [name for name, _ in txn.below(zone, zone.origin) if name not in found]:
+            txn.delete(zone, name)
+        for name, rrsets in found.items():
+            txn.put(zone, name, rrsets)
 
 
 class _Update:
@@ -357,6 +393,7 @@ class _Update:
         self._services: set[tuple[str, str]] = set()
         self._namespaces: set[str] = set()
         self._pods: set[tuple[str, str]] = set()
+        self._cluster_ips: dict[tuple[str, str], set[bytes]] = {}
 
     def put(self, item: Object, old: bytes | None = None) -> None:
         """Put an object; nothing happens if it is there already. old: what the store has, if that is known."""
@@ -394,6 +431,7 @@ class _Update:
         self._namespaces.add(item.namespace)
         if isinstance(item, Service):
             self._services.add((item.namespace, item.name))
+            self._cluster_ips.setdefault((item.namespace, item.name), set()).update(_rdatas(item.cluster_ips))
         elif isinstance(item, EndpointSlice):
             self._services.add((item.namespace, item.service))
         else:
@@ -456,7 +494,11 @@ class _Update:
             wanted = publisher.service_names(derived, owner)
             before = dict(txn.below(zone, owner))
             if origin == settings.forward[0]:
-                self._publish_pointers(owner, before, derived.pointers)
+                # PTR records may point to a name without addresses (`ignore_empty_service`).
+                once = addresses_in(before) | self._cluster_ips.get((namespace, name), set())
+                if service is not None:
+                    once |= _rdatas(service.cluster_ips)
+                self._publish_pointers(owner, once, derived.pointers)
             for entry in before.keys() - wanted.keys():
                 txn.delete(zone, entry)
             for entry, rrsets in wanted.items():
@@ -464,23 +506,28 @@ class _Update:
                     txn.put(zone, entry, rrsets)
         return service is not None and publisher.is_own(slices)
 
-    def _publish_pointers(
-        self, owner: bytes, before: dict[bytes, Records], pointers: dict[bytes, tuple[bytes, ...]]
-    ) -> None:
-        """Bring the PTR records in line that point to a Service's names; those to other Services stay."""
+    def _publish_pointers(self, owner: bytes, once: set[bytes], pointers: dict[bytes, tuple[bytes, ...]]) -> None:
+        """Bring the PTR records in line that point to a Service's names; those to other Services stay.
+
+        once: addresses whose PTR records may have pointed there until now.
+        """
         publisher, txn = self._publisher, self._txn
-        for rdata in addresses_in(before) | pointers.keys():
+        for rdata in once | pointers.keys():
             name = records.reverse_owner(rdata)
             zone = publisher.reverse_zone(name)
             if zone is None:
                 continue
-            have = {target for rrset in txn.get(zone, name) or () for target in rrset.rdatas}
+            there = txn.get(zone, name)
+            have = {target for rrset in _pointers(there) for target in rrset.rdatas}
             targets = {target for target in have if not names.is_subdomain(target, owner)}
             targets.update(pointers.get(rdata, ()))
             if targets == have:
                 continue
+            rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
             if targets:
-                txn.put(zone, name, (RRset(rr.PTR, publisher.settings.ttl, tuple(sorted(targets))),))
+                rrsets += (RRset(rr.PTR, publisher.settings.ttl, tuple(sorted(targets))),)
+            if rrsets:
+                txn.put(zone, name, rrsets)
             else:
                 txn.delete(zone, name)
 
@@ -516,6 +563,10 @@ def own_services(txn: Transaction, source: str) -> set[str]:
     return set(kept.decode().split("\n")) if kept else set()
 
 
+def _pointers(rrsets: Records | None) -> Records:
+    return tuple(rrset for rrset in rrsets or () if rrset.type == rr.PTR)
+
+
 def addresses_in(entries: Mapping[bytes, Records]) -> set[bytes]:
     """All addresses (4 or 16 bytes) in A and AAAA records."""
     return {
@@ -531,12 +582,27 @@ def _storable(items: Iterable[Object], warnings: list[str]) -> list[Object]:
     """The objects whose names Kubernetes could have given them; the others cannot be keys of the store."""
     found = []
     for item in items:
-        texts = (*item.key[1:], item.service) if isinstance(item, EndpointSlice) else item.key[1:]
-        if all(len(text.encode()) <= _LONGEST_NAME and not _SEPARATORS & set(text) for text in texts):
+        labels = (item.service,) if isinstance(item, EndpointSlice) else ()
+        if _is_storable(item.key, labels):
             found.append(item)
         else:
-            warnings.append(f"{item.key[0]} {texts!r:.300}: a name that Kubernetes does not allow, not published")
+            warnings.append(
+                f"{item.key[0]} {item.key[1:]!r:.300}: a name that Kubernetes does not allow, not published"
+            )
     return found
+
+
+def _is_storable(key: Key, labels: tuple[str, ...] = ()) -> bool:
+    """True if the names of an object, and of others that it belongs to (`labels`), can be keys of the store."""
+    kind, namespace, name = key
+    short = (namespace, name, *labels) if kind in ("Service", "Namespace") else (namespace, *labels)
+    return (
+        all(len(text.encode()) <= _LONGEST_LABEL for text in short)
+        and len(name.encode()) <= _LONGEST_NAME
+        and namespace == namespace.lower()
+        and name == name.lower()
+        and not _NOT_IN_NAMES.intersection("".join((namespace, name, *labels)))
+    )
 
 
 def _selected(settings: Settings, service: Service) -> bool:
@@ -544,10 +610,10 @@ def _selected(settings: Settings, service: Service) -> bool:
 
 
 def _service_owner(namespace: str, name: str, origin: bytes) -> bytes | None:
-    """S.N.svc.Z; None if it cannot be a name."""
-    if not (names.is_label(namespace) and names.is_label(name)):
+    """S.N.svc.Z; None if it cannot be a name. A slice may say `Web`, which is not the Service `web`."""
+    if not (names.is_label(namespace) and names.is_label(name)) or name != name.lower():
         return None
-    owner = names.join([name.lower().encode(), namespace.lower().encode(), b"svc"])[:-1] + origin
+    owner = names.join([name.encode(), namespace.encode(), b"svc"])[:-1] + origin
     return owner if len(owner) <= names.MAX_NAME else None
 
 
@@ -572,6 +638,20 @@ def _parts(kind: str, text: str) -> tuple[str, str]:
         return "", text
     namespace, _, name = text.partition("/")
     return namespace, name
+
+
+def _canonical(value: object) -> str:
+    """A text of a value that is the same in another process: repr, but for sets in order and methods by their owner."""
+    if isinstance(value, frozenset):
+        return f"{{{','.join(sorted(map(_canonical, value)))}}}"
+    if isinstance(value, tuple):
+        return f"({','.join(map(_canonical, value))})"
+    if isinstance(value, MethodType):
+        return f"{_canonical(value.__self__)}.{value.__name__}"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = (f"{item.name}={_canonical(getattr(value, item.name))}" for item in fields(value))
+        return f"{type(value).__name__}({','.join(parts)})"
+    return repr(value)
 
 
 def _rdatas(addresses: Iterable[str]) -> set[bytes]:
