@@ -145,7 +145,10 @@ class Publisher:
     # Changes
 
     def replace(self, items: Iterable[Object], *, keep: bool = False) -> Outcome:
-        """Make the given objects all that there are; with `keep` those stay that are there and are not given."""
+        """Make the given objects all that there are.
+
+        keep: those stay that are there and are not given, and the age of what is there stays too.
+        """
         warnings: list[str] = []
         wanted = {item.key: item for item in _storable(items, warnings)}
         fingerprint = f"settings {self.source}"
@@ -168,7 +171,8 @@ class Publisher:
             txn.put_meta(fingerprint, self.settings.fingerprint)
             for zone in self.zones.values():
                 txn.set_state(zone, SYNCED)
-            self._stamp(txn)
+            if not keep or txn.get_meta(f"current {self.source}") is None:
+                self._stamp(txn)
             return replace(outcome, warnings=warnings + outcome.warnings)
 
         return self._store.write(action)
