@@ -96,6 +96,7 @@ class Publisher:
         self._store = store
         self._listens = {rr.address(text) for text in settings.listens}
         self.zones = store.write(self._zones)
+        self._reverse = names.Zones({origin: self.zones[origin] for origin in settings.reverse})
 
     def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
         """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
@@ -340,10 +341,7 @@ class Publisher:
 
     def reverse_zone(self, owner: bytes) -> Zone | None:
         """The reverse zone that a name belongs into."""
-        best = max(
-            (origin for origin in self.settings.reverse if names.is_subdomain(owner, origin)), key=len, default=None
-        )
-        return None if best is None else self.zones[best]
+        return self._reverse.find(owner)
 
 
 class _Sink:
