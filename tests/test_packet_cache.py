@@ -1,0 +1,114 @@
+"""The packet cache: bounded, and never older than the store."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdns.observe.counters import QueryCounters, Region
+from kdns.server import packet_cache
+from kdns.server.packet_cache import Entry, PacketCache, Turns
+from kdns.server.respond import Block
+from kdns.wire.message import Query, Response, Rotation
+from kdns.zone.changes import SLOTS, Changes, name_hash
+
+WEB, MAIL = name_hash(b"\x03web\0"), name_hash(b"\x04mail\0")
+
+
+async def nothing(_: Query) -> Response:
+    return Response()
+
+
+@pytest.fixture
+def changes() -> Changes:
+    return Changes.create()
+
+
+@pytest.fixture
+def region() -> Region:
+    return Region.create()
+
+
+@pytest.fixture
+def cache(changes: Changes, region: Region) -> PacketCache:
+    return PacketCache(changes, region)
+
+
+@pytest.fixture
+def block(region: Region) -> Block:
+    return Block(QueryCounters(region, "dns://:53", "."), nothing, None, None)
+
+
+def entry(block: Block, *hashes: int, response: bytes = b"response") -> Entry:
+    return Entry(response, 0, None, block, hashes)
+
+
+def test_a_changed_name_takes_its_answers_with_it_and_no_others(
+    cache: PacketCache, changes: Changes, block: Block
+) -> None:
+    cache.put(b"web A", entry(block, WEB), cache.seen)
+    cache.put(b"web SRV", entry(block, WEB, MAIL), cache.seen)
+    cache.put(b"mail A", entry(block, MAIL), cache.seen)
+    changes.note([WEB])
+    cache.sync()
+    assert set(cache.young) == {b"mail A"}
+
+
+def test_answers_in_the_old_generation_go_too(cache: PacketCache, changes: Changes, block: Block) -> None:
+    cache.put(b"web A", entry(block, WEB), cache.seen)
+    for number in range(packet_cache.ENTRIES):
+        cache.put(b"%d" % number, entry(block), cache.seen)
+    assert cache.from_old(b"web A") is not None
+    changes.note([WEB])
+    cache.sync()
+    assert b"web A" not in cache.young
+    assert cache.from_old(b"web A") is None
+
+
+def test_what_was_made_before_a_change_is_not_kept_after_it(cache: PacketCache, changes: Changes, block: Block) -> None:
+    seen = cache.seen
+    changes.note([MAIL])
+    cache.sync()
+    cache.put(b"web A", entry(block, WEB), seen)
+    assert cache.young == {}
+
+
+def test_a_cache_that_was_overtaken_by_changes_starts_empty(cache: PacketCache, changes: Changes, block: Block) -> None:
+    cache.put(b"web A", entry(block, WEB), cache.seen)
+    changes.note([MAIL] * (SLOTS + 1))
+    cache.sync()
+    assert cache.young == {}
+    assert cache.seen == changes.generation
+
+
+def test_entries_are_bounded_and_those_in_use_stay(cache: PacketCache, block: Block) -> None:
+    cache.put(b"web A", entry(block, WEB), cache.seen)
+    for number in range(5 * packet_cache.ENTRIES):
+        cache.put(b"%d" % number, entry(block), cache.seen)
+        if number % 1000 == 0:
+            assert b"web A" in cache.young or cache.from_old(b"web A") is not None
+    assert cache.report()[0] <= 2 * packet_cache.ENTRIES
+
+
+def test_bytes_are_bounded(cache: PacketCache, block: Block) -> None:
+    for number in range(1000):
+        cache.put(b"%d" % number, entry(block, response=bytes(60000)), cache.seen)
+    kept = sum(len(one.response) for half in (cache.young, cache.old) for one in half.values())
+    assert kept <= 2 * packet_cache.BYTES
+
+
+def test_every_address_comes_first_in_its_turn() -> None:
+    records = b"".join(b"owner record %02d" % number for number in range(5))
+    turns = Turns(Rotation(12, 12 + len(records), 15, records), 3)
+    response = bytes(10) + records + b"tail"
+    got = [turns.next(response) for _ in range(10)]
+    assert {one[10:25] for one in got} == {b"owner record %02d" % number for number in range(5)}
+    assert all(len(one) == len(response) and one.endswith(b"tail") for one in got)
+    assert got[:5] == got[5:]
+
+
+def test_turns_of_a_truncated_answer_bring_every_address() -> None:
+    records = b"".join(b"owner record %02d" % number for number in range(5))
+    turns = Turns(Rotation(2, 2 + 30, 15, records), 0)
+    got = [turns.next(records[:30]) for _ in range(5)]
+    assert {one[:15] for one in got} == {records[at : at + 15] for at in range(0, 75, 15)}
+    assert all(len(one) == 30 for one in got)
