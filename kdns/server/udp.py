@@ -19,6 +19,8 @@ from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block, Pending, Responder, Via, WriteDown
 from kdns.zone.changes import Changes
 
+_DISCARD = 9
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 LAST_BATCHES = 64
 """How many batches a thread that is told to stop still takes out of its socket, at most."""
 
@@ -59,6 +61,16 @@ class UdpServer:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def turn_away(self) -> None:
+        """Let the kernel give new queries to the other sockets that share the address, and keep those that are here.
+
+        A UDP socket with a peer gets datagrams of that peer only, and we give it one that sends nothing (the discard
+        port of an address of ours). It can still send to anybody. Not for a socket that another worker will read.
+        """
+        host = self._via.local[0]
+        with contextlib.suppress(OSError):
+            self._socket.connect((_LOOPBACK.get(host, host), _DISCARD))
 
     async def stop(self) -> None:
         """End the thread after it has answered what waits in the socket, and wait for what is pending."""

@@ -103,20 +103,22 @@ class Worker:
         self._control.setblocking(False)
         with contextlib.suppress(OSError):
             self._control.send(READY)
-        await self._until_told()
+        if not await self._until_told():
+            for udp in self._udp:
+                udp.turn_away()
         await self._stop()
         for task in background:
             task.cancel()
         self._log.flush()
 
-    async def _until_told(self) -> None:
-        """Wait for the supervisor's word, or for the end of being an orphan."""
+    async def _until_told(self) -> bool:
+        """Wait for the supervisor's word; False at the end of being an orphan, whose sockets nobody else has."""
         try:
             told = await asyncio.get_running_loop().sock_recv(self._control, 16)
         except OSError:
             told = b""
         if told:
-            return
+            return True
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         self._log.warning(
@@ -130,6 +132,7 @@ class Worker:
             waited += 0.2
             with contextlib.suppress(OSError):
                 held = held + 0.2 if is_held(Path(self._plan.state_dir)) else 0.0
+        return False
 
     async def _stop(self) -> None:
         for tcp in self._tcp:
