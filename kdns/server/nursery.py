@@ -123,7 +123,7 @@ class Nursery:
             self._watching = True
 
     def _forget(self) -> None:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError, RuntimeError):
             asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

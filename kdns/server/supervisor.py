@@ -97,18 +97,25 @@ class Supervisor:
     """The parts of the supervising process."""
 
     def __init__(self, start: Start, log: logs.Log) -> None:
-        """Everything that can go wrong at a start goes wrong here, before a thread or a process is started."""
+        """Raises KdnsError for a wrong Corefile and a state directory that cannot be used.
+
+        The nursery is started first: it loads its modules while the store is read.
+        """
         self._start = start
         self._log = log
         self._config = self._load()
         self._count = start.workers or min(usable_cpus(), MOST_WORKERS)
         self._changes = Changes.create()
-        self._store = Store.open(start.state_dir, self._changes, log.warning)
         self._own = Region.create()
         self._totals = Totals()
         self._totals.add_region(self._own)
+        self._staff = Staff(self._totals, self._own, self._changes, log)
+        try:
+            self._store = Store.open(start.state_dir, self._changes, log.warning)
+        except StoreError:
+            self._staff.close()
+            raise
         self._sockets: dict[tuple[Place, int], socket.socket] = {}
-        self._staff: Staff
         self._pages: Pages
         self._running: Running | None = None
         self._stop = asyncio.Event()
@@ -124,7 +131,6 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop.set)
         for number in (signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(number, self._reload.set)
-        self._staff = Staff(self._totals, self._own, self._changes, self._log)
         try:
             self._running = await self._begin(self._config)
             self._follow(self._running)
