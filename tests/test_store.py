@@ -318,11 +318,12 @@ def _scratch_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     _scratch_store.pop().close()
 
 
-operations = st.lists(st.tuples(few_names, st.sampled_from([None, (), _a("10.0.0.1"), _a("10.0.0.2")])), max_size=6)
+nested = st.sampled_from([ORIGIN, *(_name(text) for text in ("a", "b.a", "c.b.a", "d.c.b.a", "bb.a", "aa", r"\000.a"))])
+operations = st.lists(st.tuples(nested, st.sampled_from([None, (), _a("10.0.0.1"), _a("10.0.0.2")])), max_size=6)
 
 
 @given(st.lists(operations, max_size=5))
-@example([[(_name("a.b"), ())], [(_name("b"), ()), (_name("a.b"), None)]])
+@example([[(_name("c.b.a"), ())], [(_name("c.b.a"), None)]])
 def test_every_name_whose_answer_changed_is_noted(transactions: list[list[tuple[bytes, Records | None]]]) -> None:
     """Model: a dict of names; a name without an entry exists if there is one below it."""
     everything = sorted({above for batch in transactions for name, _ in batch for above in _ancestors(name)})
