@@ -199,7 +199,7 @@ ODD_NAMES = {
 @pytest.mark.parametrize("name", [pytest.param(name, id=key) for key, name in ODD_NAMES.items() if len(name) <= 255])
 def test_labels_of_any_bytes_are_names_that_do_not_exist(server: Server, proto: str, name: bytes) -> None:
     data = plain(name)
-    for _ in range(2):
+    for _ in range(3):
         wire = send(server, proto, data)
         assert rcode(wire) == "NXDOMAIN"
         assert wire[12 : len(data)] == data[12:]
@@ -235,7 +235,7 @@ def test_a_name_without_a_server_block_is_refused(server: Server, proto: str, na
 
 
 def test_any_over_udp_is_one_small_record(server: Server) -> None:
-    for _ in range(2):
+    for _ in range(3):
         message = dns.message.from_wire(send(server, "udp", plain(rtype=ANY)))
         assert [dns.rdatatype.to_text(rrset.rdtype) for rrset in message.answer] == ["HINFO"]
         assert '"RFC8482"' in message.answer[0].to_text()
@@ -381,7 +381,7 @@ def test_as_many_addresses_as_fit_are_sent_over_udp_with_tc(server: Server, size
     data = plain(name, rtype) if size.offered is None else with_opt(size.offered, name=name, rtype=rtype)
     whole = {rdata for rrset in dns.message.from_wire(send(server, "tcp", data)).answer for rdata in rrset}
     assert len(whole) == MANY
-    for _ in range(2):
+    for _ in range(3):
         wire = send(server, "udp", data)
         message = dns.message.from_wire(wire)
         room = size.limit - len(plain(name)) - (0 if size.offered is None else 11)
@@ -407,6 +407,20 @@ def test_as_many_srv_records_as_fit_are_sent_over_udp_with_tc(server: Server, si
     assert sent == full[: len(sent)]
     following = 2 + 10 + len(full[len(sent)][0].to_wire() or b"")
     assert len(wire) <= size.limit < len(wire) + following
+
+
+@pytest.mark.parametrize(
+    ("rtype", "name"), [(A, "big"), (AAAA, "big"), (SRV, "_http._tcp.big")], ids=["A", "AAAA", "SRV"]
+)
+def test_a_record_fits_if_it_ends_with_the_last_byte(server: Server, rtype: int, name: str) -> None:
+    def sent(size: int) -> tuple[int, int]:
+        wire = send(server, "udp", with_opt(size, name=f"{name}.{NS}", rtype=rtype))
+        return len(wire), counts(wire)[1]
+
+    for size in (700, 900, 1100):
+        length, count = sent(size)
+        assert sent(length) == (length, count)
+        assert sent(length - 1)[1] == count - 1
 
 
 def test_additional_records_that_do_not_fit_set_tc_too(server: Server) -> None:
@@ -460,9 +474,9 @@ def test_a_query_may_come_byte_by_byte(server: Server) -> None:
 
 def test_the_answers_come_even_if_the_client_has_closed_its_side(server: Server) -> None:
     with server.tcp_socket() as sock:
-        sock.sendall(framed(plain(f"big.{NS}")) * 20)
+        sock.sendall(framed(plain(f"big.{NS}")) * 1000)
         sock.shutdown(socket.SHUT_WR)
-        replies = [read_message(sock) for _ in range(20)]
+        replies = [read_message(sock) for _ in range(1000)]
         assert all(reply is not None and len(reply) > 16 * MANY for reply in replies)
         assert sock.recv(1) == b""
 
@@ -509,16 +523,25 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
     late.shutdown(socket.SHUT_WR)
     drips = waiting.sockets["drips"] = server.tcp_socket()
     busy = waiting.sockets["busy"]
+    # Each second the rest of a query and the beginning of the next.
+    waiting.open("always in the middle", framed(plain())[:5])
+    middle = waiting.sockets["always in the middle"]
     assert rcode(read_message(busy) or b"") == "NOERROR"
     dripping = framed(plain())
     ended = {}
-    pending = {name: sock for name, sock in waiting.sockets.items() if name not in ("busy", "slow", "late")}
+    pending = {
+        name: sock
+        for name, sock in waiting.sockets.items()
+        if name not in ("busy", "always in the middle", "slow", "late")
+    }
     step = 0
     while (now := time.monotonic() - waiting.start) < tcp_side.IDLE + 3 and pending:
         if int(now) > step:  # once a second
             step = int(now)
             busy.sendall(framed(plain()))
             assert rcode(read_message(busy) or b"") == "NOERROR"
+            middle.sendall(framed(plain())[5:] + framed(plain())[:5])
+            assert rcode(read_message(middle) or b"") == "NOERROR"
             if "drips" in pending:  # a byte a second does not make the message complete in time
                 with contextlib.suppress(OSError):
                     drips.sendall(dripping[step : step + 1])
@@ -728,13 +751,37 @@ def test_on_a_wildcard_bind_the_answer_leaves_from_the_address_that_was_asked(
     places.append((socket.AF_INET6, (link_local, 53, 0, scope)))
     with server:
         wait_for_answers(client)
-        for side in (host, client):  # the kernel looks whether anybody else has the link-local address
-            procs.wait_until(lambda: not side.ip("-6", "address", "show", "tentative"), 5, "addresses")  # noqa: B023
+        settle(host, client)
         for family, place in places:
-            for _ in range(2):
+            for _ in range(3):
                 # A connected socket takes answers from that address only.
                 assert rcode(asked(client, family, place, socket.SOCK_DGRAM)) == "NOERROR"
             assert rcode(asked(client, family, place, socket.SOCK_STREAM)) == "NOERROR"
+
+
+def test_the_answer_takes_the_route_to_the_client_not_the_link_that_the_query_came_by(
+    make_netns: Callable[..., Netns], tmp_path: Path
+) -> None:
+    host, client = make_netns("host"), make_netns("client")
+    host.connect(client, [f"{V4[0]}/24", f"{V6[0]}/64"], ["10.9.0.100/24", "fd09::100/64"])
+    host.connect(client, ["10.10.0.1/24", "fd10::1/64"], ["10.10.0.100/24", "fd10::100/64"])
+    for side in (host, client):
+        side.run("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done")
+    client.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore")  # no answers for addresses on lo
+    client.ip("address", "add", "10.50.0.1/32", "dev", "lo")
+    client.ip("address", "add", "fd50::1/128", "dev", "lo")
+    host.ip("route", "add", "10.50.0.1", "via", "10.10.0.100")
+    host.ip("route", "add", "fd50::1", "via", "fd10::100")
+    with Server(tmp_path, [service("web")], corefile=WILDCARD, prefix=host.prefix, connect=None):
+        wait_for_answers(client)
+        settle(host, client)
+        for family, own, address in ((socket.AF_INET, "10.50.0.1", V4[0]), (socket.AF_INET6, "fd50::1", V6[0])):
+            with client.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(2)
+                sock.bind((own, 0))
+                sock.connect((address, 53))
+                sock.send(plain())
+                assert rcode(sock.recv(65535)) == "NOERROR"
 
 
 Place = tuple[str, int] | tuple[str, int, int, int]
@@ -752,6 +799,12 @@ def asked(client: Netns, family: socket.AddressFamily, place: Place, kind: socke
             return sock.recv(65535)
         except TimeoutError:
             raise AssertionError(f"no answer from {place}") from None
+
+
+def settle(*namespaces: Netns) -> None:
+    """Wait until the kernel knows that nobody else has the links' addresses (RFC 4862 5.4)."""
+    for each in namespaces:
+        procs.wait_until(lambda: not each.ip("-6", "address", "show", "tentative"), 5, "addresses")  # noqa: B023
 
 
 def wait_for_answers(client: Netns) -> None:

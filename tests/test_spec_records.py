@@ -1,7 +1,7 @@
 """What a cluster's names answer, row by row, asked of a running server over UDP and TCP.
 
-`Z` is cluster.local. Each test asks through `ask`, which wants the same answer from both transports and, the second
-time, from the packet cache.
+`Z` is cluster.local. Each test asks through `ask`, which wants the same answer from both transports and, when
+it is asked again, from the packet cache.
 """
 
 from __future__ import annotations
@@ -236,6 +236,11 @@ def test_a_headless_service_has_the_addresses_of_its_ready_endpoints_once_each(s
     assert_answer(ask(server, f"db.{SHOP}", "AAAA"), "AAAA", f"db.{SHOP}", addresses)
 
 
+def test_slices_of_the_type_fqdn_are_passed_over_without_a_word(server: Server) -> None:
+    assert "db.example.com" not in server.log
+    assert_negative(ask(server, f"db-example-com.db.{SHOP}"), "NXDOMAIN")
+
+
 def test_an_endpoint_goes_by_its_hostname_which_several_addresses_may_share(server: Server) -> None:
     assert_answer(ask(server, f"db-0.db.{SHOP}"), "A", f"db-0.db.{SHOP}", ["10.1.1.1"])
     assert_answer(ask(server, f"db-0.db.{SHOP}", "AAAA"), "AAAA", f"db-0.db.{SHOP}", ["fd00:1::1:1"])
@@ -339,6 +344,8 @@ def test_a_loop_ends_with_what_was_found(server: Server) -> None:
     assert answer.rcode == "NOERROR"
     assert answer.answer == [f"ping.{SHOP}. CNAME pong.{SHOP}.", f"pong.{SHOP}. CNAME ping.{SHOP}."]
     assert answer.authority == []
+    wire = server.raw_udp(dns.message.make_query(f"ping.{SHOP}", "A").to_wire()) or b""
+    assert int.from_bytes(wire[6:8], "big") == 2
 
 
 def test_a_chain_of_ten_links_is_followed_and_one_of_eleven_is_not(server: Server) -> None:
@@ -536,7 +543,7 @@ def test_soa_and_additional_owners_follow_the_case_of_the_question(server: Serve
 
 
 def test_each_spelling_gets_its_own_back_from_the_cache(server: Server) -> None:
-    for _ in range(2):
+    for _ in range(3):
         for name in ("weB.shop.svc.cluster.local", "WEb.shop.svc.cluster.local"):
             asked, back, message = spelled(server, name, "A", tcp=False)
             assert back == asked
@@ -557,12 +564,12 @@ def soon(live: Server, name: str, rdtype: str, rcode: str, *rdatas: str) -> None
 
 
 def cached(live: Server, name: str, rdtype: str, rcode: str, *rdatas: str) -> None:
-    """The answer is this now, and the second time it comes from the packet cache."""
+    """The answer is this now, and from now on it comes from the packet cache."""
     answer = ask(live, name, rdtype)
     assert (answer.rcode, answer.answer) == (rcode, records(name, rdtype, rdatas))
     before = live.metrics().value("kdns_packet_cache_hits_total")
     assert ask(live, name, rdtype) == answer
-    assert live.metrics().value("kdns_packet_cache_hits_total") == before + 4
+    assert live.metrics().value("kdns_packet_cache_hits_total") == before + 6
 
 
 def test_an_edited_address_shows(live: Server) -> None:
@@ -660,6 +667,35 @@ def test_endpoints_that_come_and_go_show(live: Server) -> None:
         put(live, "scale", *scaled(*addresses))
         soon(live, name, "A", "NOERROR" if addresses else "NXDOMAIN", *addresses)
         ask(live, name)
+
+
+def test_when_one_of_two_services_with_an_address_goes_the_ptr_record_to_the_other_stays(live: Server) -> None:
+    def selecting(name: str) -> list[Object]:
+        return [service(name, "two", ips=()), endpoint_slice(name, [endpoint("10.1.10.1", hostname="e")], "two")]
+
+    one, other = f"e.one.two.svc.{Z}.", f"e.other.two.svc.{Z}."
+    put(live, "two-one", *selecting("one"))
+    soon(live, reverse("10.1.10.1"), "PTR", "NOERROR", one)
+    put(live, "two-other", *selecting("other"))
+    soon(live, reverse("10.1.10.1"), "PTR", "NOERROR", one, other)
+    cached(live, reverse("10.1.10.1"), "PTR", "NOERROR", one, other)
+    (live.manifests / "two-one.json").unlink()
+    soon(live, reverse("10.1.10.1"), "PTR", "NOERROR", other)
+
+
+def test_endpoints_of_the_old_kind_count_until_there_is_a_slice(live: Server) -> None:
+    old = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "db", "namespace": "legacy"},
+        "subsets": [{"addresses": [{"ip": "10.1.11.1"}], "ports": [{"name": "http", "port": 8080}]}],
+    }
+    name = f"db.legacy.svc.{Z}"
+    put(live, "legacy", service("db", "legacy", ips=()), old)
+    soon(live, name, "A", "NOERROR", "10.1.11.1")
+    cached(live, name, "A", "NOERROR", "10.1.11.1")
+    put(live, "legacy-slice", endpoint_slice("db", [endpoint("10.1.11.2")], "legacy"))
+    soon(live, name, "A", "NOERROR", "10.1.11.2")
 
 
 def test_the_name_server_follows_the_service_that_selects_this_server(serve: Serve) -> None:
