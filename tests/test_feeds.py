@@ -51,6 +51,7 @@ class Bench:
         self.folder = folder
         self.log = Lines()
         self.committed = 0
+        self.seen: list[tuple[set[int], bool]] = []
         self.store: Store
         self.open()
 
@@ -226,6 +227,40 @@ def test_nothing_is_synced_as_long_as_nothing_can_be_read(bench: Bench) -> None:
         bench.until(lambda: feed.synced),
     )
     assert bench.states() == {SYNCED}
+
+
+def test_with_a_broken_file_and_nothing_from_before_the_rest_is_served_but_nothing_is_denied(bench: Bench) -> None:
+    bench.write("a.json", objects.service("a"))
+    (bench.manifests / "b.yaml").write_text(BROKEN)
+    feed = bench.feed()
+    bench.run(
+        feed,
+        bench.until(lambda: bench.names() == {"a.default"}),
+        bench.do(lambda: bench.seen.append((bench.states(), feed.synced))),
+        bench.do((bench.manifests / "b.yaml").unlink),
+        bench.until(lambda: feed.synced and bench.states() == {SYNCED}),
+    )
+    assert bench.seen == [({UNSYNCED}, False)]
+
+
+def test_data_that_have_expired_are_not_served_again_because_of_a_change_beside_a_broken_file(bench: Bench) -> None:
+    bench.write("a.json", objects.service("a"))
+    asyncio.run(bench.feed().load())
+    bench.restart()
+    (bench.manifests / "a.json").write_text(BROKEN)
+    bench.made_old(10.0)
+    feed = bench.feed("snapshot_max_age 1s")
+    bench.run(
+        feed,
+        bench.until(lambda: bench.states() == {EXPIRED}),
+        bench.do(bench.write, "b.json", objects.service("b")),
+        bench.until(lambda: bench.names() == {"a.default", "b.default"}),
+        bench.do(lambda: bench.seen.append((bench.states(), feed.synced))),
+        bench.do(bench.write, "a.json", objects.service("c")),
+        bench.until(lambda: feed.synced and bench.states() == {SYNCED}),
+    )
+    assert bench.seen == [({EXPIRED}, False)]
+    assert bench.names() == {"b.default", "c.default"}
 
 
 def test_old_data_are_served_until_they_are_older_than_allowed(bench: Bench) -> None:

@@ -112,3 +112,13 @@ def test_turns_of_a_truncated_answer_bring_every_address() -> None:
     got = [turns.next(records[:30]) for _ in range(5)]
     assert {one[:15] for one in got} == {records[at : at + 15] for at in range(0, 75, 15)}
     assert all(len(one) == 30 for one in got)
+
+
+def test_an_answer_is_kept_when_it_is_asked_for_a_second_time(cache: PacketCache) -> None:
+    assert [cache.wants(b"web A") for _ in range(3)] == [False, True, True]
+
+
+def test_queries_that_never_repeat_are_not_kept(cache: PacketCache) -> None:
+    kept = sum(cache.wants(b"random %d" % number) for number in range(10 * packet_cache.ASKED))
+    assert kept < 4 * packet_cache.ASKED
+    assert [cache.wants(b"web A") for _ in range(2)][1] is True

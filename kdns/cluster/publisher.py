@@ -148,7 +148,7 @@ class Publisher:
     def replace(self, items: Iterable[Object], *, keep: bool = False) -> Outcome:
         """Make the given objects all that there are.
 
-        keep: those stay that are there and are not given, and the age of what is there stays too.
+        keep: those stay that are there and are not given, and so do the age of the data and the state of the zones.
         """
         warnings: list[str] = []
         wanted = {item.key: item for item in _storable(items, warnings)}
@@ -170,8 +170,9 @@ class Publisher:
             else:
                 outcome = self._rebuild(txn, wanted)
             txn.put_meta(fingerprint, self.settings.fingerprint)
-            for zone in self.zones.values():
-                txn.set_state(zone, SYNCED)
+            if not keep:
+                for zone in self.zones.values():
+                    txn.set_state(zone, SYNCED)
             if not keep or txn.get_meta(f"current {self.source}") is None:
                 self._stamp(txn)
             return replace(outcome, warnings=warnings + outcome.warnings)

@@ -72,6 +72,11 @@ class Feed:
         self.synced = self.publisher.synced
 
     @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"kubernetes {' '.join(self._options.zones)}"
+
+    @property
     def zones(self) -> tuple[tuple[bytes, int], ...]:
         """Origin and number of each zone."""
         return tuple((origin, zone.number) for origin, zone in self.publisher.zones.items())
@@ -115,21 +120,26 @@ class Feed:
         self._problems = len(self._source.unusable)
 
     async def _replace(self, items: Iterable[Object]) -> None:
-        """Publish all that the source has. What it cannot read now, but could before a restart, is kept."""
+        """Publish all that the source has. What it cannot read now, but could before a restart, is kept.
+
+        Without such data from before, what cannot be read is unknown, and the zone is not synced until it can be.
+        """
         unusable = self._source.unusable
         self._problems = len(unusable)
         found = list(items)
-        if unusable and not found and not self.synced:
-            return
         await self._write(lambda: self.publisher.replace(found, keep=bool(unusable)))
         self._complete = not unusable
-        self.synced = True
+        self.synced = await asyncio.to_thread(lambda: self.publisher.synced)
 
     async def _write(self, action: Callable[[], Outcome]) -> None:
-        """Publish in a thread, again and again until the store takes it."""
+        """Publish in a thread, again and again until the store takes it. Does not end before the thread has."""
         while True:
+            writing = asyncio.ensure_future(asyncio.to_thread(action))
             try:
-                outcome = await asyncio.to_thread(action)
+                outcome = await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait((writing,))
+                raise
             except StoreError as error:
                 self._log.error(f"{error}; answers stay as they are until it can be written", key="store")
                 await asyncio.sleep(RETRY_SECONDS)
@@ -153,11 +163,17 @@ class Feed:
         if limit is None or age is None or not self.synced:
             return
         await asyncio.sleep(max(0.0, limit - age))
-        if not self._complete:
-            self._log.warning(f"its data is older than snapshot_max_age ({limit:g} s) and is not served any more")
-            self.synced = False
-            with contextlib.suppress(StoreError):
+        if self._complete:
+            return
+        self._log.warning(f"its data is older than snapshot_max_age ({limit:g} s) and is not served any more")
+        self.synced = False
+        while True:
+            try:
                 await asyncio.to_thread(self.publisher.expire)
+                return
+            except StoreError as error:
+                self._log.error(str(error), key="store")
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _report(self, problems: Sequence[Mistake]) -> None:
         for problem in problems:

@@ -3,6 +3,9 @@
 The key is the query without its ID: two queries that are equal but for the ID get the same answer. One cache serves
 one socket, so that protocol, address family and server block are the same for equal queries.
 
+A query is remembered, as one bit by its hash, before its answer is kept: what is asked only once (the usual miss under
+a search suffix, or a flood of random names) takes no room from what is asked again and again.
+
 Two generations of entries bound the cache without a list of uses: new entries go into `young`; when that is full it
 becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`.
 """
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 ENTRIES = 16384
 BYTES = 8 << 20
+ASKED = 1 << 16
+"""Slots for the hashes of queries; when half of them are taken, all are cleared."""
 OVERHEAD = 300
 """About what an entry takes beside its key and response, in bytes."""
 
@@ -64,7 +69,10 @@ class Entry(NamedTuple):
 class PacketCache:
     """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key)`."""
 
-    __slots__ = ("_cells", "_changes", "_lock", "_old_index", "_young_bytes", "_young_index", "old", "seen", "young")
+    __slots__ = (
+        "_asked", "_cells", "_changes", "_lock", "_marked", "_old_index", "_young_bytes", "_young_index", "old", "seen",
+        "young",
+    )  # fmt: skip
 
     def __init__(self, changes: Changes, region: Region) -> None:
         self._changes = changes
@@ -74,8 +82,22 @@ class PacketCache:
         self._young_index: dict[int, list[bytes]] = {}
         self._old_index: dict[int, list[bytes]] = {}
         self._young_bytes = 0
+        self._asked = bytearray(ASKED)
+        self._marked = 0
         self._lock = threading.Lock()
         self._cells = _Cells(region)
+
+    def wants(self, key: bytes) -> bool:
+        """True if the query has come before, and its answer is worth keeping."""
+        slot = hash(key) & ASKED - 1
+        if self._asked[slot]:
+            return True
+        if self._marked == ASKED // 2:
+            self._asked = bytearray(ASKED)
+            self._marked = 0
+        self._asked[slot] = 1
+        self._marked += 1
+        return False
 
     def from_old(self, key: bytes) -> Entry | None:
         """An entry of the old generation, which becomes young by this."""

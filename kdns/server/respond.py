@@ -147,9 +147,10 @@ class Responder:
             len(wire),
         )
         turns = Turns(rotation, random.randrange(1 << 16)) if rotation is not None else None
+        if not (response.cacheable and via.cache.wants(key := query.data[2:])):
+            return Entry(wire[2:], cell, turns, block, ())
         entry = Entry(wire[2:], cell, turns, block, tuple(map(name_hash, response.depends)))
-        if response.cacheable:
-            via.cache.put(query.data[2:], entry, seen)
+        via.cache.put(key, entry, seen)
         return entry
 
     def _plain(self, data: bytes, rcode: int, via: Via) -> Entry:

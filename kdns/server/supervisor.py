@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from kdns.server.pages import Pages
 
 SYNC_SECONDS = 1.0
+LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
 
 
@@ -161,11 +163,9 @@ class Supervisor:
     async def _begin(self, config: Config) -> Running:
         """Open what is missing for a configuration and start its workers. Raises KdnsError; nothing is left then."""
         servers = self._plan_servers(config)
-        feeds = self._feeds(config, servers)
+        feeds = await asyncio.to_thread(self._feeds, config, servers)
         if self._running is not None:
-            # What the old configuration has no data of is read before anybody can ask the new one for it.
-            served = {feed.publisher.source for feed in self._running.feeds}
-            await asyncio.gather(*(feed.load() for feed in feeds if feed.publisher.source not in served))
+            await self._load_new(feeds, {feed.publisher.source for feed in self._running.feeds})
         zones = {id(feed.block): feed.zones for feed in feeds}
         plan = Plan(
             0,
@@ -187,6 +187,19 @@ class Supervisor:
             raise
         return Running(config, plan, feeds, crew, [])
 
+    async def _load_new(self, feeds: list[Feed], served: set[str]) -> None:
+        """Read the sources that the old configuration does not have, before anybody can ask for them."""
+        for feed in feeds:
+            if feed.publisher.source in served:
+                continue
+            try:
+                async with asyncio.timeout(LOAD_SECONDS):
+                    await feed.load()
+            except TimeoutError:
+                raise KdnsError(f"the source of {feed.title} could not be read in {LOAD_SECONDS:g} s") from None
+            if not feed.synced:
+                raise KdnsError(f"the source of {feed.title} could not be read")
+
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
         interfaces = bind.interface_addresses() if any(bind.NAME in block.plugins for block in config.blocks) else {}
         if mistakes := bind.conflicts(config.blocks, interfaces):
@@ -203,7 +216,17 @@ class Supervisor:
         return feeds
 
     def _follow(self, running: Running) -> None:
-        running.followers = [asyncio.create_task(feed.follow()) for feed in running.feeds]
+        running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]
+
+    async def _follow_always(self, feed: Feed) -> None:
+        """Follow a source; after an error that nobody foresaw, from the start again."""
+        while True:
+            try:
+                await feed.follow()
+            except Exception as error:
+                text = "".join(traceback.format_exception(error)).rstrip().replace("\n", " | ")
+                self._log.error(f"{feed.title}: {text}", key=f"feed {error!r}")
+            await asyncio.sleep(SYNC_SECONDS)
 
     def _release(self, places: set[tuple[Place, int]]) -> None:
         for key in places:
