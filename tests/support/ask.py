@@ -17,6 +17,7 @@ from tests.support.server import Server
 
 Expected = tuple[str, list[str]]
 """Response code, and the records of the answer section as in Told."""
+EDNS: dict[str, Any] = {"use_edns": 0, "payload": 1232}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def ask(server: Server, name: str, rdtype: str = "A", **options: Any) -> Told:
 
     options: as for `Server.query`; the UDP query offers 1232 bytes, and its answer must not be truncated.
     """
-    options = {"use_edns": 0, "payload": 1232} | options
+    options = EDNS | options
     found = [told(server.query(name, rdtype, tcp=tcp, **options)) for tcp in (False, True) * 3]
     assert "tc" not in found[0].flags, f"{name} {rdtype} is truncated"
     for other in found[1:]:
@@ -84,8 +85,8 @@ def shows_within(server: Server, seconds: float, name: str, rdtype: str, expecte
 
 
 def seen(server: Server, name: str, rdtype: str, *, tcp: bool = False) -> Expected:
-    """Response code and answer section as they are now."""
-    answer = told(server.query(name, rdtype, tcp=tcp))
+    """Response code and answer section as they are now, by the same query as that of `ask`."""
+    answer = told(server.query(name, rdtype, tcp=tcp, **EDNS))
     return answer.rcode, answer.answer
 
 
