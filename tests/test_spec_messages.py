@@ -514,6 +514,7 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
     waiting.open("half a prefix", b"\0")
     waiting.open("half a message", framed(plain())[:-1])
     waiting.open("half a message behind a whole one", framed(plain()) + framed(plain())[:-1])
+    waiting.open("drips", framed(plain())[:2])
     waiting.open("idle", b"")
     waiting.open("idle after a query", framed(plain()))
     waiting.open("busy", framed(plain()))
@@ -521,13 +522,11 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
     late, due = reader_with_little_due(server)
     waiting.sockets["late"] = late
     late.shutdown(socket.SHUT_WR)
-    drips = waiting.sockets["drips"] = server.tcp_socket()
     busy = waiting.sockets["busy"]
     # Each second the rest of a query and the beginning of the next.
     waiting.open("always in the middle", framed(plain())[:5])
     middle = waiting.sockets["always in the middle"]
     assert rcode(read_message(busy) or b"") == "NOERROR"
-    dripping = framed(plain())
     ended = {}
     pending = {
         name: sock
@@ -535,7 +534,7 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
         if name not in ("busy", "always in the middle", "slow", "late")
     }
     step = 0
-    while (now := time.monotonic() - waiting.start) < tcp_side.IDLE + 3 and pending:
+    while (now := time.monotonic() - waiting.start) < tcp_side.IDLE + 6 and pending:
         if int(now) > step:  # once a second
             step = int(now)
             busy.sendall(framed(plain()))
@@ -544,7 +543,7 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
             assert rcode(read_message(middle) or b"") == "NOERROR"
             if "drips" in pending:  # a byte a second does not make the message complete in time
                 with contextlib.suppress(OSError):
-                    drips.sendall(dripping[step : step + 1])
+                    pending["drips"].sendall(b"\0")
         for sock in select.select(list(pending.values()), [], [], 0.05)[0]:
             name = next(name for name, other in pending.items() if other is sock)
             if not received(sock):
@@ -553,9 +552,10 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
     assert not pending, f"still open: {list(pending)}"
     assert_within(ended.pop("idle"), tcp_side.IDLE)
     assert_within(ended.pop("idle after a query"), tcp_side.IDLE)
-    assert 1 + tcp_side.STALLED <= ended.pop("drips") < tcp_side.STALLED + 4
     for seconds in ended.values():
         assert_within(seconds, tcp_side.STALLED)
+    left = {"busy", "always in the middle"}
+    procs.wait_until(lambda: server.metrics().value("kdns_tcp_connections") == len(left), 8, f"only {left}", 0.1)
     assert took_all(slow) < SLOW_QUERIES
     assert took_all(late) < due
     after = waiting.reasons()
@@ -572,7 +572,7 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
 
 
 def assert_within(seconds: float, limit: float) -> None:
-    assert limit <= seconds < limit + 2.5
+    assert limit <= seconds < limit + 4.5
 
 
 def received(sock: socket.socket) -> bytes:
@@ -615,13 +615,13 @@ def reader_with_little_due(server: Server) -> tuple[socket.socket, int]:
     while held == count * size and count < 1000:
         count += 1
         sock.sendall(framed(query))
-        for _ in range(100):  # until the answer has left the server, if it does
-            held = in_kernel(sock)
-            if held == count * size:
-                break
-            time.sleep(0.002)
-    assert 0 < count * size - held < tcp_side.UNSENT
-    return sock, count
+        deadline = time.monotonic() + 1.5
+        while (held := in_kernel(sock)) != count * size and time.monotonic() < deadline:
+            time.sleep(0.002)  # until the answer has left the server, if it does
+    # The kernel may still find room for a little.
+    sock.sendall(framed(query) * 4)
+    assert 4 * size < (count + 4) * size - held < tcp_side.UNSENT
+    return sock, count + 4
 
 
 def in_kernel(client: socket.socket) -> int:
