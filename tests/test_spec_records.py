@@ -80,6 +80,8 @@ def cluster() -> list[Object]:
         endpoint_slice("db-metrics", [endpoint("10.1.1.1", hostname="m")], "shop", ports=(("metrics", 9187),)),
         service("starting", "shop", ips=(), publish_not_ready=True),
         endpoint_slice("starting", [endpoint("10.1.2.1", hostname="s-0", ready=False)], "shop"),
+        service("drained", "shop", ips=()),
+        endpoint_slice("drained", [endpoint("10.1.2.2", ready=False, zone="west-1a")], "shop"),
         service("crowd", "shop", ips=()),
         endpoint_slice("crowd", [endpoint(f"10.1.9.{number}") for number in range(150)], "shop"),
         # Aliases
@@ -439,6 +441,12 @@ def test_other_zonal_names_do_not_exist(server: Server, name: str) -> None:
 @pytest.mark.parametrize("name", ["_zone", "pin._zone", "prefer._zone"])
 def test_the_names_above_zonal_names_exist(server: Server, name: str) -> None:
     assert_negative(ask(server, f"{name}.db.{SHOP}"), "NOERROR")
+
+
+def test_a_headless_service_without_ready_endpoints_has_zonal_names_and_no_name_of_its_own(server: Server) -> None:
+    assert_negative(ask(server, f"west-1a.pin._zone.drained.{SHOP}"), "NOERROR")
+    assert_negative(ask(server, f"west-1a.prefer._zone.drained.{SHOP}"), "NOERROR")
+    assert_negative(ask(server, f"drained.{SHOP}"), "NXDOMAIN")
 
 
 # NODATA and NXDOMAIN

@@ -119,6 +119,7 @@ _API_OPTIONS = (
 
 _LONGEST_CHAIN = 10
 _ZONAL = b"\x05_zone"
+_EVERYWHERE = b"\x01*"
 _TARGET_AT = {rr.SRV: 6, rr.NS: 0}
 
 
@@ -325,6 +326,8 @@ class Handler:
         found = view.find(store, name)
         if found is None and self._options.pods == "insecure":
             return self._pod(store, view, name, response)
+        if found == () and self._options.zonal and view.exists(store, _EVERYWHERE + _ZONAL + name):
+            return None  # a headless Service without ready endpoints: nothing but its topology zones is below it
         return found
 
     def _typed(
@@ -395,8 +398,8 @@ class Handler:
         base = name
         for _ in labels[:-4]:
             base = names.parent(base)
-        everywhere = view.find(store, b"\x01*" + base)
-        response.depends += (b"\x01*" + base,)
+        everywhere = view.find(store, _EVERYWHERE + base)
+        response.depends += (_EVERYWHERE + base,)
         if everywhere is None or (len(labels) > 4 and labels[-5] not in (b"pin", b"prefer")):
             return None
         zone = b".".join(labels[:-5])
