@@ -69,15 +69,16 @@ class Nursery:
     async def fork(self, fds: Sequence[int]) -> tuple[int, int]:
         """A new worker with these file descriptors (see above): its pid and a pidfd. Raises KdnsError."""
         async with self._lock:
-            for attempt in range(2):
-                try:
-                    return await self._fork(fds)
-                except (OSError, EOFError) as error:
-                    self._forget()
-                    if attempt:
-                        raise KdnsError(f"a worker could not be started: {error}") from error
-                    self.start()
-            raise AssertionError
+            try:
+                return await self._fork(fds)
+            except (OSError, EOFError):
+                self._forget()
+            try:
+                self.start()
+                return await self._fork(fds)
+            except (OSError, EOFError) as error:
+                self._forget()
+                raise KdnsError(f"a worker could not be started: {error}") from error
 
     async def _fork(self, fds: Sequence[int]) -> tuple[int, int]:
         self._watch()
@@ -114,8 +115,9 @@ class Nursery:
             self._answer.set_exception(EOFError("its parent process has ended"))
         elif time.monotonic() - self._started > 1.0:
             self._forget()
-            self.start()
-            self._watch()
+            with contextlib.suppress(OSError):  # then the next fork tries again
+                self.start()
+                self._watch()
 
     def _watch(self) -> None:
         if not self._watching:

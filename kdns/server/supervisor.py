@@ -135,22 +135,32 @@ class Supervisor:
             loop.add_signal_handler(number, self._reload.set)
         try:
             self._running = await self._begin(self._config)
-            self._follow(self._running)
-            # Loaded only now, when queries are answered already: these modules take their time.
-            from kdns.observe.metrics import Exposition
-            from kdns.server.pages import Pages
-
-            self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
-            self._pages.prepare(self._config, self._checks(self._running.feeds))()
-            self._announce()
-            await self._forget_others(self._running)
-            background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
-            await self._stop.wait()
-            for task in background:
-                task.cancel()
-            await self._end()
+            try:
+                await self._work(self._running)
+            except BaseException:
+                await self._current.crew.stop()
+                raise
         finally:
             self._staff.close()
+
+    async def _work(self, first: Running) -> None:
+        """Everything beside answering, until told to stop."""
+        self._follow(first)
+        # Loaded only now, when queries are answered already: these modules take their time.
+        from kdns.observe.metrics import Exposition
+        from kdns.server.pages import Pages
+
+        self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
+        self._pages.prepare(self._config, self._checks(first.feeds))()
+        self._announce()
+        await self._forget_others(first)
+        background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
+        await self._stop.wait()
+        self._pages.not_ready()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self._end()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -182,7 +192,7 @@ class Supervisor:
                         self._sockets[place, index] = listening.listen(place)
             crew = Crew(plan, self._count, self._sockets, self._staff)
             await crew.start()
-        except KdnsError:
+        except BaseException:
             self._release(set(self._sockets) - before)
             raise
         return Running(config, plan, feeds, crew, [])
@@ -238,19 +248,34 @@ class Supervisor:
         new = await self._begin(config)
         try:
             serve_pages = self._pages.prepare(config, self._checks(new.feeds))
-        except KdnsError:
+        except BaseException:
             await new.crew.stop()
+            self._release_all_but(old.plan)
             raise
+        going_over = asyncio.create_task(self._go_over(old, new, serve_pages))
+        try:
+            await asyncio.shield(going_over)
+        except asyncio.CancelledError:
+            await going_over
+            raise
+
+    async def _go_over(self, old: Running, new: Running, serve_pages: Callable[[], None]) -> None:
+        """Let the new configuration's parts take over. Not to be cancelled: there is no way back."""
         for task in old.followers:
             task.cancel()
         await asyncio.gather(*old.followers, return_exceptions=True)
         self._running = new
-        serve_pages()
-        self._follow(new)
-        await old.crew.stop()
-        used = set(new.plan.places)
+        try:
+            serve_pages()
+        finally:
+            self._follow(new)
+            await old.crew.stop()
+            self._release_all_but(new.plan)
+            await self._forget_others(new)
+
+    def _release_all_but(self, plan: Plan) -> None:
+        used = set(plan.places)
         self._release({key for key in self._sockets if key[0] not in used})
-        await self._forget_others(new)
 
     async def _forget_others(self, running: Running) -> None:
         """Drop what the store has of sources that the configuration does not have."""
@@ -285,6 +310,8 @@ class Supervisor:
                 if asked or str(error) != failure:
                     self._tell_failure(str(error))
                 failure = str(error)
+            except Exception as error:
+                self._tell_failure("".join(traceback.format_exception(error)))
 
     def _tell_failure(self, text: str) -> None:
         self._own.count(("count", "coredns_reload_failed_total"))

@@ -56,7 +56,7 @@ class Crew:
         self._staff = staff
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @property
     def pids(self) -> list[int]:
@@ -64,8 +64,17 @@ class Crew:
         return [process.pid for process in self._processes.values() if not process.ended.is_set()]
 
     async def start(self) -> None:
-        """Start all workers and wait until they answer. Raises KdnsError if one does not, and then none is left."""
-        started = await asyncio.gather(*(self._start(index) for index in range(self._count)), return_exceptions=True)
+        """Start all workers and wait until they answer.
+
+        Raises KdnsError if one does not, and then none is left; nor is one if this is cancelled.
+        """
+        starting = asyncio.gather(*(self._start(index) for index in range(self._count)), return_exceptions=True)
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await starting
+            await self.stop()
+            raise
         failed = [result for result in started if isinstance(result, BaseException)]
         if failed:
             await self.stop()
@@ -73,8 +82,11 @@ class Crew:
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self._count)]
 
     async def stop(self) -> None:
-        """Let the workers finish what they have in hand, and wait until they are gone."""
-        self._stopping = True
+        """Let the workers finish what they have in hand, and wait until they are gone.
+
+        One that is being started is waited for: if nobody followed it, it would take the supervisor for dead.
+        """
+        self._stopping.set()
         for process in self._processes.values():
             with contextlib.suppress(OSError):
                 process.control.send(worker.STOP)
@@ -85,8 +97,10 @@ class Crew:
         except TimeoutError:
             for process in self._processes.values():
                 process.kill()
-        for keeper in self._keepers:
-            keeper.cancel()
+        if self._keepers:
+            _, stuck = await asyncio.wait(self._keepers, timeout=2 * START_SECONDS)
+            for keeper in stuck:
+                keeper.cancel()
         for process in self._processes.values():
             process.control.close()
 
@@ -95,6 +109,8 @@ class Crew:
         sockets = [self._sockets[place, index] for place in plan.places]
         process = await self._staff.hire(plan, sockets)
         self._processes[index] = process
+        if self._stopping.is_set():
+            process.kill()
         loop = asyncio.get_running_loop()
         ready = asyncio.create_task(loop.sock_recv(process.control, 16))
         ended = asyncio.create_task(process.ended.wait())
@@ -112,16 +128,19 @@ class Crew:
         while True:
             started = time.monotonic()
             await self._processes[index].ended.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._processes[index].control.close()
             pause = 0.0 if time.monotonic() - started > _HEALTHY else min(max(0.1, pause * 2), _LONGEST_PAUSE)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return
             self._staff.restarted()
             try:
                 await self._start(index)
             except KdnsError as error:
-                self._staff.log.error(str(error))
+                if not self._stopping.is_set():
+                    self._staff.log.error(str(error))
 
 
 class Staff:
@@ -140,20 +159,22 @@ class Staff:
         return self._nursery.pid
 
     async def hire(self, plan: Plan, sockets: list[socket.socket]) -> Process:
-        """Start a worker. Raises KdnsError."""
-        region = Region.create()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with theirs, os.fdopen(os.memfd_create("kdns-plan", os.MFD_CLOEXEC), "wb") as file:
-            file.write(pickle.dumps(plan))
-            file.flush()
-            fds = [file.fileno(), theirs.fileno(), region.fd, self._changes.fd, *(sock.fileno() for sock in sockets)]
+        """Start a worker. Raises KdnsError. Not to be cancelled: the worker would be there, and nobody's."""
+        with contextlib.ExitStack() as undo:
             try:
-                pid, pidfd = await self._nursery.fork(fds)
-            except KdnsError:
-                region.close()
-                ours.close()
-                raise
+                region = Region.create()
+                undo.callback(region.close)
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(ours.close)
+                ours.setblocking(False)
+                with theirs, os.fdopen(os.memfd_create("kdns-plan", os.MFD_CLOEXEC), "wb") as file:
+                    file.write(pickle.dumps(plan))
+                    file.flush()
+                    fds = [file.fileno(), theirs.fileno(), region.fd, self._changes.fd]
+                    pid, pidfd = await self._nursery.fork(fds + [sock.fileno() for sock in sockets])
+            except OSError as error:
+                raise KdnsError(f"a worker could not be started: {error}") from error
+            undo.pop_all()
         self._totals.add_region(region)
         process = Process(pid, pidfd, ours, region, asyncio.Event())
         asyncio.get_running_loop().add_reader(pidfd, self._gone, process)
