@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kdns.cluster.objects import Endpoint, EndpointSlice, Key, Namespace, Object, Pod, Port, Service, Subset
 from kdns.cluster.publisher import Publisher, Settings
+from kdns.cluster.records import RecordOptions
 from kdns.corefile import values
 from kdns.errors import StoreError
 from kdns.wire import names, rr
@@ -34,10 +35,7 @@ FULL = Settings(
     namespace_labels=values.selector("hidden notin (yes, true)").matches,
     labels=values.selector("!hidden").matches,
     listens=("10.0.0.1", "2001:db8::1"),
-    endpoint_pod_names=True,
-    ignore_empty_service=True,
-    zonal=True,
-    pods="verified",
+    records=RecordOptions(names.ROOT, endpoint_pod_names=True, ignore_empty_service=True, zonal=True, pods="verified"),
 )
 HTTP = Port("http", "TCP", 80)
 
@@ -259,7 +257,9 @@ def _storable(item: Object) -> bool:
 
 
 @pytest.mark.parametrize(
-    "wanted", [PLAIN, FULL, replace(FULL, endpoints=False, zonal=False)], ids=["plain", "full", "noendpoints"]
+    "wanted",
+    [PLAIN, FULL, replace(FULL, records=replace(FULL.records, endpoints=False, zonal=False))],
+    ids=["plain", "full", "noendpoints"],
 )
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
@@ -350,10 +350,10 @@ OTHER_SETTINGS = [
     replace(FULL, reverse=()),
     replace(FULL, reverse=(NET,)),
     replace(FULL, reverse=(names.from_text("2.0.0.10.in-addr.arpa."), NET)),
-    replace(FULL, ttl=30),
-    replace(FULL, pods="disabled"),
-    replace(FULL, pods="insecure"),
-    replace(FULL, zonal=False, endpoints=False),
+    replace(FULL, records=replace(FULL.records, ttl=30)),
+    replace(FULL, records=replace(FULL.records, pods="disabled")),
+    replace(FULL, records=replace(FULL.records, pods="insecure")),
+    replace(FULL, records=replace(FULL.records, zonal=False, endpoints=False)),
     replace(FULL, listens=()),
     replace(FULL, namespaces=frozenset({"a"}), namespace_labels=None),
     replace(FULL, labels=None),
@@ -382,7 +382,7 @@ def test_other_settings_rewrite_what_differs(wanted: Settings, shared: Store, fo
 
 
 def test_pointers_of_a_service_that_empty_service_hides_go_with_it(store: Store) -> None:
-    publisher = Publisher(store, "main", replace(PLAIN, ignore_empty_service=True))
+    publisher = Publisher(store, "main", replace(PLAIN, records=replace(PLAIN.records, ignore_empty_service=True)))
     service = Service("a", "s", cluster_ips=("10.96.0.1",))
     publisher.replace([service])
     assert _found(store, "s.a.svc.cluster.local.", rr.A) == []
@@ -558,7 +558,7 @@ def test_a_namespace_comes_and_goes_with_its_labels(store: Store) -> None:
 
 
 def test_pods_on_their_nodes_network_share_an_address(store: Store) -> None:
-    publisher = Publisher(store, "main", replace(PLAIN, pods="verified"))
+    publisher = Publisher(store, "main", replace(PLAIN, records=replace(PLAIN.records, pods="verified")))
     first, second = Pod("a", "p", ("10.0.0.1",)), Pod("a", "q", ("10.0.0.1",))
     publisher.replace([first, second])
     publisher.apply([], [first.key])
@@ -574,7 +574,7 @@ def replace_running(pod: Pod) -> Pod:
 
 
 def test_topology_zones_have_names_of_their_own(store: Store) -> None:
-    publisher = Publisher(store, "main", replace(PLAIN, zonal=True))
+    publisher = Publisher(store, "main", replace(PLAIN, records=replace(PLAIN.records, zonal=True)))
     subset = Subset((HTTP,), (Endpoint(("10.0.0.1",), zone="Zone.One"), Endpoint(("10.0.0.2",))))
     publisher.replace([Service("a", "s", headless=True), EndpointSlice("a", "x", "s", "IPv4", (subset,))])
     assert _found(store, r"zone\.one._zone.s.a.svc.cluster.local.", rr.A) == ["10.0.0.1"]
@@ -742,7 +742,7 @@ def test_one_change_among_many_takes_its_own_time(
     opened = Store.open(tmp_path, Changes.create(), pytest.fail)
     checked = time.perf_counter() - start
     start = time.perf_counter()
-    Publisher(opened, "main", replace(PLAIN, ttl=6)).replace([], keep=True)
+    Publisher(opened, "main", replace(PLAIN, records=replace(PLAIN.records, ttl=6))).replace([], keep=True)
     rewritten = time.perf_counter() - start
     with capsys.disabled():
         print(

@@ -123,9 +123,11 @@ def _is_reverse(origin: bytes) -> bool:
 
 def _settings(origin: bytes, forward: bytes, ttl: int, pods: Pods, endpoint_pod_names: bool) -> Settings:
     from kdns.cluster.publisher import Settings
+    from kdns.cluster.records import RecordOptions
 
     reverse = () if origin == forward else (origin,)
-    return Settings((forward,), reverse, ttl=ttl, pods=pods.value, endpoint_pod_names=endpoint_pod_names)
+    options = RecordOptions(forward, ttl=ttl, pods=pods.value, endpoint_pod_names=endpoint_pod_names)
+    return Settings((forward,), reverse, records=options)
 
 
 def _made(paths: list[Path], settings: Settings, origin: bytes, below: bytes) -> tuple[Entries, int]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MethodType
-from typing import Literal
 
 from kdns.cluster import objects, records
 from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Pod, Service
@@ -42,7 +41,7 @@ class Settings:
 
     forward, reverse: origins, lower case; the first forward zone is the one that PTR records point into.
     namespaces: those to show, all if empty. namespace_labels, labels: selectors, None for all. listens: addresses of
-    this server as text.
+    this server as text. records: options of all forward zones; its own zone does not count.
     """
 
     forward: tuple[bytes, ...]
@@ -51,24 +50,11 @@ class Settings:
     namespace_labels: Matches | None = None
     labels: Matches | None = None
     listens: tuple[str, ...] = ()
-    ttl: int = 5
-    endpoint_pod_names: bool = False
-    ignore_empty_service: bool = False
-    zonal: bool = False
-    endpoints: bool = True
-    pods: Literal["disabled", "insecure", "verified"] = "disabled"
+    records: RecordOptions = field(default_factory=lambda: RecordOptions(names.ROOT))
 
     def options(self, zone: bytes) -> RecordOptions:
         """The options of one forward zone."""
-        return RecordOptions(
-            zone,
-            self.ttl,
-            self.endpoint_pod_names,
-            self.ignore_empty_service,
-            self.zonal,
-            self.endpoints,
-            self.pods,
-        )
+        return replace(self.records, zone=zone)
 
     @property
     def fingerprint(self) -> bytes:
@@ -263,14 +249,14 @@ class Publisher:
             name = records.reverse_owner(rdata)
             zone = self.reverse_zone(name)
             if zone is not None:
-                sinks[zone.origin].put(name, (RRset(rr.PTR, settings.ttl, tuple(sorted(targets))),))
+                sinks[zone.origin].put(name, (RRset(rr.PTR, settings.records.ttl, tuple(sorted(targets))),))
         return own
 
     # Apexes
 
     def _apex(self, txn: Transaction, zone: Zone, addresses: Iterable[str]) -> dict[bytes, Records]:
         serial = txn.zone(zone.number).serial
-        found: dict[bytes, Records] = dict(records.apex(zone.origin, serial, self.settings.ttl, addresses))
+        found: dict[bytes, Records] = dict(records.apex(zone.origin, serial, self.settings.records.ttl, addresses))
         if zone.origin in self.settings.forward:
             for name in records.structural_names(self.settings.options(zone.origin)):
                 found[name] = ()
@@ -528,7 +514,7 @@ class _Update:
                 continue
             rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
             if targets:
-                rrsets += (RRset(rr.PTR, publisher.settings.ttl, tuple(sorted(targets))),)
+                rrsets += (RRset(rr.PTR, publisher.settings.records.ttl, tuple(sorted(targets))),)
             if rrsets:
                 txn.put(zone, name, rrsets)
             else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from kdns.cluster.manifests import Change, ManifestSource
 from kdns.cluster.objects import Object
 from kdns.cluster.publisher import Outcome, Publisher, Settings
+from kdns.cluster.records import RecordOptions
 from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import Mistake, StoreError
@@ -42,12 +43,15 @@ def settings(options: kubernetes.Options, listens: Iterable[str]) -> Settings:
         namespace_labels=options.namespace_labels.matches if options.namespace_labels is not None else None,
         labels=options.labels.matches if options.labels is not None else None,
         listens=tuple(listens),
-        ttl=options.ttl,
-        endpoint_pod_names=options.endpoint_pod_names,
-        ignore_empty_service=options.ignore_empty_service,
-        zonal=options.zonal,
-        endpoints=not options.noendpoints,
-        pods=options.pods,  # type: ignore[arg-type]
+        records=RecordOptions(
+            names.ROOT,
+            ttl=options.ttl,
+            endpoint_pod_names=options.endpoint_pod_names,
+            ignore_empty_service=options.ignore_empty_service,
+            zonal=options.zonal,
+            endpoints=not options.noendpoints,
+            pods=options.pods,  # type: ignore[arg-type]
+        ),
     )
 
 
