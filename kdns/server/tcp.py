@@ -26,6 +26,10 @@ UNSENT = 256 << 10
 """Bytes of answers that may wait for a slow client; no more is read from it until they are taken."""
 WRITE = 64 << 10
 """Bytes of answers that are written together."""
+TURN = 100
+"""Queries of a connection that are answered before others have their turn. If not one of them can be, it is closed."""
+QUIET = 0.25
+"""Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
 PENDING = 256
 """Queries of a connection that may wait for an answer at once; no more is read until some have it."""
 
@@ -36,7 +40,6 @@ class Connections:
     def __init__(self, region: Region) -> None:
         self.region = region
         self.open: OrderedDict[Connection, None] = OrderedDict()
-        self.draining = False
 
     def add(self, connection: Connection) -> None:
         """Note a new connection; another one is closed if there are too many."""
@@ -64,15 +67,12 @@ class Connections:
                 connection.expire(now)
 
     async def drain(self, patience: float) -> None:
-        """Close each connection when it has its answers, all of them after `patience` seconds."""
-        self.draining = True
+        """Close each connection when it has its answers and asks no more, all of them after `patience` seconds."""
         until = time.monotonic() + patience
         while self.open:  # each turn closes what it can, and all of it in the end
+            now = time.monotonic()
             for connection in list(self.open):
-                if time.monotonic() > until:
-                    connection.abort()
-                elif not connection.pending:
-                    connection.close("shutdown")
+                connection.drain(now, late=now > until)
             await asyncio.sleep(0.01)
 
 
@@ -118,6 +118,7 @@ class Connection(asyncio.Protocol):
         self._half_closed = False
         self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
         self._closing = 0.0  # since when it ends as soon as its answers are taken, 0.0 if it does not
+        self._turn: asyncio.Handle | None = None  # the next one, if there is more in the buffer
         self.pending = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,6 +132,8 @@ class Connection(asyncio.Protocol):
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
         self._server.connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
@@ -144,13 +147,24 @@ class Connection(asyncio.Protocol):
         buffer = self._buffer
         at = 0
         replies: list[bytes] = []
-        unsent = 0
+        unsent = count = 0
+        answers = False
         while not self._blocked and self.pending < PENDING and len(buffer) - at >= 2:
             end = at + 2 + int.from_bytes(buffer[at : at + 2], "big")
             if end > len(buffer):
                 break
+            if count == TURN and not answers:
+                self.close("unanswerable")
+                return
+            if count == TURN:
+                self._transport.pause_reading()
+                self._turn = asyncio.get_running_loop().call_soon(self._next_turn)
+                break
+            count += 1
+            pending = self.pending
             reply = self._take(bytes(buffer[at + 2 : end]))
             at = end
+            answers = answers or reply is not None or self.pending > pending
             if reply is not None:
                 replies.append(reply)
                 unsent += len(reply)
@@ -163,7 +177,7 @@ class Connection(asyncio.Protocol):
             self._started = 0.0
         if replies:
             self._transport.write(b"".join(replies))
-        if not buffer or self._blocked or self.pending >= PENDING:
+        if not buffer or self._blocked or self._turn is not None or self.pending >= PENDING:
             self._started = 0.0
         elif not self._started:
             self._started = time.monotonic()
@@ -223,7 +237,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has no more questions; the answers that are due still go out."""
         self._half_closed = True
-        return self._blocked > 0 or self.pending > 0
+        return self._blocked > 0 or self._busy
 
     def pause_writing(self) -> None:
         self._blocked = time.monotonic()
@@ -233,10 +247,21 @@ class Connection(asyncio.Protocol):
         self._blocked = 0.0
         self._resume()
 
+    @property
+    def _busy(self) -> bool:
+        """True if answers are being worked out."""
+        return self.pending > 0 or self._turn is not None
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        if not self._transport.is_closing():
+            self._resume()
+
     def _resume(self) -> None:
         """Go on with what was left in the buffer, then with reading."""
-        self._proceed()
-        if self._blocked or self.pending >= PENDING:
+        if self._turn is None:
+            self._proceed()
+        if self._blocked or self._turn is not None or self.pending >= PENDING:
             return
         if not self._half_closed:
             self._transport.resume_reading()
@@ -254,8 +279,19 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif self._started and now - self._started > STALLED:
             self.close("incomplete")
-        elif not self.pending and not self._blocked and now - self._heard > IDLE:
+        elif not self._busy and not self._blocked and now - self._heard > IDLE:
             self.close("idle")
+
+    def drain(self, now: float, *, late: bool) -> None:
+        """Close the connection if nothing is due on it and none of its queries is likely to be on its way.
+
+        late: at any rate, and what is due is lost.
+        """
+        if self._busy or self._transport.is_closing():
+            if late:
+                self.abort()
+        elif late or now - self._heard > QUIET:
+            self.close("shutdown")
 
     def close(self, reason: str) -> None:
         """Close it after the answers that are written; `reason` is counted."""
