@@ -28,6 +28,10 @@ ASKED = 1 << 16
 """Slots for the hashes of queries; when half of them are taken, all are cleared."""
 OVERHEAD = 300
 """About what an entry takes beside its key and response, in bytes."""
+PER_NAME = 150
+"""About what each name takes that an entry depends on, in bytes: its hash, and its place in the index."""
+LARGEST = BYTES // 8
+"""An entry that takes more than this is not kept, as too many others would have to go for it."""
 
 
 class Turns:
@@ -111,11 +115,11 @@ class PacketCache:
 
         If the store has changed since, the entry may be out of date already and is not kept.
         """
-        size = len(key) + len(entry.response) + OVERHEAD
+        size = len(key) + len(entry.response) + OVERHEAD + PER_NAME * len(entry.hashes)
         if entry.turns is not None:
             size += len(entry.turns.twice)
         with self._lock:
-            if seen != self.seen:
+            if seen != self.seen or size > LARGEST:
                 return
             if len(self.young) >= ENTRIES or self._young_bytes + size > BYTES:
                 self._turn()
