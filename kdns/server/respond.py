@@ -78,6 +78,7 @@ class Responder:
         self._region = region
         self._report = report
         self._panics = region.series(("count", "coredns_panics_total"), 1)
+        self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
 
     def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
@@ -110,13 +111,16 @@ class Responder:
         """Let a pending answer be worked out, in the event loop, and deliver it there."""
 
         def done(task: asyncio.Task[Response]) -> None:
+            self._tasks.discard(task)
             if task.cancelled():
                 return
             error = task.exception()
             response = self.panic(error) if error is not None else task.result()
             deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
 
-        asyncio.get_running_loop().create_task(pending.steps).add_done_callback(done)
+        task = asyncio.get_running_loop().create_task(pending.steps)
+        self._tasks.add(task)
+        task.add_done_callback(done)
 
     def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending:
         """Take the first step of the plugins, which is the last one unless they wait."""

@@ -92,8 +92,11 @@ class UdpServer:
             except Exception as error:  # whatever it is, the thread has to go on
                 self._responder.panic(error)
         for _ in range(LAST_BATCHES):
-            if not self._turn(MSG_DONTWAIT):
-                break
+            try:
+                if not self._turn(MSG_DONTWAIT):
+                    break
+            except Exception as error:
+                self._responder.panic(error)
 
     def _turn(self, flags: int) -> bool:
         """Receive one batch and answer it; False if there was none."""
@@ -178,7 +181,8 @@ class UdpServer:
             if self._done is not None and not self._pending:
                 self._done.set()
             query = pending.query
-            response = query.data[:2] + entry.response
+            turns = entry.turns
+            response = query.data[:2] + (entry.response if turns is None else turns.next(entry.response))
             try:
                 self._socket.sendmsg([response], envelope.control, MSG_DONTWAIT, envelope.address)
             except OSError:
