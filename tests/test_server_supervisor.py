@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -151,3 +151,31 @@ def test_descriptors_and_memory_stay_the_same_over_reloads_and_kills(serve: Serv
     ]
     assert not zombies
     server.terminate()
+
+
+def test_more_sockets_than_a_process_may_have_by_default_are_opened_and_handed_on(
+    serve: Serve, needs: Callable[..., None]
+) -> None:
+    """A thousand descriptors is the usual soft limit; the hard one is far above it."""
+    needs("prlimit")
+    addresses = ["127.0.0.1", *(f"127.0.1.{number}" for number in range(1, 131))]
+    server = serve(CLUSTER, workers=4, addresses=addresses, prefix=["prlimit", "--nofile=1000:"])
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    procs.wait_until(lambda: len(server.worker_pids()) == 4, 5, "a new worker")
+    assert all(server.query(WEB, address=address).answer for address in addresses)
+    server.terminate()
+
+
+def test_too_many_sockets_for_the_system_are_an_error_and_no_traceback(
+    tmp_path: Path, needs: Callable[..., None]
+) -> None:
+    needs("prlimit")
+    addresses = ["127.0.0.1", *(f"127.0.1.{number}" for number in range(1, 61))]
+    server = Server(tmp_path, CLUSTER, workers=2, addresses=addresses, prefix=["prlimit", "--nofile=200:200"])
+    try:
+        code, said = server.run()
+    finally:
+        server.kill()
+    assert code == 1
+    assert "Too many open files" in said
+    assert "Traceback" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import socket
 from collections.abc import Sequence
 
@@ -15,6 +16,13 @@ from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
 BUFFER = 8 << 20
 """Bytes that a UDP socket may hold (the kernel counts about 800 for a small query)."""
 _SO_RCVBUFFORCE = 33
+
+
+def allow_descriptors() -> None:
+    """Let this process and those that it starts have as many file descriptors as the system allows them."""
+    with contextlib.suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def servers(blocks: Sequence[ServerConfig], interfaces: bind.Interfaces) -> tuple[Server, ...]:
@@ -47,7 +55,10 @@ def families() -> list[int]:
 
 def listen(place: Place) -> socket.socket:
     """A socket that listens there and shares its address with others (SO_REUSEPORT). Raises KdnsError."""
-    sock = socket.socket(place.family, PROTOCOLS[place.proto])
+    try:
+        sock = socket.socket(place.family, PROTOCOLS[place.proto])
+    except OSError as error:
+        raise KdnsError(_explain(place, error)) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

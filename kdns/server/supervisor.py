@@ -72,6 +72,7 @@ class Running:
 def run(start: Start) -> None:
     """Serve until SIGTERM or SIGINT. Raises KdnsError if it cannot be started."""
     log = logs.Log(logs.Sink())
+    listening.allow_descriptors()
     supervisor = Supervisor(start, log)
     try:
         asyncio.run(supervisor.serve())

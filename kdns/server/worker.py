@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import signal
 import socket
 import traceback
@@ -49,9 +48,6 @@ def run(plan: Plan, fds: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a system call that blocks, see UdpServer.stop
     _prefer_to_be_killed()
-    with contextlib.suppress(ValueError, OSError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         asyncio.run(Worker(plan, fds).work())
     except BaseException:
