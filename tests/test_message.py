@@ -180,3 +180,15 @@ def test_what_dnspython_asks_is_understood(name: bytes, rtype: int, payload: int
 def test_the_answer_to_a_broken_question_has_no_question() -> None:
     wire = message.error(b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\xc0\x0c\0\1\0\1", rr.FORMERR)
     assert wire == b"\x12\x34\x81\x01\0\0\0\0\0\0\0\0"
+
+
+def test_names_beyond_the_reach_of_a_pointer_are_written_out() -> None:
+    data = dns.message.make_query("db.cluster.local", "SRV").to_wire()
+    query = read(data, proto="tcp")
+    owners = [b"\x04e%03d\x02db" % number + ZONE for number in range(600)]
+    srv = RRset(rr.SRV, 5, tuple(rr.srv(0, 1, 80, owner) for owner in owners))
+    additional = [(owner, RRset(rr.A, 5, (b"\x0a\0\0\1", b"\x0a\0\0\2"))) for owner in owners]
+    response = Response(answer=[(query.lname, srv)], additional=additional)
+    wire = message.encode(query, response).wire
+    assert len(wire) > 0x4000
+    assert as_records(dns.message.from_wire(wire, one_rr_per_rrset=True).additional) == records(additional)

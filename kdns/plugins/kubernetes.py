@@ -296,8 +296,9 @@ class Handler:
             view.refresh(store)
             response = self._answer(store, view, query)
         if response.rcode == rr.NXDOMAIN and any(names.is_subdomain(query.lname, zone) for zone in self._fall):
+            depends = response.depends
             response = await next(query)
-            response.depends += (query.lname,)
+            response.depends += depends
         return response
 
     def _answer(self, store: StoreReader, view: ZoneView, query: Query) -> Response:

@@ -109,6 +109,9 @@ class Feed:
             async with contextlib.aclosing(self._source.changes()) as changes:
                 async for change in changes:
                     await self._take(change)
+        except Exception:
+            self._complete = False  # of what a change brought, some may be missing
+            raise
         finally:
             for task in tasks:
                 task.cancel()

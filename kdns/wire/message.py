@@ -29,6 +29,8 @@ _FIXED = struct.Struct("!HHIH")
 _OPT = struct.Struct("!BHHIH")
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 _POINTER = 0xC000
+_POINTER_END = 0x4000
+"""The first offset that a pointer cannot say (RFC 1035 4.1.4: 14 bits)."""
 _COMPRESSED = frozenset((rr.NS, rr.CNAME, rr.PTR, rr.SOA))
 
 
@@ -302,7 +304,9 @@ class _Writer:
             if not self._add(head + fixed + rrset.rdatas[0]):
                 return 0
             count = 1
-            head = (_POINTER | self.at - len(head) - len(fixed) - len(rrset.rdatas[0])).to_bytes(2, "big")
+            first = self.at - len(head) - len(fixed) - len(rrset.rdatas[0])
+            if first < _POINTER_END:
+                head = (_POINTER | first).to_bytes(2, "big")
         prefix = head + fixed
         step = len(prefix) + len(rrset.rdatas[0])
         fit = min(len(rrset.rdatas) - count, (self.end - self.at) // step)
@@ -377,7 +381,7 @@ class _Writer:
             self._remember(self.query.lname, QUESTION_AT)
         step = 0
         end = len(name) - 1 if upto is None else upto
-        while step < end and at + step < 0x4000:
+        while step < end and at + step < _POINTER_END:
             self.offsets.setdefault(name[step:], at + step)
             step += 1 + name[step]
 
