@@ -186,6 +186,15 @@ def test_when_only_the_supervisor_is_killed_the_workers_answer_until_the_next_on
     server.terminate()
 
 
+def test_a_worker_that_hangs_is_replaced(serve: Serve) -> None:
+    server = serve(cluster())
+    (hanging,) = server.worker_pids()
+    os.kill(hanging, signal.SIGSTOP)
+    procs.wait_until(lambda: hanging not in server.pids(), 15, "the end of the worker that hangs")
+    procs.wait_until(lambda: right(server, FIRST, "10.96.0.1"), 5, "its successor")
+    assert "hangs" in server.log
+
+
 def test_workers_without_supervisor_end_on_sigterm(serve: Serve) -> None:
     server = serve(cluster(), workers=2)
     assert server.process is not None

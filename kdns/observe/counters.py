@@ -24,7 +24,7 @@ Layout of a region, in words of 64 bits, native byte order; an index into `cells
     0      magic
     1      used: the first word behind the last complete entry
     2      refused: how often a series was asked for that had no room
-    3      reserved
+    3      beats: raised once a second by a process that is well
     4..67  overflow: where updates of refused series go; nobody reads it
     68..   entries, one behind the other: (width << 32 | bytes of the key), CRC-32 of that and of the key, the key as a
            JSON list padded with zeros to full words, and `width` cells
@@ -64,7 +64,7 @@ TYPES = frozenset(f"{_RECORD_TYPES} ANY AXFR IXFR".split())
 
 _MAGIC = int.from_bytes(b"kdnscnt1", "big")
 _WORD = 8
-_USED, _REFUSED, _OVERFLOW = 1, 2, 4
+_USED, _REFUSED, _BEATS, _OVERFLOW = 1, 2, 3, 4
 _FIRST = _OVERFLOW + MAX_WIDTH
 _ENTRY = struct.Struct("=QQ")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -180,6 +180,16 @@ class Region:
         """How often a series was asked for that had no room."""
         refused: int = self.cells[_REFUSED]
         return refused
+
+    def beat(self) -> None:
+        """Show that the process is well; called once a second."""
+        self.cells[_BEATS] += 1
+
+    @property
+    def beats(self) -> int:
+        """How often it was shown that the process is well."""
+        beats: int = self.cells[_BEATS]
+        return beats
 
     def read(self) -> dict[Key, tuple[int, ...]]:
         """Every series with the values of its cells, while the writer writes."""

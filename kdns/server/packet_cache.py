@@ -13,6 +13,7 @@ becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdns.observe.counters import Region
@@ -68,6 +69,24 @@ class Entry(NamedTuple):
     turns: Turns | None
     block: Block
     hashes: tuple[int, ...]
+
+    def answer(self, query: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, started: int) -> bytes:
+        """The whole response to a query, counted and logged: for answers that go out one by one.
+
+        started: `time.perf_counter_ns()` when the query was read.
+        """
+        response = query[:2] + (self.response if self.turns is None else self.turns.next(self.response))
+        counters = self.block.counters
+        cells, cell = counters.cells, self.cell
+        size, length = len(query), len(response)
+        cells[cell] += 1
+        cells[cell + 1] += size
+        cells[cell + 2] += length
+        elapsed = time.perf_counter_ns() - started
+        counters.duration(elapsed)
+        if self.block.log is not None:
+            self.block.log(query, response, client, local, proto, elapsed / 1e9)
+        return response
 
 
 class PacketCache:

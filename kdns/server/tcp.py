@@ -207,20 +207,9 @@ class Connection(asyncio.Protocol):
         return self._reply(query, entry, started)
 
     def _reply(self, query: bytes, entry: Entry, started: int) -> bytes:
-        """An answer behind its length; counts and logs it."""
-        server = self._server
-        response = entry.response if entry.turns is None else entry.turns.next(entry.response)
-        size, length = len(query), len(response) + 2
-        cells = server.region.cells
-        cells[entry.cell] += 1
-        cells[entry.cell + 1] += size
-        cells[entry.cell + 2] += length
-        elapsed = time.perf_counter_ns() - started
-        entry.block.counters.duration(elapsed)
-        if entry.block.log is not None:
-            message = query[:2] + response
-            entry.block.log(query, message, self._client, self._via.local, "tcp", elapsed / 1e9)
-        return length.to_bytes(2, "big") + query[:2] + response
+        """An answer behind its length."""
+        response = entry.answer(query, self._client, self._via.local, "tcp", started)
+        return len(response).to_bytes(2, "big") + response
 
     def _wait(self, pending: Pending, query: bytes, started: int) -> None:
         self.pending += 1

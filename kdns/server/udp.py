@@ -181,21 +181,11 @@ class UdpServer:
             if self._done is not None and not self._pending:
                 self._done.set()
             query = pending.query
-            turns = entry.turns
-            response = query.data[:2] + (entry.response if turns is None else turns.next(entry.response))
+            response = entry.answer(query.data, query.client, query.local, "udp", started)
             try:
                 self._socket.sendmsg([response], envelope.control, MSG_DONTWAIT, envelope.address)
             except OSError:
                 self._region.cells[self._refused] += 1
-            cells = self._region.cells
-            size, length = len(query.data), len(response)
-            cells[entry.cell] += 1
-            cells[entry.cell + 1] += size
-            cells[entry.cell + 2] += length
-            elapsed = time.perf_counter_ns() - started
-            entry.block.counters.duration(elapsed)
-            if entry.block.log is not None:
-                entry.block.log(query.data, response, query.client, query.local, "udp", elapsed / 1e9)
 
         self._responder.finish(pending, deliver)
 

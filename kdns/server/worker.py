@@ -139,9 +139,10 @@ class Worker:
         await self._connections.drain(PATIENCE)
 
     async def _report(self) -> None:
-        """Keep the gauges of the packet caches."""
+        """Show that the worker is well, and keep the gauges of the packet caches."""
         while True:
             await asyncio.sleep(1)
+            self._region.beat()
             caches = [server.cache for server in self._udp] + [server.cache for server in self._tcp]
             reports = [cache.report() for cache in caches]
             self._region.set(("gauge", "kdns_packet_cache_entries"), sum(entries for entries, _ in reports))

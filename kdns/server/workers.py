@@ -22,6 +22,8 @@ from kdns.zone.changes import Changes
 
 START_SECONDS = 10.0
 STOP_SECONDS = worker.PATIENCE * 2 + 2.0
+HANGING_SECONDS = 5.0
+"""A worker that has not shown for so long that it is well is replaced."""
 _HEALTHY = 1.0
 _LONGEST_PAUSE = 5.0
 
@@ -127,7 +129,7 @@ class Crew:
         pause = 0.0
         while True:
             started = time.monotonic()
-            await self._processes[index].ended.wait()
+            await self._end_of(index)
             if self._stopping.is_set():
                 return
             self._processes[index].control.close()
@@ -141,6 +143,23 @@ class Crew:
             except KdnsError as error:
                 if not self._stopping.is_set():
                     self._staff.log.error(str(error))
+
+    async def _end_of(self, index: int) -> None:
+        """Wait until a worker has ended; one that hangs is ended."""
+        process = self._processes[index]
+        beats, seen = -1, time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.ended.wait(), 1)
+            if process.ended.is_set():  # its counters are gone
+                return
+            now, found = time.monotonic(), process.region.beats
+            if found != beats:
+                beats, seen = found, now
+            elif now - seen > HANGING_SECONDS:
+                self._staff.log.error(f"worker process {process.pid} hangs, and is replaced")
+                process.kill()
+                seen = now
 
 
 class Staff:
