@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
-TEST_COMMANDS := dig delv kdig named-checkzone ip setpriv
-TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 util-linux
+TEST_COMMANDS := dig delv kdig named-checkzone ip setpriv prlimit musl-gcc cc
+TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 util-linux musl-tools gcc libc6-dev
 BENCH_COMMANDS := knotd dnsmasq dnsperf taskset
 BENCH_PACKAGES := knot dnsmasq-base dnsperf util-linux
 
