@@ -23,7 +23,8 @@ health [ADDRESS] {
 
 ## Metrics
 
-None of its own.
+* `coredns_health_request_duration_seconds{}`: how long the server's own request to `/health`, once a second, took.
+* `coredns_health_request_failures_total{}`: those of them that failed.
 
 ## Examples
 

@@ -52,7 +52,9 @@ kubernetes [ZONES...] {
 
 ## Metrics
 
-None of its own.
+* `kdns_kubernetes_objects{kind}`: the objects that are known, by kind.
+* `kdns_kubernetes_data_age_seconds{}`: how long ago they were last known to be current.
+* `kdns_manifest_errors{}`: files that cannot be used and stand with their last good content.
 
 ## Examples
 

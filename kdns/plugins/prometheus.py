@@ -26,6 +26,7 @@ prometheus [ADDRESS]
 * `coredns_dns_request_duration_seconds{server, zone, view}`
 * `coredns_dns_request_size_bytes{server, zone, view, proto}`
 * `coredns_dns_response_size_bytes{server, zone, view, proto}`
+* `coredns_dns_do_requests_total{server, zone, view}`
 * `coredns_panics_total{}`
 * `coredns_plugin_enabled{server, zone, view, name}`
 
