@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdns.cluster import objects
@@ -236,6 +236,7 @@ def test_every_object_survives_the_store(item: Object) -> None:
     assert objects.unpack(objects.pack(item)) == item
 
 
+@example(b"\x91\xa3\x00\x00\x80")
 @given(st.binary(max_size=60))
 def test_what_is_no_object_of_the_store_is_a_decode_error(data: bytes) -> None:
     with contextlib.suppress(msgspec.DecodeError):

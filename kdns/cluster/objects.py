@@ -127,7 +127,10 @@ def pack(item: Object) -> bytes:
 
 def unpack(data: bytes) -> Object:
     """The object that `pack` wrote. Raises msgspec.DecodeError for anything else."""
-    return _unpacker.decode(data)
+    try:
+        return _unpacker.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 class _Meta(Struct, frozen=True, gc=False, rename="camel"):

@@ -28,7 +28,7 @@ WRITE = 64 << 10
 """Bytes of answers that are written together."""
 TURN = 100
 """Queries of a connection that are answered before others have their turn. If not one of them can be, it is closed."""
-QUIET = 0.25
+QUIET = 1.0
 """Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
 PENDING = 256
 """Queries of a connection that may wait for an answer at once; no more is read until some have it."""
