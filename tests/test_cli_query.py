@@ -43,9 +43,12 @@ def played(answer: Answer) -> Iterator[str]:
             if wire := answer(dns.message.from_wire(self.rfile.read(size)), "tcp"):
                 self.wfile.write(len(wire).to_bytes(2, "big") + wire)
 
+    class Streams(socketserver.TCPServer):
+        allow_reuse_address = True  # connections of others to this port may be in TIME_WAIT
+
     with socketserver.UDPServer(("127.0.0.1", 0), Udp) as udp:
         port = udp.server_address[1]
-        with socketserver.TCPServer(("127.0.0.1", port), Tcp) as tcp:
+        with Streams(("127.0.0.1", port), Tcp) as tcp:
             threads = [threading.Thread(target=each.serve_forever, args=(0.02,)) for each in (udp, tcp)]
             for thread in threads:
                 thread.start()

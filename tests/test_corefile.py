@@ -105,8 +105,8 @@ def test_a_prefix_within_the_last_octet_gives_a_zone_for_each_address() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("a.org:99999", '"99999" is out of range; accepted: 0 to 65535'),
-        ("a.org:http", '"http" is not a whole number; accepted: 0 to 65535'),
+        ("a.org:99999", '"99999" is out of range; accepted: 1 to 65535'),
+        ("a.org:http", '"http" is not a whole number; accepted: 1 to 65535'),
         (":53", '":53" has no zone; accepted: a zone before the port, such as .:53'),
         ("a..org", 'zone "a..org" has an empty label, or is too long'),
         ("a.org,b.org", '"a.org,b.org" is not a zone'),

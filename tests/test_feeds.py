@@ -263,6 +263,26 @@ def test_data_that_have_expired_are_not_served_again_because_of_a_change_beside_
     assert bench.names() == {"b.default", "c.default"}
 
 
+def test_the_age_of_data_grows_while_their_source_cannot_be_read(bench: Bench) -> None:
+    bench.write("a.json", objects.service("a"))
+    feed = bench.feed()
+    ages: list[float] = []
+    broken = bench.manifests / "a.json"
+    bench.run(
+        feed,
+        bench.until(lambda: feed.synced and feed.age() == 0.0),
+        bench.do(broken.write_text, BROKEN),
+        bench.until(lambda: feed.problems == 1),
+        bench.do(lambda: ages.append(feed.age() or 0.0)),
+        bench.do(bench.write, "b.json", objects.service("b")),
+        bench.until(lambda: bench.names() == {"a.default", "b.default"}),
+        bench.do(lambda: ages.append(feed.age() or 0.0)),
+        bench.do(bench.write, "a.json", objects.service("a")),
+        bench.until(lambda: feed.age() == 0.0),
+    )
+    assert 0 < ages[0] < ages[1] < 10
+
+
 def test_old_data_are_served_until_they_are_older_than_allowed(bench: Bench) -> None:
     bench.write("a.json", objects.service("a"))
     asyncio.run(bench.feed().load())

@@ -264,3 +264,20 @@ def test_text_that_is_no_json(data: bytes, at: int | None) -> None:
     with pytest.raises(objects.ObjectError) as caught:
         objects.from_json(data, [])
     assert caught.value.at == at
+
+
+@pytest.mark.parametrize("version", ['"apiVersion": "discovery.k8s.io/v1beta1", ', ""])
+def test_an_object_of_another_api_version_is_refused_by_name(version: str) -> None:
+    data = f'{{{version}"kind": "EndpointSlice", "metadata": {{"name": "a"}}}}'
+    with pytest.raises(
+        objects.ObjectError, match=r"EndpointSlice of apiVersion .* where 'discovery.k8s.io/v1' is expected"
+    ):
+        objects.from_json(data.encode(), [])
+    with pytest.raises(objects.ObjectError, match="EndpointSlice of apiVersion"):
+        objects.from_mapping(msgspec.json.decode(data), [])
+
+
+def test_the_same_kind_of_another_group_is_another_kind() -> None:
+    data = b'{"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "a"}}'
+    assert objects.from_json(data, []) == 1
+    assert objects.from_mapping(msgspec.json.decode(data), []) == 1

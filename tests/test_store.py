@@ -190,12 +190,6 @@ def _check_below(txn: Transaction, zone: Zone, stored: set[bytes], above: bytes)
     assert found == sorted(found, key=lambda name: names.labels(name)[::-1])
 
 
-def test_a_zone_with_nothing_but_its_apex_is_empty(store: Store) -> None:
-    zone, other = _zone(store), store.write(lambda txn: txn.add_zone("test", names.from_text("other.")))
-    _put(store, other, names.from_text("a.other."), ())
-    assert store.read(lambda txn: (txn.is_empty(zone), txn.is_empty(other))) == (True, False)
-
-
 def test_a_zone_that_is_cleared_has_no_names_but_goes_on(store: Store) -> None:
     zone = _zone(store)
     _put(store, zone, _name("a.b"), ())

@@ -21,7 +21,7 @@ def check(
     """Read Corefiles as `kdns serve` would, and print every mistake as FILE:LINE: what is wrong; what is accepted.
 
     For a file without mistakes: the zones, ports and plugins that it would serve. Variables like {$NAME} are taken from
-    this command's environment.
+    this command's environment. The interfaces that `bind` may name are looked up by `kdns serve` alone.
 
     \b
     kdns check Corefile

@@ -71,8 +71,8 @@ def records(
 
     The records are made of manifests, without starting anything, or are those that a kdns has in its state directory.
     Names that are made when asked for (pods insecure, zonal) are not listed. ns.dns.ZONE has the cluster IPs of
-    kube-system/kube-dns if the manifests have it, else 127.0.0.1. What could not be used, and why, is on stderr; the
-    exit code is 1 then, and the records are those of the rest.
+    kube-system/kube-dns if the manifests have it, else 127.0.0.1. What could not be used, and why, is on stderr; if
+    it is a file the exit code is 1. The records are those of the rest.
 
     \b
     kdns records --manifests zones/sample

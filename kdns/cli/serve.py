@@ -50,7 +50,7 @@ def default_state_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/kdns")
     home = os.environ.get("XDG_STATE_HOME")
-    if home:
+    if home and Path(home).is_absolute():  # a relative one is to be ignored, says the specification
         return Path(home) / "kdns"
     try:
         return Path.home() / ".local/state/kdns"

@@ -26,7 +26,7 @@ from watchfiles import awatch
 
 from kdns.cluster import documents
 from kdns.cluster.documents import Content
-from kdns.cluster.objects import Key, Namespace, Object
+from kdns.cluster.objects import Key, Object
 from kdns.errors import ConfigError, Mistake
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -47,13 +47,11 @@ class Snapshot:
     """All objects of all files.
 
     problems: what is wrong now, files first that could not be used. ignored: objects of kinds that make no records.
-    digests: for each file what changes when it is written (never empty).
     """
 
     objects: Mapping[Key, Object]
     problems: tuple[Mistake, ...]
     ignored: int
-    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,6 @@ class ManifestSource:
             dict(self._objects),
             self._problems,
             sum(file.content.ignored for file in self._files.values()),
-            {str(path): file.digest for path, file in self._files.items()},
         )
 
     def refresh(self) -> Change:
@@ -207,11 +204,6 @@ class ManifestSource:
                 if self._look.watched() != folders:
                     return
                 due = now if self._look.missing else now + _RESCAN
-
-
-def implied_namespaces(items: Iterable[Object]) -> set[str]:
-    """Names of the namespaces that exist because there is a Namespace or because something is in them."""
-    return {item.name if isinstance(item, Namespace) else item.namespace for item in items}
 
 
 def _look(roots: Iterable[Path], known: Iterable[Path]) -> _Look:

@@ -366,6 +366,7 @@ def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[O
             return sum(_from_json(item, kind, version, found) for item in _items.decode(head.items) or ())
         decoder = _DECODERS.get((version, kind))
         if decoder is None:
+            _refuse_version(kind, version, bytes(data))
             return 1
         found.append(decoder.decode(data).slim())
     except msgspec.ValidationError as error:
@@ -379,6 +380,19 @@ def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[O
     except RecursionError:
         raise ObjectError("nested too deeply", "$", bytes(data)) from None
     return 0
+
+
+def _refuse_version(kind: str, version: str, item: bytes = b"", path: str = "$") -> None:
+    """Raise ObjectError for an object that is meant for us and has no apiVersion, or one of another time.
+
+    The same kind in another group is another kind: `serving.knative.dev/v1` has a Service too.
+    """
+    for accepted, known in _FORMS:
+        group = accepted.rpartition("/")[0]
+        if kind == known and (not version or (group and version.startswith(f"{group}/"))):
+            raise ObjectError(
+                f"{kind} of apiVersion {version!r} where {accepted!r} is expected", f"{path}.apiVersion", item
+            )
 
 
 def from_mapping(data: object, found: list[Object]) -> int:
@@ -403,6 +417,7 @@ def _from_mapping(data: object, kind: str, version: str, path: str, found: list[
         return sum(_from_mapping(item, kind, version, f"{path}.items[{at}]", found) for at, item in enumerate(items))
     form = _FORMS.get((version, kind))
     if form is None:
+        _refuse_version(kind, version, path=path)
         return 1
     try:
         found.append(msgspec.convert(data, form).slim())

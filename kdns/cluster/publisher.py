@@ -165,8 +165,11 @@ class Publisher:
 
         return self._store.write(action)
 
-    def apply(self, puts: Iterable[Object], deletes: Iterable[Key]) -> Outcome:
-        """Put and delete objects, deletes first, in one transaction."""
+    def apply(self, puts: Iterable[Object], deletes: Iterable[Key], *, current: bool = True) -> Outcome:
+        """Put and delete objects, deletes first, in one transaction.
+
+        current: with this, the store has all that the source has now.
+        """
         warnings: list[str] = []
         items = tuple(puts)
         puts = _storable(items, warnings)
@@ -180,7 +183,8 @@ class Publisher:
             for item in puts:
                 update.put(item)
             outcome = update.publish()
-            self._stamp(txn)
+            if current:
+                self._stamp(txn)
             return replace(outcome, warnings=warnings + outcome.warnings)
 
         return self._store.write(action)

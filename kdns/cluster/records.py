@@ -276,7 +276,7 @@ def _ready(
             for ip in endpoint.addresses:
                 rdata = _address(ip, service, warn)
                 if rdata is not None:
-                    name = (label or _address_label(ip)) + owner
+                    name = (label or _address_label(rdata)) + owner
                     if len(name) <= names.MAX_NAME:
                         found.append(_Ready(rdata, name, subset.ports, endpoint.zone.lower()))
                     else:
@@ -294,9 +294,9 @@ def _endpoint_label(service: Service, endpoint: Endpoint, options: RecordOptions
     return _label(endpoint.pod) if options.endpoint_pod_names and endpoint.pod else None
 
 
-def _address_label(ip: str) -> bytes:
+def _address_label(rdata: bytes) -> bytes:
     """The label of an endpoint that goes by its address; a 0 keeps one that ends in `::` from ending in a hyphen."""
-    label = _dashed(ip)
+    label = _dashed(rr.address_text(rdata))
     if label.endswith(b"-"):
         label += b"0"
     return bytes((len(label),)) + label

@@ -185,4 +185,4 @@ def _split_port(text: str) -> tuple[str, int | None]:
         return text, None
     if not host:
         raise ConfigValueError(f"{shown(text)} has no zone", f"a zone before the port, such as .:{port or 53}")
-    return host, integer(port, 0, 65535)
+    return host, integer(port, 1, 65535)

@@ -307,7 +307,8 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
     )
     yield _gauge(Family("kdns_workers", "Worker processes that are running."), {(): state.workers})
     yield _gauge(
-        Family("kdns_store_generation", "Number of the zone store's last transaction."), {(): state.store_generation}
+        Family("kdns_store_generation", "How many changes of names the zone store has told its readers of."),
+        {(): state.store_generation},
     )
     yield _gauge(Family("kdns_store_bytes", "Size of the zone store in bytes."), {(): state.store_bytes})
     yield _gauge(

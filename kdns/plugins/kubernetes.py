@@ -148,11 +148,6 @@ class Options:
     zonal: bool = False
     snapshot_max_age: float | None = None
 
-    @property
-    def cluster_zones(self) -> tuple[str, ...]:
-        """The zones that are not reverse zones; there is at least one."""
-        return tuple(zone for zone in self.zones if not values.is_reverse(zone))
-
 
 @dataclass(slots=True)
 class _Found:

@@ -10,7 +10,8 @@ At each interval the files are compared with what was read. If they changed, the
 one without losing a query. If the new one has a mistake, the old one goes on, the mistakes are logged, and
 `coredns_reload_failed_total` rises. The signals SIGHUP and SIGUSR1 reload at once, with or without this directive.
 
-It acts on the whole process: one server block that has it is enough.
+It acts on the whole process: one server block that has it is enough. Where several have it, the shortest interval
+counts.
 
 ## Syntax
 

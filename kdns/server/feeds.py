@@ -92,7 +92,11 @@ class Feed:
 
     def age(self) -> float | None:
         """Seconds since the data were known to be current; None if there are none."""
-        return 0.0 if self._complete else self.publisher.age()
+        return 0.0 if self._current else self.publisher.age()
+
+    @property
+    def _current(self) -> bool:
+        return self._complete and not self._problems
 
     async def load(self) -> None:
         """Publish everything that the source has."""
@@ -119,12 +123,14 @@ class Feed:
     async def _take(self, change: Change) -> None:
         self._report(change.problems)
         for problem in change.solved:
-            self._log.info(f"{problem.file}: can be used again")
-        if self._complete:
-            await self._write(lambda: self.publisher.apply(change.put, change.deleted))
-        else:
+            self._log.info(f"{problem.file}: can be used again, or is gone")
+        if not self._complete:
             await self._replace(self._source.objects)
+            return
+        if self._current:
+            await self._touch()
         self._problems = len(self._source.unusable)
+        await self._write(lambda: self.publisher.apply(change.put, change.deleted, current=self._current))
 
     async def _replace(self, items: Iterable[Object]) -> None:
         """Publish all that the source has. What it cannot read now, but could before a restart, is kept.
@@ -160,9 +166,12 @@ class Feed:
     async def _stay_current(self) -> None:
         while True:
             await asyncio.sleep(CURRENT_SECONDS)
-            if self._complete:
-                with contextlib.suppress(StoreError):
-                    await asyncio.to_thread(self.publisher.touch)
+            if self._current:
+                await self._touch()
+
+    async def _touch(self) -> None:
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self.publisher.touch)
 
     async def _expire(self) -> None:
         """Stop serving data from before the restart once it is older than `snapshot_max_age`."""

@@ -295,7 +295,7 @@ class Supervisor:
         """Reload on a signal, and when a file of the configuration has changed (`reload`)."""
         seen, failure = self._config.digest, ""
         while True:
-            options = _option(self._current.config, reload.NAME)
+            options = min(_options(self._current.config, reload.NAME), key=lambda o: o.interval, default=None)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reload.wait(), options.delay(random.random()) if options else None)
             asked = self._reload.is_set()

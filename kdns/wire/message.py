@@ -16,7 +16,7 @@ from kdns.wire.rrset import RRset
 
 HEADER = struct.Struct("!HHHHHH")
 QUESTION_AT = HEADER.size
-QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
+QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 OPCODE = 0x7800
 DO = 0x8000
 NSID = 3

@@ -131,7 +131,6 @@ class Store:
     def __init__(self, directory: Path, env: lmdb.Environment, lock: int, changes: Changes) -> None:
         self.directory = directory
         self.changes = changes
-        self.commits = 0
         self._env = env
         self._lock = lock
         self._databases = [env.open_db(name) for name in _DATABASES]
@@ -185,7 +184,6 @@ class Store:
                 result, txn = self._commit(action)
             except (lmdb.Error, OSError) as error:
                 raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
-            self.commits += 1
             self._dirty = True
             self.size = self._used()
             if txn.everything:
@@ -353,12 +351,6 @@ class Transaction:
                 if not key.startswith(prefix):
                     break
                 yield key_name(key, zone.origin), decode_rrsets(value)
-
-    def is_empty(self, zone: Zone) -> bool:
-        """True if the zone has no entry but that of its apex."""
-        cursor = self._txn.cursor(self._names)
-        found = cursor.set_range(zone.prefix + b"\0")
-        return not (found and cursor.key().startswith(zone.prefix))
 
     def clear(self, zone: Zone) -> None:
         """Remove all entries of a zone."""
