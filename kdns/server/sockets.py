@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.errors import KdnsError
-from kdns.plugins import bind
+from kdns.plugins import bind, health, prometheus, ready
 from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
 
 BUFFER = 8 << 20
@@ -42,6 +42,31 @@ def _server(host: str, port: int, routes: tuple[tuple[ServerKey, int], ...]) -> 
     hosts = [host] if host else [WILDCARDS[family] for family in families()]
     places = tuple(Place(proto, one, port) for one in hosts for proto in PROTOCOLS)
     return Server(f"dns://{shown}:{port}", places, routes)
+
+
+def refuse_shared_ports(blocks: Sequence[ServerConfig], found: Sequence[Server]) -> None:
+    """Raise KdnsError if HTTP is wanted where DNS is served, or at one port in ways that overlap.
+
+    Addresses are shared (SO_REUSEPORT), so the kernel would hand out such a port's connections to either.
+    """
+    taken = [("DNS", _host(place.host), place.port) for server in found for place in server.places]
+    for block in blocks:
+        for name in (health.NAME, ready.NAME, prometheus.NAME):
+            if name not in block.plugins:
+                continue
+            address = block.plugins[name].address
+            host, port = _host(address.host), address.port
+            for other, where, number in taken:
+                if number != port or (where != host and "" not in (where, host)):
+                    continue
+                if other == "DNS" or where != host:
+                    problem = f"{name} {host}:{port} and {other} {where}:{port} overlap"
+                    raise KdnsError(f"{problem}; accepted: another port{'' if other == 'DNS' else ', or one address'}")
+            taken.append((name, host, port))
+
+
+def _host(host: str) -> str:
+    return "" if host in WILDCARDS.values() else host
 
 
 def families() -> list[int]:

@@ -215,7 +215,9 @@ class Supervisor:
         interfaces = bind.interface_addresses() if any(bind.NAME in block.plugins for block in config.blocks) else {}
         if mistakes := bind.conflicts(config.blocks, interfaces):
             raise ConfigError(mistakes)
-        return listening.servers(config.blocks, interfaces)
+        servers = listening.servers(config.blocks, interfaces)
+        listening.refuse_shared_ports(config.blocks, servers)
+        return servers
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
         log = self._log.plugin(kubernetes.NAME)
