@@ -127,9 +127,10 @@ class Feed:
         if not self._complete:
             await self._replace(self._source.objects)
             return
-        if self._current:
-            await self._touch()
+        was_current = self._current
         self._problems = len(self._source.unusable)
+        if was_current and not self._current:
+            await self._touch()
         await self._write(lambda: self.publisher.apply(change.put, change.deleted, current=self._current))
 
     async def _replace(self, items: Iterable[Object]) -> None:
