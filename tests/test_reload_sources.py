@@ -13,7 +13,7 @@ from kdns.zone.changes import Changes
 from kdns.zone.store import Store
 from tests.conftest import Serve
 from tests.support import procs
-from tests.support.objects import service, write_list
+from tests.support.objects import external_name, service, write_list
 
 OTHER = """\
 .:$dns {{
@@ -97,3 +97,19 @@ def test_workers_are_killed_before_the_supervisor_when_memory_runs_out(serve: Se
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
     assert all(score(pid) > score(server.process.pid) for pid in server.worker_pids())
+
+
+def test_an_alias_to_a_name_that_may_yet_come_is_not_denied(serve: Serve) -> None:
+    server = serve([])
+    server.terminate()
+    write_list(server.manifests / "cluster.json", [external_name("alias", "web.default.svc.cluster.local")])
+    (server.manifests / "more.yaml").write_text("kind: Service\nmetadata: [")
+    server.state_dir = server.folder / "empty"
+    server.start(wait=False)
+    procs.wait_until(lambda: server.log.count(" workers") == 2, 10, "the second start")
+    alias = "alias.default.svc.cluster.local"
+    procs.wait_until(lambda: server.texts(alias, "CNAME") != [], 10, "the alias")
+    assert server.query(alias).rcode() == dns.rcode.SERVFAIL
+    write_list(server.manifests / "more.json", [service("web", ips=["10.96.0.1"])])
+    (server.manifests / "more.yaml").unlink()
+    procs.wait_until(lambda: server.texts(alias)[-1:] == ["10.96.0.1"], 10, "its target")

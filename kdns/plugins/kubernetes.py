@@ -355,7 +355,12 @@ class Handler:
                 break
             view.refresh(store)
             response.depends += (owner,)
-            found = self._find(store, view, owner, response) or ()
+            target = self._find(store, view, owner, response)
+            if target is None and not view.synced:
+                # It may yet come: what is not known is not denied, here as little as at the question's own name.
+                response.rcode, response.cacheable, response.answer = rr.SERVFAIL, False, []
+                return None
+            found = target or ()
         return None
 
     def _additional(self, store: StoreReader, rrset: RRset, response: Response) -> None:
