@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+API_REASONS = (
+    "configuration", "connection", "tls", "silent", "closed", "unauthorized", "forbidden", "not_found", "throttled",
+    "server", "expired", "malformed", "too_large", "error_event", "unsupported",
+)  # fmt: skip
+
 
 class KdnsError(Exception):
     """Base of all errors whose text is meant for the person at the terminal."""
@@ -57,3 +62,14 @@ class FormatError(KdnsError):
 
 class StoreError(KdnsError):
     """The zone store cannot be opened or written."""
+
+
+class ApiError(KdnsError):
+    """The Kubernetes API server could not be asked, or its answer cannot be used.
+
+    reason: one of API_REASONS, for metrics and for whoever reacts to it.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(message)
