@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 
 from kdns.errors import KdnsError
 from kdns.observe.counters import (
+    HEALTH_REQUESTS,
     MAX_WIDTH,
-    PROBE_BUCKETS,
     SIZE_BUCKETS,
     TIME_BUCKETS,
-    ProbeCounter,
     QueryCounters,
     Region,
     Totals,
@@ -359,7 +358,8 @@ def test_a_duration_beyond_the_last_bucket_is_counted(region: Region) -> None:
 
 
 def test_probes_have_their_own_buckets(region: Region) -> None:
-    probe = ProbeCounter(region)
-    probe.observe(PROBE_BUCKETS[0])
-    probe.observe(PROBE_BUCKETS[-1] + 1)
-    assert region.read()[("probe",)] == (1, 0, 0, 0, 0, 1, PROBE_BUCKETS[0] + PROBE_BUCKETS[-1] + 1)
+    probe = HEALTH_REQUESTS.histogram(region)
+    low, high = HEALTH_REQUESTS.bounds[0], HEALTH_REQUESTS.bounds[-1]
+    probe.observe(low)
+    probe.observe(high + 1)
+    assert region.read()["histogram", HEALTH_REQUESTS.name] == (1, 0, 0, 0, 0, 1, low + high + 1)

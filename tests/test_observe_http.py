@@ -14,7 +14,7 @@ import pytest
 
 from kdns.errors import KdnsError
 from kdns.observe import http as observed
-from kdns.observe.counters import ProbeCounter, Region, Totals
+from kdns.observe.counters import HEALTH_REQUESTS, Region, Totals
 from kdns.observe.http import (
     MAX_CONNECTIONS,
     Endpoint,
@@ -368,7 +368,9 @@ def probe(address: tuple[str, int], seconds: float = 1.0) -> tuple[HealthProbe, 
     failed: list[str] = []
     warned: list[str] = []
     return (
-        HealthProbe(address, ProbeCounter(region), lambda: failed.append("x"), warned.append, seconds=seconds),
+        HealthProbe(
+            address, HEALTH_REQUESTS.histogram(region), lambda: failed.append("x"), warned.append, seconds=seconds
+        ),
         region,
         failed,
         warned,
@@ -379,10 +381,10 @@ def test_the_probe_measures_requests_to_health(address: tuple[str, int]) -> None
     running, region, failed, warned = probe(address, 0.02)
     running.start()
     end = time.monotonic() + 10
-    while sum(region.read()[("probe",)][:6]) < 3 and time.monotonic() < end:
+    while sum(region.read()["histogram", HEALTH_REQUESTS.name][:6]) < 3 and time.monotonic() < end:
         time.sleep(0.01)
     running.close()
-    *counts, total = region.read()[("probe",)]
+    *counts, total = region.read()["histogram", HEALTH_REQUESTS.name]
     assert sum(counts) >= 3
     assert total > 0
     assert failed == warned == []
@@ -395,7 +397,7 @@ def test_a_probe_that_fails_is_counted_and_said() -> None:
     running.probe()
     assert failed == ["x"]
     assert warned[0].startswith(f"Local health request to http://127.0.0.1:{address[1]}/health failed: ")
-    assert sum(region.read()[("probe",)][:6]) == 1
+    assert sum(region.read()["histogram", HEALTH_REQUESTS.name][:6]) == 1
 
 
 def test_a_probe_that_is_slow_is_said(server: HttpServer) -> None:
@@ -407,4 +409,4 @@ def test_a_probe_that_is_slow_is_said(server: HttpServer) -> None:
     running.probe()
     assert "more than 1 s" in warned[0]
     assert failed == []
-    assert region.read()[("probe",)][4] == 1
+    assert region.read()["histogram", HEALTH_REQUESTS.name][4] == 1

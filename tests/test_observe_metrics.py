@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from kdns.observe.counters import ProbeCounter, QueryCounters, Region, Totals
+from kdns.observe.counters import HISTOGRAMS, QueryCounters, Region, Totals
 from kdns.observe.metrics import COUNTERS, GAUGES, Exposition, SupervisorState
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
@@ -32,6 +32,10 @@ COREDNS = {
     "coredns_reload_version_info": ("gauge", {"hash", "value"}),
     "coredns_health_request_duration_seconds": ("histogram", set()),
     "coredns_health_request_failures_total": ("counter", set()),
+    "coredns_kubernetes_dns_programming_duration_seconds": ("histogram", {"service_kind"}),
+    "coredns_kubernetes_rest_client_request_duration_seconds": ("histogram", {"verb", "host"}),
+    "coredns_kubernetes_rest_client_rate_limiter_duration_seconds": ("histogram", {"verb", "host"}),
+    "coredns_kubernetes_rest_client_requests_total": ("counter", {"code", "method", "host"}),
 }
 OURS = {
     "kdns_packet_cache_hits_total": ("counter", set()),
@@ -45,6 +49,8 @@ OURS = {
     "kdns_store_commits_total": ("counter", set()),
     "kdns_kubernetes_data_age_seconds": ("gauge", set()),
     "kdns_kubernetes_objects": ("gauge", {"kind"}),
+    "kdns_kubernetes_lists_total": ("counter", {"kind", "how"}),
+    "kdns_kubernetes_watch_errors_total": ("counter", {"kind", "reason"}),
     "kdns_workers": ("gauge", set()),
     "kdns_worker_restarts_total": ("counter", set()),
     "kdns_malformed_total": ("counter", {"reason"}),
@@ -68,6 +74,11 @@ DURATION_BUCKETS = (
 )
 SIZE_BUCKETS = "0 100 200 300 400 511 1023 2047 4095 8291 16000 32000 48000 64000 +Inf"
 PROBE_BUCKETS = "0.00025 0.0025 0.025 0.25 2.5 +Inf"
+REST_BUCKETS = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 +Inf"
+PROGRAMMING_BUCKETS = (
+    "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 32.768 65.536 131.072 "
+    "262.144 524.288 +Inf"
+)
 
 STATE = SupervisorState(
     version="0.1.0",
@@ -98,7 +109,8 @@ def busy_region() -> Region:
     region.cells[i + 2] += 65000
     counters.duration(300_000, 20)
     counters.duration(9_000_000_000, 1)
-    ProbeCounter(region).observe(1_000_000)
+    for durations in HISTOGRAMS:
+        durations.histogram(region, *("x" for _ in durations.labels)).observe(1_000_000)
     for family in COUNTERS:
         region.count(("count", family.name, *(text for label in family.labels for text in (label, "x"))), 3)
     for family in GAUGES:
@@ -200,6 +212,9 @@ def test_queries_are_counted_by_their_labels(totals: Totals) -> None:
         ("coredns_dns_request_size_bytes", SIZE_BUCKETS),
         ("coredns_dns_response_size_bytes", SIZE_BUCKETS),
         ("coredns_health_request_duration_seconds", PROBE_BUCKETS),
+        ("coredns_kubernetes_dns_programming_duration_seconds", PROGRAMMING_BUCKETS),
+        ("coredns_kubernetes_rest_client_request_duration_seconds", REST_BUCKETS),
+        ("coredns_kubernetes_rest_client_rate_limiter_duration_seconds", REST_BUCKETS),
     ],
 )
 def test_buckets_are_those_of_coredns_and_cumulative(totals: Totals, name: str, bounds: str) -> None:

@@ -12,8 +12,8 @@ A series is a key (a tuple of texts) with one or more cells. The kinds, by the k
         18 cells: queries by TIME_BUCKETS, not cumulative, then those over the last bucket, then the sum in nanoseconds.
     ("hidden-query", ...), ("hidden-duration", ...)
         The same of server blocks without `prometheus`; they are in no metric.
-    ("probe",)
-        7 cells: as "duration", with PROBE_BUCKETS; the supervisor's own requests to /health.
+    ("histogram", metric name, label, value, label, value, ...)
+        Two cells more than the metric has bounds (HISTOGRAMS): as "duration".
     ("count", metric name, label, value, label, value, ...)
         1 cell: any other counter.
     ("gauge", metric name, label, value, label, value, ...)
@@ -43,6 +43,7 @@ import struct
 import threading
 import zlib
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
 
@@ -56,8 +57,6 @@ SIZE_BUCKETS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000
 """Upper bounds in bytes, inclusive, as CoreDNS has them for requests and responses."""
 TIME_BUCKETS = tuple(250_000 << n for n in range(16))
 """Upper bounds in nanoseconds, inclusive: 0.25 ms, doubling to 8.192 s."""
-PROBE_BUCKETS = tuple(250_000 * 10**n for n in range(5))
-"""Upper bounds in nanoseconds, inclusive: 0.25 ms to 2.5 s by tens."""
 _RECORD_TYPES = "A AAAA CNAME DNSKEY DS HTTPS MX NS NSEC NSEC3 PTR RRSIG SOA SRV SVCB TXT"
 TYPES = frozenset(f"{_RECORD_TYPES} ANY AXFR IXFR".split())
 """Query types that have a label value of their own; all else is "other"."""
@@ -370,16 +369,61 @@ class QueryCounters:
         cells[j] += total
 
 
-class ProbeCounter:
-    """How long the requests to the own /health took, in a region of the process that sends them."""
+class Histogram:
+    """Durations of one kind, in a region of the process that measures them, for what happens seldom."""
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: Region, bounds: Sequence[int], name: str, labels: Key = ()) -> None:
+        """bounds: upper bounds of the buckets in nanoseconds, inclusive. labels: label, value, label, value, ..."""
+        self._bounds = bounds
         self._cells = region.cells
-        self._first = region.series(("probe",), len(PROBE_BUCKETS) + 2)
+        self._first = region.series(("histogram", name, *labels), len(bounds) + 2)
 
     def observe(self, nanoseconds: int) -> None:
-        """Count one request that took this long."""
-        i = self._first + bisect_left(PROBE_BUCKETS, nanoseconds)
-        j = self._first + len(PROBE_BUCKETS) + 1
+        """Count one that took this long."""
+        i = self._first + bisect_left(self._bounds, nanoseconds)
+        j = self._first + len(self._bounds) + 1
         self._cells[i] += 1
         self._cells[j] += nanoseconds
+
+
+class Durations(NamedTuple):
+    """A histogram whose values are kept under ("histogram", name, ...). bounds: nanoseconds, inclusive."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[int, ...]
+
+    def histogram(self, region: Region, *values: str) -> Histogram:
+        """Where a process notes durations that have these values of the labels."""
+        pairs = [text for pair in zip(self.labels, values, strict=True) for text in pair]
+        return Histogram(region, self.bounds, self.name, tuple(pairs))
+
+
+_REQUEST_BOUNDS = tuple(ms * 1_000_000 for ms in (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000))
+HEALTH_REQUESTS = Durations(
+    "coredns_health_request_duration_seconds",
+    "Time that a request to the own health endpoint took.",
+    (),
+    tuple(250_000 * 10**n for n in range(5)),
+)
+PROGRAMMING = Durations(
+    "coredns_kubernetes_dns_programming_duration_seconds",
+    "Time from the change of an endpoint in the cluster to the answer that shows it.",
+    ("service_kind",),
+    tuple(1_000_000 << n for n in range(20)),
+)
+REST_REQUESTS = Durations(
+    "coredns_kubernetes_rest_client_request_duration_seconds",
+    "Time until the Kubernetes API began to answer a request, by verb and host.",
+    ("verb", "host"),
+    _REQUEST_BOUNDS,
+)
+REST_LIMITER = Durations(
+    "coredns_kubernetes_rest_client_rate_limiter_duration_seconds",
+    "Time that requests to the Kubernetes API waited for apiserver_qps, by verb and host.",
+    ("verb", "host"),
+    _REQUEST_BOUNDS,
+)
+HISTOGRAMS = (HEALTH_REQUESTS, PROGRAMMING, REST_REQUESTS, REST_LIMITER)
+"""Bounds as CoreDNS has them; those without labels are shown from the start."""

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import cast
 
 from kdns.errors import KdnsError
-from kdns.observe.counters import ProbeCounter
+from kdns.observe.counters import Histogram
 from kdns.observe.metrics import Exposition
 
 REQUEST_SECONDS = 5.0
@@ -448,7 +448,7 @@ class HealthProbe:
     def __init__(
         self,
         address: tuple[str, int],
-        counter: ProbeCounter,
+        counter: Histogram,
         failed: Callable[[], None],
         warn: Callable[[str], None],
         *,

@@ -20,7 +20,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from kdns.observe.counters import PROBE_BUCKETS, SIZE_BUCKETS, TIME_BUCKETS, Key, Totals
+from kdns.observe.counters import HISTOGRAMS, SIZE_BUCKETS, TIME_BUCKETS, Key, Totals
 
 _SECOND = 1_000_000_000
 _GZIP_LEVEL = 1
@@ -73,6 +73,21 @@ COUNTERS = (
     Family("kdns_dropped_total", "Messages that got no answer, by why.", ("reason",)),
     Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
     Family("kdns_log_dropped_total", "Log lines dropped because standard output was closed or did not keep up."),
+    Family(
+        "coredns_kubernetes_rest_client_requests_total",
+        "Requests to the Kubernetes API by status code, method and host.",
+        ("code", "method", "host"),
+    ),
+    Family(
+        "kdns_kubernetes_lists_total",
+        "Whole lists that the Kubernetes API was asked for, by kind and by how they come: as a stream or in pages.",
+        ("kind", "how"),
+    ),
+    Family(
+        "kdns_kubernetes_watch_errors_total",
+        "What went wrong between the Kubernetes API and kdns, by kind of object and reason.",
+        ("kind", "reason"),
+    ),
 )
 """Counters of one cell; those without labels show as 0 from the start."""
 
@@ -157,7 +172,7 @@ class _Metrics(Collector):
         totals = self._totals.totals()
         yield from self._queries(totals)
         yield self._durations(totals)
-        yield self._probes(totals)
+        yield from self._histograms(totals)
         yield from _simple(totals)
         yield _total(
             Family("kdns_metrics_refused_series_total", "Updates of these metrics that had no room in shared memory."),
@@ -206,15 +221,19 @@ class _Metrics(Collector):
             family.add_metric((server, zone, ""), _cumulative(bounds, counts, self._bound), total / _SECOND)
         return family
 
-    def _probes(self, totals: Mapping[Key, tuple[int, ...]]) -> Metric:
-        bounds = [bound / _SECOND for bound in PROBE_BUCKETS]
-        *counts, total = totals.get(("probe",), (0,) * (len(bounds) + 2))
-        return HistogramMetricFamily(
-            "coredns_health_request_duration_seconds",
-            "Time that a request to the own health endpoint took.",
-            buckets=_cumulative(bounds, counts, self._bound),
-            sum_value=total / _SECOND,
-        )
+    def _histograms(self, totals: Mapping[Key, tuple[int, ...]]) -> Iterator[Metric]:
+        found: dict[str, dict[Key, tuple[int, ...]]] = defaultdict(dict)
+        for (name, *pairs), cells in _of_kind(totals, "histogram"):
+            found[name][tuple(pairs[1::2])] = cells
+        for durations in HISTOGRAMS:
+            samples = found[durations.name]
+            if not durations.labels and not samples:
+                samples[()] = (0,) * (len(durations.bounds) + 2)
+            bounds = [bound / _SECOND for bound in durations.bounds]
+            family = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
+            for values, (*counts, total) in samples.items():
+                family.add_metric(values, _cumulative(bounds, counts, self._bound), total / _SECOND)
+            yield family
 
 
 class _Sizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kdns.corefile.config import Config
-from kdns.observe.counters import ProbeCounter, Region
+from kdns.observe.counters import HEALTH_REQUESTS, Region
 from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, health_page, metrics_page
 from kdns.observe.logs import Log
 from kdns.observe.metrics import Exposition
@@ -61,7 +61,7 @@ class Pages:
         self._probes = [
             HealthProbe(
                 self._server.address(endpoint.host, endpoint.port),
-                ProbeCounter(self._own),
+                HEALTH_REQUESTS.histogram(self._own),
                 lambda: self._own.count(("count", "coredns_health_request_failures_total")),
                 lambda text: log.warning(text, key="probe"),
             )
