@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdns.cluster import objects
-from kdns.cluster.objects import Endpoint, EndpointSlice, Namespace, Object, Pod, Port, Service, Subset
+from kdns.cluster.objects import Endpoint, EndpointSlice, Namespace, Object, Pod, Port, Service, ServiceImport, Subset
 
 META = {"name": "web", "namespace": "prod", "uid": "1", "creationTimestamp": "2024-01-01T00:00:00Z"}
 
@@ -22,12 +22,17 @@ def manifest(kind: str, version: str = "v1", **fields: Any) -> dict[str, Any]:
 
 
 def read(data: object) -> list[Object]:
-    """Read both ways, as JSON text and as Python values, which must agree."""
+    """Read each way there is, as JSON text, as Python values and as an item of a known kind; all must agree."""
     from_text: list[Object] = []
     from_values: list[Object] = []
-    ignored = objects.from_json(json.dumps(data).encode(), from_text)
+    text = json.dumps(data).encode()
+    ignored = objects.from_json(text, from_text)
     assert objects.from_mapping(data, from_values) == ignored
     assert from_text == from_values
+    if len(from_text) == 1 and isinstance(data, dict) and "items" not in data:
+        found = objects.read(data["kind"], text)
+        assert found.item == from_text[0] == objects.unpack(found.packed)
+        assert found.key == objects.identify(data["kind"], text)
     return from_text
 
 
@@ -115,6 +120,33 @@ def test_endpoint_slice() -> None:
             ),
         )
     ]
+
+
+def test_imported_endpoint_slice() -> None:
+    labels = {
+        "multicluster.kubernetes.io/service-name": "web",
+        "multicluster.kubernetes.io/source-cluster": "east",
+    }
+    data = manifest("EndpointSlice", "discovery.k8s.io/v1", metadata=META | {"labels": labels}, endpoints=[])
+    assert read(data) == [EndpointSlice("prod", "web", "", imported="web", cluster="east")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (
+            {"type": "ClusterSetIP", "ips": ["10.97.0.1", "fd00::1"], "ports": [{"name": "http", "port": 80}]},
+            ServiceImport("prod", "web", False, ("10.97.0.1", "fd00::1"), (Port("http", "TCP", 80),)),
+        ),
+        ({"type": "Headless", "ips": None}, ServiceImport("prod", "web", True)),
+        ({"type": "ClusterSetIP", "ips": [""]}, ServiceImport("prod", "web")),
+        (None, ServiceImport("prod", "web")),
+    ],
+)
+def test_service_import(spec: dict[str, Any] | None, expected: ServiceImport) -> None:
+    (found,) = read(manifest("ServiceImport", "multicluster.x-k8s.io/v1alpha1", spec=spec))
+    assert found == expected
+    assert found.key == ("ServiceImport", "prod", "web")
 
 
 def test_null_means_absent() -> None:
@@ -221,6 +253,100 @@ def test_wrong_shape_in_a_list() -> None:
     assert caught.value.path == "$.items[1].spec"
 
 
+# Items of lists and of events
+
+
+def listed(**metadata: Any) -> bytes:
+    return json.dumps({"metadata": META | metadata}).encode()
+
+
+@pytest.mark.parametrize("kind", ["Service", "EndpointSlice", "Endpoints", "Namespace", "Pod", "ServiceImport"])
+def test_an_item_tells_its_version_and_has_the_key_of_the_store(kind: str) -> None:
+    found = objects.read(kind, listed(resourceVersion="42"))
+    assert found.item.key == (kind, "" if kind == "Namespace" else "prod", "web")
+    assert found.key == ("web" if kind == "Namespace" else "prod/web")
+    assert (found.version, found.trigger, found.initial_events_end) == ("42", None, False)
+    assert objects.read(kind, msgspec.Raw(listed())).version == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-01-01T00:00:01Z", 1704067201.0),
+        ("2024-01-01T00:00:01.123456789Z", 1704067201.123456),
+        ("2024-01-01T02:00:01.5+02:00", 1704067201.5),
+        ("2024-01-01T00:00:01", None),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_the_time_of_the_change_behind_a_slice(text: Any, seconds: float | None) -> None:
+    notes = {"endpoints.kubernetes.io/last-change-trigger-time": text, "other": "x" * 100}
+    found = objects.read("EndpointSlice", listed(annotations=notes)).trigger
+    assert found == (None if seconds is None else pytest.approx(seconds, abs=1e-6))
+    assert objects.read("Service", listed(annotations=notes)).trigger is None
+
+
+@pytest.mark.parametrize(("value", "ends"), [("true", True), ("false", False), (True, False), (None, False)])
+def test_the_end_of_a_streaming_list(value: Any, ends: bool) -> None:
+    data = listed(resourceVersion="7", annotations={"k8s.io/initial-events-end": value})
+    assert objects.read("Pod", data).initial_events_end is ends
+    assert objects.read_bookmark(data) == ("7", ends)
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"metadata": null}', b'{"metadata": {"annotations": [1]}}'])
+def test_a_bookmark_that_says_nothing(data: bytes) -> None:
+    assert objects.read_bookmark(data) == ("", False)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"metadata": 7}', b'{"metadata": {}} x'])
+def test_what_is_no_bookmark(data: bytes) -> None:
+    with pytest.raises(objects.ObjectError) as caught:
+        objects.read_bookmark(data)
+    assert caught.value.item == data
+
+
+def test_an_item_of_the_wrong_shape_is_refused_and_still_known_by_its_name() -> None:
+    data = json.dumps({"metadata": META | {"labels": 7}, "spec": {"ports": 7}}).encode()
+    with pytest.raises(objects.ObjectError) as caught:
+        objects.read("Service", data)
+    assert caught.value.path == "$.metadata.labels"
+    assert objects.identify("Service", data) == "prod/web"
+    assert objects.identify("Namespace", data) == "web"
+    assert objects.identify("Service", b'{"metadata": {"name": "web", "namespace": ""}}') == "default/web"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"metadata": {}}', b'{"metadata": {"name": 7}}', b'{"metadata": {"name": "a"}']
+)
+def test_what_has_no_name_is_not_identified(data: bytes) -> None:
+    assert objects.identify("Service", data) is None
+
+
+anything = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), st.lists)
+
+
+@given(
+    st.sampled_from(["Service", "EndpointSlice", "Endpoints", "Namespace", "Pod", "ServiceImport"]),
+    st.fixed_dictionaries(
+        {"metadata": st.fixed_dictionaries({"name": st.text(max_size=3)}, optional={"annotations": anything})},
+        optional=dict.fromkeys(("spec", "status", "endpoints", "subsets", "ports"), anything),
+    ),
+    st.binary(max_size=3),
+)
+def test_whatever_the_server_sends_is_read_or_refused(kind: str, data: dict[str, Any], tail: bytes) -> None:
+    text = json.dumps(data).encode()
+    with contextlib.suppress(objects.ObjectError):
+        found = objects.read(kind, text)
+        assert found.key == objects.identify(kind, text)
+    with contextlib.suppress(objects.ObjectError):
+        objects.read(kind, text + tail)
+    with contextlib.suppress(objects.ObjectError):
+        objects.read_bookmark(text + tail)
+
+
 texts, labels = st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
 ports = st.builds(Port, texts, texts, st.integers(-(2**31), 2**31 - 1))
 subsets = st.builds(Subset, st.tuples(ports), st.tuples(st.from_type(Endpoint)))
@@ -231,6 +357,7 @@ subsets = st.builds(Subset, st.tuples(ports), st.tuples(st.from_type(Endpoint)))
     | st.builds(EndpointSlice, texts, texts, texts, subsets=st.tuples(subsets), legacy=st.booleans())
     | st.builds(Namespace, texts, labels)
     | st.from_type(Pod)
+    | st.builds(ServiceImport, texts, texts, st.booleans(), st.tuples(texts), st.tuples(ports))
 )
 def test_every_object_survives_the_store(item: Object) -> None:
     assert objects.unpack(objects.pack(item)) == item

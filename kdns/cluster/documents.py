@@ -21,7 +21,7 @@ from kdns.cluster import objects
 from kdns.cluster.objects import Key, Object, ObjectError
 from kdns.errors import ConfigError, Mistake
 
-KINDS = "Service, EndpointSlice, Endpoints, Namespace, Pod"
+KINDS = "Service, EndpointSlice, Endpoints, Namespace, Pod, ServiceImport"
 MAX_DOCUMENT = 4 << 20
 """Bytes of a YAML document, or of an item of a list that can be taken apart. An object in etcd has at most 1.5 MB."""
 MAX_DEPTH = 100

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeAlias, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, field
 
 SERVICE_NAME = "kubernetes.io/service-name"
 """Label of an EndpointSlice: the Service that it belongs to."""
+IMPORT_NAME = "multicluster.kubernetes.io/service-name"
+SOURCE_CLUSTER = "multicluster.kubernetes.io/source-cluster"
+"""Labels of an EndpointSlice that was imported (Multi-Cluster Services API): its ServiceImport and its cluster."""
 DEFAULT_NAMESPACE = "default"
 
 Key: TypeAlias = tuple[str, str, str]
@@ -75,7 +79,8 @@ class EndpointSlice(Struct, frozen=True, array_like=True, gc=False, tag="E", tag
     """An EndpointSlice, or a v1 Endpoints object (`legacy`), which counts only where a Service has no slices.
 
     service: name of the Service it belongs to, "" for none. address_type: IPv4, IPv6, FQDN; "" for Endpoints.
-    subsets: one for a slice, any number for Endpoints.
+    subsets: one for a slice, any number for Endpoints. imported: name of the ServiceImport it belongs to, and cluster:
+    the cluster that its endpoints are in; "" for none.
     """
 
     namespace: str
@@ -84,6 +89,8 @@ class EndpointSlice(Struct, frozen=True, array_like=True, gc=False, tag="E", tag
     address_type: str = "IPv4"
     subsets: tuple[Subset, ...] = ()
     legacy: bool = False
+    imported: str = ""
+    cluster: str = ""
 
     @property
     def key(self) -> Key:
@@ -114,10 +121,26 @@ class Pod(Struct, frozen=True, array_like=True, gc=False, tag="P", tag_field="ta
         return "Pod", self.namespace, self.name
 
 
-Object: TypeAlias = Service | EndpointSlice | Namespace | Pod
+class ServiceImport(Struct, frozen=True, array_like=True, gc=False, tag="I", tag_field="tag"):
+    """A Service of a cluster set (Multi-Cluster Services API). headless: it has no addresses of its own; else `ips`."""
+
+    namespace: str
+    name: str
+    headless: bool = False
+    ips: tuple[str, ...] = ()
+    ports: tuple[Port, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return "ServiceImport", self.namespace, self.name
+
+
+Object: TypeAlias = Service | EndpointSlice | Namespace | Pod | ServiceImport
 
 _packer = msgspec.msgpack.Encoder()
-_unpacker: msgspec.msgpack.Decoder[Object] = msgspec.msgpack.Decoder(Service | EndpointSlice | Namespace | Pod)
+_unpacker: msgspec.msgpack.Decoder[Object] = msgspec.msgpack.Decoder(
+    Service | EndpointSlice | Namespace | Pod | ServiceImport
+)
 
 
 def pack(item: Object) -> bytes:
@@ -133,11 +156,18 @@ def unpack(data: bytes) -> Object:
         raise msgspec.DecodeError(str(error)) from None
 
 
+class _Annotations(Struct, frozen=True, gc=False):
+    trigger_time: Any = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
+    initial_events_end: Any = field(name="k8s.io/initial-events-end", default=None)
+
+
 class _Meta(Struct, frozen=True, gc=False, rename="camel"):
     name: str
     namespace: str | None = None
     labels: dict[str, str] | None = None
     deletion_timestamp: Any = None
+    resource_version: Any = None
+    annotations: _Annotations | None = None
 
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -215,13 +245,16 @@ class _EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):
 
     def slim(self) -> EndpointSlice:
         meta = self.metadata
+        labels = meta.labels or {}
         endpoints = tuple([endpoint.slim() for endpoint in self.endpoints or ()])
         return EndpointSlice(
             namespace=_namespace(meta),
             name=meta.name,
-            service=(meta.labels or {}).get(SERVICE_NAME, ""),
+            service=labels.get(SERVICE_NAME, ""),
             address_type=sys.intern(self.address_type or "IPv4"),
             subsets=(Subset(_ports(self.ports), endpoints),) if endpoints else (),
+            imported=labels.get(IMPORT_NAME, ""),
+            cluster=labels.get(SOURCE_CLUSTER, ""),
         )
 
 
@@ -284,6 +317,23 @@ class _Pod(Struct, frozen=True, gc=False):
         return Pod(_namespace(meta), meta.name, tuple(ip for ip in ips if ip), running)
 
 
+class _ImportSpec(Struct, frozen=True, gc=False):
+    type: str | None = None
+    ips: tuple[str, ...] | None = None
+    ports: tuple[_Port, ...] | None = None
+
+
+class _ServiceImport(Struct, frozen=True, gc=False):
+    metadata: _Meta
+    spec: _ImportSpec | None = None
+
+    def slim(self) -> ServiceImport:
+        meta, spec = self.metadata, self.spec or _ImportSpec()
+        headless = spec.type == "Headless"
+        ips = () if headless else tuple(ip for ip in spec.ips or () if ip)
+        return ServiceImport(_namespace(meta), meta.name, headless, ips, _ports(spec.ports))
+
+
 def _namespace(meta: _Meta) -> str:
     return sys.intern(meta.namespace or DEFAULT_NAMESPACE)
 
@@ -304,13 +354,14 @@ def _pod(reference: _Reference | None) -> str:
     return reference.name or ""
 
 
-_Form: TypeAlias = _Service | _EndpointSlice | _Endpoints | _Namespace | _Pod
+_Form: TypeAlias = _Service | _EndpointSlice | _Endpoints | _Namespace | _Pod | _ServiceImport
 _FORMS: Mapping[tuple[str, str], type[_Form]] = {
     ("v1", "Service"): _Service,
     ("discovery.k8s.io/v1", "EndpointSlice"): _EndpointSlice,
     ("v1", "Endpoints"): _Endpoints,
     ("v1", "Namespace"): _Namespace,
     ("v1", "Pod"): _Pod,
+    ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"): _ServiceImport,
 }
 _FormT = TypeVar("_FormT", bound=_Form)
 
@@ -320,6 +371,7 @@ def _json_decoder(form: type[_FormT]) -> msgspec.json.Decoder[_FormT]:
 
 
 _DECODERS = {key: _json_decoder(form) for key, form in _FORMS.items()}
+_OF_KIND = {kind: decoder for (_, kind), decoder in _DECODERS.items()}
 
 
 class _Head(Struct, frozen=True, gc=False, rename="camel"):
@@ -369,17 +421,111 @@ def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[O
             _refuse_version(kind, version, bytes(data))
             return 1
         found.append(decoder.decode(data).slim())
-    except msgspec.ValidationError as error:
-        message, path = _explained(error)
-        raise ObjectError(message, path, bytes(data)) from None
-    except msgspec.DecodeError as error:
-        text, _, at = str(error).removesuffix(")").partition(" (byte ")
-        raise ObjectError(text, "$", bytes(data), int(at) if at else len(bytes(data))) from None
-    except UnicodeDecodeError as error:
-        raise ObjectError("text that is not UTF-8", "$", bytes(data)) from error
-    except RecursionError:
-        raise ObjectError("nested too deeply", "$", bytes(data)) from None
+    except _UNREADABLE as error:
+        raise _object_error(error, bytes(data)) from None
     return 0
+
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _object_error(error: Exception, data: bytes) -> ObjectError:
+    """What a decoder's exception (one of `_UNREADABLE`) says about the JSON that it was given."""
+    if isinstance(error, msgspec.ValidationError):
+        return ObjectError(*_explained(error), data)
+    if isinstance(error, msgspec.DecodeError):
+        text, _, at = str(error).removesuffix(")").partition(" (byte ")
+        return ObjectError(text, "$", data, int(at) if at else len(data))
+    text = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else "nested too deeply"
+    return ObjectError(text, "$", data)
+
+
+class Read(NamedTuple):
+    """An object of the Kubernetes API, and what a watch has to know of it.
+
+    key: as in the store ("namespace/name"; of a Namespace its name). version: its resourceVersion, "" for none.
+    packed: see `pack`. trigger: when the change happened that made an EndpointSlice what it is now (Unix time), as far
+    as it says so. initial_events_end: it carries the annotation that ends a streaming list.
+    """
+
+    key: str
+    version: str
+    item: Object
+    packed: bytes
+    trigger: float | None
+    initial_events_end: bool
+
+
+def read(kind: str, data: bytes | msgspec.Raw) -> Read:
+    """Read the JSON of one object of a known kind, as an item of a list or in an event; it need not tell its kind.
+
+    Raises ObjectError if it is no JSON, or has not the shape of that kind.
+    """
+    try:
+        form = _OF_KIND[kind].decode(data)
+    except _UNREADABLE as error:
+        raise _object_error(error, bytes(data)) from None
+    item, meta = form.slim(), form.metadata
+    notes = meta.annotations
+    return Read(
+        meta.name if kind == "Namespace" else f"{item.key[1]}/{meta.name}",
+        _text(meta.resource_version),
+        item,
+        _packer.encode(item),
+        _unix_time(notes.trigger_time) if notes is not None and kind == "EndpointSlice" else None,
+        notes is not None and notes.initial_events_end == "true",
+    )
+
+
+class _AnyMeta(Struct, frozen=True, gc=False, rename="camel"):
+    name: Any = None
+    namespace: Any = None
+    resource_version: Any = None
+    annotations: Any = None
+
+
+class _AnyObject(Struct, frozen=True, gc=False):
+    metadata: _AnyMeta | None = None
+
+
+_any_object = msgspec.json.Decoder(_AnyObject)
+
+
+def identify(kind: str, data: bytes | msgspec.Raw) -> str | None:
+    """The key, as `read` gives it, of an object that may have any shape; None if it does not tell its name."""
+    try:
+        meta = _any_object.decode(data).metadata
+    except _UNREADABLE:
+        return None
+    if meta is None or not isinstance(meta.name, str) or not isinstance(meta.namespace, str | None):
+        return None
+    return meta.name if kind == "Namespace" else f"{meta.namespace or DEFAULT_NAMESPACE}/{meta.name}"
+
+
+def read_bookmark(data: bytes | msgspec.Raw) -> tuple[str, bool]:
+    """The resourceVersion of a bookmark's object, "" for none, and whether it ends a streaming list.
+
+    Raises ObjectError.
+    """
+    try:
+        meta = _any_object.decode(data).metadata or _AnyMeta()
+    except _UNREADABLE as error:
+        raise _object_error(error, bytes(data)) from None
+    notes = meta.annotations if isinstance(meta.annotations, dict) else {}
+    return _text(meta.resource_version), notes.get("k8s.io/initial-events-end") == "true"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _unix_time(text: object) -> float | None:
+    """Seconds since 1970 of an RFC 3339 time, None for anything else."""
+    try:
+        time = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return time.timestamp() if time is not None and time.tzinfo is not None else None
 
 
 def _refuse_version(kind: str, version: str, item: bytes = b"", path: str = "$") -> None:

@@ -41,7 +41,7 @@ from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
 
-VERSION = b"2"
+VERSION = b"3"
 FIRST_MAP_SIZE = 64 << 20
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
