@@ -19,6 +19,7 @@ def service(
     ips: Sequence[str] = ("10.96.0.10",),
     ports: Sequence[Port] = (("http", 80),),
     labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
     publish_not_ready: bool = False,
 ) -> Object:
     """A ClusterIP Service; `ips=()` makes it headless."""
@@ -34,7 +35,8 @@ def service(
     }
     if publish_not_ready:
         spec["publishNotReadyAddresses"] = True
-    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(name, namespace, labels), "spec": spec}
+    metadata = _metadata(name, namespace, labels, annotations)
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
 def external_name(name: str, target: str, namespace: str = "default") -> Object:
@@ -69,16 +71,40 @@ def endpoint_slice(
     suffix: str = "1",
     ports: Sequence[Port] = (("http", 8080),),
     address_type: str = "IPv4",
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+    service_label: str = "kubernetes.io/service-name",
 ) -> Object:
-    """An EndpointSlice of a Service, named `SERVICE-SUFFIX`."""
-    labels = {"kubernetes.io/service-name": service_name}
+    """An EndpointSlice of a Service, named `SERVICE-SUFFIX`; labels are added to the one that names the Service."""
+    found = {service_label: service_name, **(labels or {})}
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": _metadata(f"{service_name}-{suffix}", namespace, labels),
+        "metadata": _metadata(f"{service_name}-{suffix}", namespace, found, annotations),
         "addressType": address_type,
         "endpoints": list(endpoints),
         "ports": [_port(port) for port in ports],
+    }
+
+
+def service_import(
+    name: str,
+    namespace: str = "default",
+    *,
+    ips: Sequence[str] = ("10.112.0.10",),
+    ports: Sequence[Port] = (("http", 80),),
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Object:
+    """A ServiceImport (multicluster.x-k8s.io/v1alpha1) of type ClusterSetIP; `ips=()` makes it Headless."""
+    spec: Object = {"type": "ClusterSetIP" if ips else "Headless", "ports": [_port(port) for port in ports]}
+    if ips:
+        spec["ips"] = list(ips)
+    return {
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1",
+        "kind": "ServiceImport",
+        "metadata": _metadata(name, namespace, labels, annotations),
+        "spec": spec,
     }
 
 
@@ -87,10 +113,12 @@ def namespace(name: str, labels: Mapping[str, str] | None = None) -> Object:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels or {})}}
 
 
-def pod(name: str, namespace: str, *ips: str, phase: str = "Running") -> Object:
+def pod(
+    name: str, namespace: str, *ips: str, phase: str = "Running", labels: Mapping[str, str] | None = None
+) -> Object:
     """A Pod with its addresses."""
     status = {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(name, namespace), "status": status}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(name, namespace, labels), "status": status}
 
 
 def write_list(path: Path, objects: Iterable[Object]) -> Path:
@@ -101,10 +129,17 @@ def write_list(path: Path, objects: Iterable[Object]) -> Path:
     return path
 
 
-def _metadata(name: str, namespace: str, labels: Mapping[str, str] | None = None) -> Object:
+def _metadata(
+    name: str,
+    namespace: str,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Object:
     found: Object = {"name": name, "namespace": namespace}
     if labels:
         found["labels"] = dict(labels)
+    if annotations:
+        found["annotations"] = dict(annotations)
     return found
 
 
