@@ -23,6 +23,8 @@ import dns.message
 
 TICK = 0.001
 STRAGGLERS = 2.0
+STEP = 50e-6
+STEPS = 16
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,7 +49,9 @@ class Summary:
 
     rcodes: answers by response code. lost: when each query that got no answer was sent. strange: answers whose ID was
     not waited for. slowest: seconds of the slowest answer. gaps: the longest pauses between two answers, as (start,
-    seconds), longest first. late: the slowest of the answers that took more than 10 ms, as (sent, seconds).
+    seconds), longest first. late: the slowest of the answers that took more than 10 ms, as (sent, seconds). variants:
+    how many different answers each query got, the ID apart. times: of all answers, how many took up to 1, 2, 4, ...
+    times 50 µs, not cumulative, and at the end those that took longer.
     """
 
     sent: int
@@ -58,6 +62,17 @@ class Summary:
     slowest: float
     gaps: list[tuple[float, float]]
     late: list[tuple[float, float]] = field(default_factory=list)
+    variants: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+
+    def quantile(self, share: float) -> float:
+        """The bound in seconds below which that share of the answers came, as exactly as `times` tells."""
+        seen = 0
+        for step, count in enumerate(self.times):
+            seen += count
+            if seen >= share * self.answered:
+                return STEP * float(1 << step)
+        return self.slowest
 
 
 class Pacer:
@@ -113,7 +128,9 @@ class _Client:
         self.queries = [bytes.fromhex(query)[2:] for query in plan.queries]
         family = socket.AF_INET6 if ":" in plan.address else socket.AF_INET
         self.sockets = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(plan.sockets)]
-        self.waiting: list[dict[int, float]] = [{} for _ in self.sockets]
+        self.waiting: list[dict[int, tuple[float, int]]] = [{} for _ in self.sockets]
+        self.answers: list[set[bytes]] = [set() for _ in self.queries]
+        self.times = [0] * (STEPS + 1)
         self.poll = select.epoll()
         self.by_fd: dict[int, int] = {}
         for index, sock in enumerate(self.sockets):
@@ -146,20 +163,27 @@ class _Client:
             self._receive(0.05)
         self.gaps.sort(key=lambda gap: -gap[1])
         self.late.sort(key=lambda answer: -answer[1])
-        lost = sorted(moment for waiting in self.waiting for moment in waiting.values())
-        slowest = self.late[0][1] if self.late else 0.0
         return Summary(
-            self.sent, self.answered, self.rcodes, lost, self.strange, slowest, self.gaps[:10], self.late[:10]
+            sent=self.sent,
+            answered=self.answered,
+            rcodes=self.rcodes,
+            lost=sorted(moment for waiting in self.waiting for moment, _ in waiting.values()),
+            strange=self.strange,
+            slowest=self.late[0][1] if self.late else 0.0,
+            gaps=self.gaps[:10],
+            late=self.late[:10],
+            variants=list(map(len, self.answers)),
+            times=self.times,
         )
 
     def _send(self) -> None:
         index = self.sent % len(self.sockets)
         ident = self.sent // len(self.sockets) & 0xFFFF
-        query = self.queries[self.sent // len(self.sockets) % len(self.queries)]
+        query = self.sent // len(self.sockets) % len(self.queries)
         self.sent += 1
-        self.waiting[index][ident] = time.monotonic()
+        self.waiting[index][ident] = time.monotonic(), query
         try:
-            self.sockets[index].send(ident.to_bytes(2, "big") + query)
+            self.sockets[index].send(ident.to_bytes(2, "big") + self.queries[query])
         except (ConnectionRefusedError, BlockingIOError):
             return  # counts as lost
 
@@ -183,11 +207,14 @@ class _Client:
 
     def _take(self, index: int, data: bytes) -> None:
         now = time.monotonic()
-        sent = self.waiting[index].pop(int.from_bytes(data[:2], "big"), None)
-        if sent is None:
+        found = self.waiting[index].pop(int.from_bytes(data[:2], "big"), None)
+        if found is None:
             self.strange += 1
             return
+        sent, query = found
         self.answered += 1
+        self.answers[query].add(data[2:])
+        self.times[min(int((now - sent) / STEP).bit_length(), STEPS)] += 1
         rcode = str(data[3] & 15)
         self.rcodes[rcode] = self.rcodes.get(rcode, 0) + 1
         if now - self.last > 0.01:
