@@ -137,6 +137,11 @@ class Intake:
         self.error: ApiError | None = None
         self.old = 0
 
+    @property
+    def listed(self) -> int | None:
+        """How many objects of the list have come; None once it is complete."""
+        return len(self._delivery.rows) + len(self._delivery.kept) if self.listing else None
+
     def feed(self, chunk: bytes) -> Delivery | None:
         """Take in bytes of a watch; what they bring. Look at `error` then."""
         try:

@@ -129,15 +129,15 @@ class Pace:
     """Seconds of waiting.
 
     silence: without a byte on a watch until it counts as dead; API servers send a bookmark every minute. list_silence:
-    the same before a streaming list is complete. first, longest: of the waits after faults in a row, which double.
-    steady: how long a watch has to live until faults are forgotten. brief: a watch that brought nothing and ended
-    sooner is a fault. absent: between looks for a kind that the server does not know. retry_after: the longest that is
-    waited because the server said so. watch: after which the server is asked to end a watch, from and to. streaming:
-    until a streaming list is tried again where it was refused.
+    without another object until a streaming list that is not complete counts as one that never will be. first,
+    longest: of the waits after faults in a row, which double. steady: how long a watch has to live until faults are
+    forgotten. brief: a watch that brought nothing and ended sooner is a fault. absent: between looks for a kind that
+    the server does not know. retry_after: the longest that is waited because the server said so. watch: after which the
+    server is asked to end a watch, from and to. streaming: until a streaming list is tried again where it was refused.
     """
 
     silence: float = 75.0
-    list_silence: float = 10.0
+    list_silence: float = 6.0
     first: float = 0.2
     longest: float = 15.0
     steady: float = 5.0
@@ -223,7 +223,8 @@ class Reflector:
         return not self._thread.is_alive()
 
     def behind(self) -> float | None:
-        """How old the objects may be, in seconds: 0 while a watch is open, else since the server was last heard.
+        """How old the objects may be, in seconds: 0 from a list on or while a watch is open, until that fails or ends;
+        else since the server was last heard.
 
         None if it has not been heard at all.
         """
@@ -264,10 +265,10 @@ class Reflector:
             self._pages_until = time.monotonic() + self._pace.streaming
             return
         intake = self._intake(None)
-        watchdog = _Watchdog(answer, self._pace.list_silence, lambda: intake.listing)
+        watchdog = _Watchdog(answer, self._pace.list_silence, lambda: intake.listed)
         with closing(answer), watchdog:
             try:
-                self._follow(answer, intake, watchdog)
+                self._follow(answer, intake)
                 if intake.listing and not self._stopping.is_set():
                     raise ApiError("a streaming list ended before it was complete", "connection")
             except ApiError as error:
@@ -277,8 +278,7 @@ class Reflector:
                 if watchdog.fired or self._broken_lists >= _PATIENCE:
                     self._pages_until = time.monotonic() + self._pace.streaming
                 if watchdog.fired:
-                    silence = f"a streaming list of which nothing came for {self._pace.list_silence:g} s"
-                    raise ApiError(silence, "silent") from error
+                    raise ApiError("a streaming list that does not end", "silent") from error
                 raise
 
     def _list_pages(self) -> None:
@@ -322,14 +322,12 @@ class Reflector:
         seconds = int(self._uniform(*self._pace.watch))
         return {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds), **more}
 
-    def _follow(self, answer: Answer, intake: Intake, watchdog: _Watchdog | None = None) -> None:
+    def _follow(self, answer: Answer, intake: Intake) -> None:
         """Deliver what a watch brings until it ends."""
         began = time.monotonic()
         try:
             for chunk in answer.stream():
                 self._heard = time.monotonic()
-                if watchdog is not None:
-                    watchdog.heard = self._heard
                 self._accept(intake, intake.feed(chunk), "stream")
             self._accept(intake, intake.end(), "stream")
             self._heard = time.monotonic()
@@ -348,14 +346,14 @@ class Reflector:
         if not intake.listing and intake.version != self._version:
             self._version = intake.version
             self._strikes = 0
+        if delivery is not None and delivery.complete:
+            self._strikes = self._broken_lists = 0
+            if how == "stream":
+                self._opened()
+            self._current = True  # before anybody sees what was listed
+            self._listed(self.resource.kind, how)
         if delivery is not None:
-            complete = delivery.complete
             self._inbox.put(delivery)
-            if complete:
-                self._strikes = self._broken_lists = 0
-                self._listed(self.resource.kind, how)
-                if how == "stream":
-                    self._opened()
         if intake.error is not None:
             raise intake.error
 
@@ -406,6 +404,9 @@ class Reflector:
             return 0.0
         if error.reason == "not_found" and self.resource.optional:
             return self._none_there()
+        if error.reason == "closed":  # by one of us, which is no fault
+            self._current = False
+            return self._pause(1)
         self._fault(error.reason, str(error))
         if error.reason == "expired":
             self._version = None
@@ -442,17 +443,22 @@ class _ExpiredTokenError(Exception):
 
 
 class _Watchdog:
-    """Closes a response of which nothing comes for a time, as long as it is on guard.
+    """Closes the response of a streaming list that gets no longer, or does not get complete.
 
-    heard: when something came, as time.monotonic() has it. fired: it closed the response.
+    An API server that does not know streaming lists may answer with an ordinary watch, whose events are then taken for
+    the beginning of a list.
+
+    seconds: between two looks. listed: the number of objects so far, None if the list is complete. fired: it closed
+    the response.
     """
 
-    def __init__(self, answer: Answer, silence: float, on_guard: Callable[[], bool]) -> None:
-        self.heard = time.monotonic()
+    _LOOKS = 20
+
+    def __init__(self, answer: Answer, seconds: float, listed: Callable[[], int | None]) -> None:
         self.fired = False
         self._answer = answer
-        self._silence = silence
-        self._on_guard = on_guard
+        self._seconds = seconds
+        self._listed = listed
         self._done = threading.Event()
 
     def __enter__(self) -> None:
@@ -462,13 +468,15 @@ class _Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        left = self._silence
-        while not self._done.wait(left) and self._on_guard():
-            left = self.heard + self._silence - time.monotonic()
-            if left <= 0:
-                self.fired = True
-                self._answer.close()
+        before = 0
+        for _ in range(self._LOOKS):
+            if self._done.wait(self._seconds) or (count := self._listed()) is None:
                 return
+            if count == before:
+                break
+            before = count
+        self.fired = True
+        self._answer.close()
 
 
 def _refused(answer: Answer, permission: str, streaming_list: bool) -> _RefusedError:
