@@ -242,7 +242,7 @@ class Response:
             while await reader.read(BLOCK):
                 continue
         elif then == "fin":
-            self._writer.transport.set_write_buffer_limits(0)
+            self._writer.transport.set_write_buffer_limits(1)
             await self._writer.drain()
             self._writer.transport.abort()
         elif then == "rst":
