@@ -60,7 +60,7 @@ def table(found: Records) -> dict[str, list[str]]:
 
 
 def published(what: Service, *slices: EndpointSlice, options: RecordOptions = OPTIONS) -> dict[str, list[str]]:
-    return table(records.service_records(what, slices, options))
+    return table(records.derive(what, slices, options).names)
 
 
 def test_cluster_ip_service() -> None:
@@ -96,14 +96,14 @@ def test_service_without_ports_has_addresses_only() -> None:
 
 def test_service_without_cluster_ip_yet_does_not_exist() -> None:
     warnings: list[str] = []
-    assert records.service_records(service(cluster_ips=()), (), OPTIONS, warnings.append) == {}
+    assert records.derive(service(cluster_ips=()), (), OPTIONS, warnings.append).names == {}
     assert warnings == ["Service default/web: it has no clusterIP, not published; accepted: None, addresses"]
 
 
 def test_owners_are_lower_case_and_ttl_is_the_option() -> None:
-    found = records.service_records(
+    found = records.derive(
         service(namespace="Prod", name="Web", ports=(Port("HTTP", "TCP", 80),)), (), RecordOptions(ZONE, ttl=30)
-    )
+    ).names
     assert set(table(found)) == {"web.prod", "_http._tcp.web.prod"}
     assert {rrset.ttl for rrsets in found.values() for rrset in rrsets} == {30}
 
@@ -237,21 +237,21 @@ def test_noendpoints() -> None:
     slices = piece(at("10.1.0.5"))
     assert published(headless(), slices, options=options) == {}
     assert set(published(service(), slices, options=options)) == {"web.default", "_http._tcp.web.default"}
-    assert list(records.pointers(service(), [slices], options)) == [rr.address("10.96.0.1")]
+    assert list(records.derive(service(), [slices], options).pointers) == [rr.address("10.96.0.1")]
 
 
 @pytest.mark.parametrize("text", ["example.com", "example.com.", "EXAMPLE.com"])
 def test_external_name(text: str) -> None:
     what = service(type="ExternalName", external_name=text, cluster_ips=())
     assert published(what, piece(at("10.1.0.5"))) == {"web.default": ["CNAME example.com."]}
-    assert records.pointers(what, [piece(at("10.1.0.5"))], OPTIONS) == {}
+    assert records.derive(what, [piece(at("10.1.0.5"))], OPTIONS).pointers == {}
 
 
 @pytest.mark.parametrize("text", ["", "1.2.3.4", "2001:db8::1", "a..b", "exa mple.com", ".", "x" * 64, "ab." * 90])
 def test_external_name_that_is_no_domain_name_is_reported_and_not_published(text: str) -> None:
     warnings: list[str] = []
     what = service(type="ExternalName", external_name=text, cluster_ips=())
-    assert records.service_records(what, (), OPTIONS, warnings.append) == {}
+    assert records.derive(what, (), OPTIONS, warnings.append).names == {}
     assert len(warnings) == 1
     assert "default/web" in warnings[0]
 
@@ -274,41 +274,41 @@ def test_external_name_that_is_no_domain_name_is_reported_and_not_published(text
 )
 def test_what_is_no_label_is_reported_and_not_published(fields: dict[str, Any], names_left: int) -> None:
     warnings: list[str] = []
-    assert len(records.service_records(service(**fields), (), OPTIONS, warnings.append)) == names_left
+    assert len(records.derive(service(**fields), (), OPTIONS, warnings.append).names) == names_left
     assert len(warnings) == 1
 
 
 def test_endpoint_whose_hostname_is_no_label_goes_by_its_address() -> None:
     warnings: list[str] = []
-    found = records.service_records(headless(), [piece(at("10.1.0.5", hostname="a.b"))], OPTIONS, warnings.append)
-    assert "10-1-0-5.web.default" in table(found)
+    found = records.derive(headless(), [piece(at("10.1.0.5", hostname="a.b"))], OPTIONS, warnings.append)
+    assert "10-1-0-5.web.default" in table(found.names)
     assert "'a.b'" in warnings[0]
 
 
 def test_endpoint_with_a_bad_address_is_reported_and_the_others_published() -> None:
     warnings: list[str] = []
-    found = records.service_records(headless(), [piece(at("10.1.0.5"), at("example"))], OPTIONS, warnings.append)
-    assert table(found)["web.default"][0] == "A 10.1.0.5"
+    found = records.derive(headless(), [piece(at("10.1.0.5"), at("example"))], OPTIONS, warnings.append)
+    assert table(found.names)["web.default"][0] == "A 10.1.0.5"
     assert len(warnings) == 1
 
 
 def test_names_of_over_255_bytes_are_reported_and_not_published() -> None:
     zone = names.from_text(".".join(["z" * 60] * 3))
     warnings: list[str] = []
-    found = records.service_records(
+    found = records.derive(
         service(name="w" * 30, ports=(Port("p" * 40, "TCP", 1),)),
         [piece(at("10.1.0.5", hostname="h" * 60), service="w" * 30)],
         RecordOptions(zone),
         warnings.append,
     )
-    assert [len(owner) <= 255 for owner in found] == [True]
+    assert [len(owner) <= 255 for owner in found.names] == [True]
     assert len(warnings) == 2
-    assert records.service_records(service(name="w" * 63), (), RecordOptions(zone), warnings.append) == {}
+    assert records.derive(service(name="w" * 63), (), RecordOptions(zone), warnings.append).names == {}
 
 
 def test_pointers() -> None:
     slices = [piece(at("10.1.0.5"), at("10.1.0.6", hostname="db"), at("10.1.0.6", hostname="db2"))]
-    found = records.pointers(service(cluster_ips=("10.96.0.1", "fd00::1")), slices, OPTIONS)
+    found = records.derive(service(cluster_ips=("10.96.0.1", "fd00::1")), slices, OPTIONS).pointers
     suffix = "web.default.svc.cluster.local."
     assert {rr.address_text(key): [names.to_text(target) for target in value] for key, value in found.items()} == {
         "10.96.0.1": [suffix],
@@ -326,8 +326,8 @@ def test_reverse_owner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -
 def test_zonal_records() -> None:
     options = RecordOptions(ZONE, zonal=True)
     slices = piece(at("172.0.0.1", zone="us-West-2a"), at("172.0.0.2", zone="us-west-2b"), at("fd00::3"))
-    found = records.zonal_records(headless(), [slices], options)
-    assert {zone: lines(rrsets) for zone, rrsets in found.items()} == {
+    found = records.derive(headless(), [slices], options)
+    assert {zone: lines(rrsets) for zone, rrsets in found.zonal.items()} == {
         "": [
             "A 172.0.0.1",
             "A 172.0.0.2",
@@ -339,14 +339,14 @@ def test_zonal_records() -> None:
         "us-west-2a": ["A 172.0.0.1", "SRV 0 100 80 172-0-0-1.web.default.svc.cluster.local."],
         "us-west-2b": ["A 172.0.0.2", "SRV 0 100 80 172-0-0-2.web.default.svc.cluster.local."],
     }
-    assert found[""] == records.service_records(headless(), [slices], options)[b"\x03web\x07default\x03svc" + ZONE]
+    assert found.zonal[""] == found.names[b"\x03web\x07default\x03svc" + ZONE]
 
 
 def test_zonal_names_exist_only_for_headless_services_and_with_the_option() -> None:
     slices = [piece(at("172.0.0.1", zone="a"))]
-    assert records.zonal_records(headless(), [], RecordOptions(ZONE, zonal=True)) == {"": ()}
-    assert records.zonal_records(service(), slices, RecordOptions(ZONE, zonal=True)) == {}
-    assert records.zonal_records(headless(), slices, OPTIONS) == {}
+    assert records.derive(headless(), [], RecordOptions(ZONE, zonal=True)).zonal == {"": ()}
+    assert records.derive(service(), slices, RecordOptions(ZONE, zonal=True)).zonal == {}
+    assert records.derive(headless(), slices, OPTIONS).zonal == {}
 
 
 def test_pod_records_are_for_verified_and_running_pods() -> None:

@@ -1,11 +1,13 @@
 """From objects to the zone store: what has changed in the cluster becomes changed records, and nothing else is touched.
 
-The objects are kept in the store beside the records, in the same transaction, so that a start knows what the records
-were made of. Beside the objects themselves (`kdns.cluster.objects`, by their kind and "namespace/name") the source
-keeps two indexes without content:
+The objects are kept in the store beside the records (`kdns.cluster.inventory`), in the same transaction, so that a
+start knows what the records were made of. Meta values of a source (each name ends with a space and the source):
 
-    slices   "namespace/service/kind/name"   the EndpointSlices and Endpoints of a Service
-    addresses   "namespace/address/pod"      the running Pods that have an address
+    settings        the fingerprint of the settings that the records were made by
+    own services    keys of the Services that select this server, one a line
+    current         when the objects were last known to be current (Unix time)
+    version KIND    the resourceVersion that the objects of a kind are of, and behind a line feed their selection
+    identity        what tells the API server that the versions are of
 """
 
 from __future__ import annotations
@@ -17,44 +19,56 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MethodType
 
 from kdns.cluster import objects, records
+from kdns.cluster.delivery import Delivery
+from kdns.cluster.inventory import KINDS, Inventory, counts, is_storable, key_text, rdatas, refusal
 from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Pod, Service
-from kdns.cluster.records import RecordOptions, ServiceRecords
+from kdns.cluster.records import AnyService, RecordOptions, ServiceRecords
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Records, Store, Transaction, Zone
 
-KINDS = ("Service", "EndpointSlice", "Endpoints", "Namespace", "Pod")
 Matches = Callable[[Mapping[str, str]], bool]
 
-_LONGEST_NAME = 253
-_LONGEST_LABEL = 63
-_NOT_IN_NAMES = frozenset("/\0\n")
 _PORTION = 2000
 """Entries that are written together when a zone is filled."""
 _SCHEMA = "1"
 """Part of the fingerprint: raised when the same objects and settings make other records than before."""
+_NOTHING = ServiceRecords({}, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the `kubernetes` directive says about what is published.
 
-    forward, reverse: origins, lower case; the first forward zone is the one that PTR records point into.
-    namespaces: those to show, all if empty. namespace_labels, labels: selectors, None for all. listens: addresses of
-    this server as text. records: options of all forward zones; its own zone does not count.
+    forward, reverse: origins, lower case. multicluster: the forward zones that are clusterset zones, which have the
+    names of ServiceImports and not those of Services. namespaces: those to show, all if empty. namespace_labels,
+    labels: selectors, None for all. listens: addresses of this server as text. records: options of all forward zones;
+    its own zone does not count.
     """
 
     forward: tuple[bytes, ...]
     reverse: tuple[bytes, ...] = ()
+    multicluster: tuple[bytes, ...] = ()
     namespaces: frozenset[str] = frozenset()
     namespace_labels: Matches | None = None
     labels: Matches | None = None
     listens: tuple[str, ...] = ()
     records: RecordOptions = field(default_factory=lambda: RecordOptions(names.ROOT))
 
+    @property
+    def own_cluster(self) -> tuple[bytes, ...]:
+        """The forward zones that have the names of Services; PTR records point into the first of them."""
+        return tuple(origin for origin in self.forward if origin not in self.multicluster)
+
     def options(self, zone: bytes) -> RecordOptions:
         """The options of one forward zone."""
         return replace(self.records, zone=zone)
+
+    def selects(self, namespace: str, labels: Mapping[str, str] | None) -> bool:
+        """True if a namespace of this name with these labels is shown. labels: None if they are not known."""
+        if self.namespaces and namespace not in self.namespaces:
+            return False
+        return self.namespace_labels is None or (labels is not None and self.namespace_labels(labels))
 
     @property
     def fingerprint(self) -> bytes:
@@ -64,10 +78,16 @@ class Settings:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a call has done. changed: objects that differ from what was there. warnings: one sentence each."""
+    """What a call has done.
+
+    changed: objects that differ from what was there; all of them if none does, and other settings made all records
+    anew. warnings: one sentence each. programmed: for each EndpointSlice that is served now and told when the change behind it happened, the kind of
+    its Service ("cluster_ip" or "headless_with_selector") and that time (Unix time).
+    """
 
     changed: int = 0
     warnings: list[str] = field(default_factory=list)
+    programmed: list[tuple[str, float]] = field(default_factory=list)
 
 
 class Publisher:
@@ -80,9 +100,8 @@ class Publisher:
         self.source = source
         self.settings = settings
         self._store = store
-        self._listens = {rr.address(text) for text in settings.listens}
+        self._scopes: Mapping[str, str] = {}
         self.zones = store.write(self._zones)
-        self._reverse = names.Zones({origin: self.zones[origin] for origin in settings.reverse})
 
     def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
         """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
@@ -93,7 +112,7 @@ class Publisher:
         zones = {origin: txn.add_zone(self.source, origin) for origin in wanted}
         for zone in zones.values():
             if txn.get(zone, zone.origin) is None:
-                self._put_apex(txn, zone, ())
+                _Entries(self.settings, zones, Inventory(txn, self.source)).put_apex(zone, ())
         return zones
 
     # State
@@ -111,14 +130,13 @@ class Publisher:
         txn.put_meta(f"current {self.source}", f"{time.time():.3f}".encode())
 
     def expire(self) -> None:
-        """Stop answering from the data, because it is too old, until `replace` has put in new."""
+        """Stop answering from the data, because it is too old, until all of it has been delivered."""
+        self._store.write(lambda txn: self._set_state(txn, SYNCED, EXPIRED))
 
-        def action(txn: Transaction) -> None:
-            for zone in self.zones.values():
-                if txn.zone(zone.number).state == SYNCED:
-                    txn.set_state(zone, EXPIRED)
-
-        self._store.write(action)
+    def _set_state(self, txn: Transaction, before: int, after: int) -> None:
+        for zone in self.zones.values():
+            if txn.zone(zone.number).state == before:
+                txn.set_state(zone, after)
 
     @property
     def synced(self) -> bool:
@@ -127,9 +145,86 @@ class Publisher:
 
     def counts(self) -> dict[str, int]:
         """How many objects of each kind there are."""
-        return self._store.read(lambda txn: {kind: sum(1 for _ in txn.objects(self.source, kind)) for kind in KINDS})
+        return self._store.read(lambda txn: counts(txn, self.source))
 
-    # Changes
+    # Objects of an API server
+
+    def begin(self, scopes: Mapping[str, str], *, strict: bool) -> dict[str, str]:
+        """Make ready for deliveries; returns the resourceVersion from which each kind can be followed, if there is one.
+
+        scopes: each kind that will be delivered, and a text that tells which of its objects. What the store has of
+        other kinds is forgotten, and what it has of these is published by the settings of now.
+
+        strict: unless each kind has been delivered in this scope before, a name that is not there may yet come: the
+        zones are not synced until all kinds are complete. (What is there is answered.) Else their state stays.
+        """
+
+        def action(txn: Transaction) -> dict[str, str]:
+            self._publish(txn, [Delivery(kind, complete=True) for kind in KINDS if kind not in scopes])
+            found: dict[str, str] = {}
+            for kind in KINDS:
+                version, _, scope = (txn.get_meta(self._version_key(kind)) or b"").decode().partition("\n")
+                if kind not in scopes:
+                    txn.delete_meta(self._version_key(kind))
+                elif scope == scopes[kind]:
+                    found[kind] = version
+            if found.keys() == scopes.keys():
+                self._set_state(txn, UNSYNCED, SYNCED)
+            elif strict:
+                self._set_state(txn, SYNCED, UNSYNCED)
+            return {kind: version for kind, version in found.items() if version}
+
+        found = self._store.write(action)
+        self._scopes = dict(scopes)
+        return found
+
+    def identify(self, identity: str) -> bool:
+        """Note which API server the deliveries are of; True if the objects in the store are those of another.
+
+        Their versions are forgotten then, so that everything has to be listed anew; until then it is served.
+        """
+
+        def action(txn: Transaction) -> bool:
+            known = txn.get_meta(f"identity {self.source}")
+            txn.put_meta(f"identity {self.source}", identity.encode())
+            if known is None or known == identity.encode():
+                return False
+            for kind in KINDS:
+                version = txn.get_meta(self._version_key(kind))
+                if version is not None:
+                    txn.put_meta(self._version_key(kind), b"\n" + version.partition(b"\n")[2])
+            return True
+
+        return self._store.write(action)
+
+    def deliver(self, deliveries: Iterable[Delivery], *, complete: bool, current: bool) -> Outcome:
+        """Publish what has come from an API server, all in one transaction with the versions that it is of.
+
+        complete: with this, every kind has been delivered as a whole since the zones were last not synced; they are
+        now. current: with this, the store has all that the API server has now. Raises StoreError, and then nothing has
+        happened.
+        """
+        found = tuple(deliveries)
+
+        def action(txn: Transaction) -> Outcome:
+            outcome = self._publish(txn, found)
+            for delivery in found:
+                scope = self._scopes.get(delivery.kind)
+                if scope is not None and (delivery.version or delivery.complete):
+                    txn.put_meta(self._version_key(delivery.kind), f"{delivery.version}\n{scope}".encode())
+            if complete:
+                self._sync(txn)
+            if current:
+                self._stamp(txn)
+            outcome.programmed = _programmed(Inventory(txn, self.source), found)
+            return outcome
+
+        return self._store.write(action)
+
+    def _version_key(self, kind: str) -> str:
+        return f"version {kind} {self.source}"
+
+    # Objects of files
 
     def replace(self, items: Iterable[Object], *, keep: bool = False) -> Outcome:
         """Make the given objects all that there are.
@@ -137,31 +232,22 @@ class Publisher:
         keep: those stay that are there and are not given, and so do the age of the data and the state of the zones.
         """
         warnings: list[str] = []
-        wanted = {item.key: item for item in _storable(items, warnings)}
-        fingerprint = f"settings {self.source}"
+        wanted: dict[str, dict[str, bytes | None]] = {kind: {} for kind in KINDS}
+        for item in _storable(items, warnings):
+            wanted[item.key[0]][key_text(item.key)] = objects.pack(item)
+        deliveries = [Delivery(kind, complete=not keep, rows=rows) for kind, rows in wanted.items()]
 
         def action(txn: Transaction) -> Outcome:
-            kept = txn.get_meta(fingerprint)
-            have = {(kind, *_parts(kind, key)): data for kind in KINDS for key, data in txn.objects(self.source, kind)}
-            if keep:
-                for key, data in have.items():
-                    wanted.setdefault(key, objects.unpack(data))
-            if kept == self.settings.fingerprint and have:
-                update = _Update(self, txn)
-                for key in have.keys() - wanted.keys():
-                    update.delete(key)
-                for key, item in wanted.items():
-                    update.put(item, have.get(key))
-                outcome = update.publish()
-            else:
-                outcome = self._rebuild(txn, wanted)
-            txn.put_meta(fingerprint, self.settings.fingerprint)
+            outcome = self._publish(txn, deliveries)
+            for kind in KINDS:
+                txn.delete_meta(self._version_key(kind))
+            txn.delete_meta(f"identity {self.source}")
             if not keep:
-                for zone in self.zones.values():
-                    txn.set_state(zone, SYNCED)
+                self._sync(txn)
             if not keep or txn.get_meta(f"current {self.source}") is None:
                 self._stamp(txn)
-            return replace(outcome, warnings=warnings + outcome.warnings)
+            outcome.warnings = warnings + outcome.warnings
+            return outcome
 
         return self._store.write(action)
 
@@ -171,343 +257,357 @@ class Publisher:
         current: with this, the store has all that the source has now.
         """
         warnings: list[str] = []
-        items = tuple(puts)
-        puts = _storable(items, warnings)
-        refused = {item.key for item in items} - {item.key for item in puts}
-        deletes = [key for key in (*deletes, *sorted(refused)) if _is_storable(key)]
+        puts = tuple(puts)
+        wanted: dict[str, dict[str, bytes | None]] = {kind: {} for kind in KINDS}
+        for key in (*deletes, *(item.key for item in puts)):
+            wanted[key[0]][key_text(key)] = None
+        for item in _storable(puts, warnings):
+            wanted[item.key[0]][key_text(item.key)] = objects.pack(item)
+        deliveries = [Delivery(kind, rows=rows) for kind, rows in wanted.items()]
 
         def action(txn: Transaction) -> Outcome:
-            update = _Update(self, txn)
-            for key in deletes:
-                update.delete(key)
-            for item in puts:
-                update.put(item)
-            outcome = update.publish()
+            outcome = self._publish(txn, deliveries)
             if current:
                 self._stamp(txn)
-            return replace(outcome, warnings=warnings + outcome.warnings)
+            outcome.warnings = warnings + outcome.warnings
+            return outcome
 
         return self._store.write(action)
 
-    def _rebuild(self, txn: Transaction, items: dict[Key, Object]) -> Outcome:
-        """Work out everything anew, and write what differs."""
-        for kind in (*KINDS, "slices", "addresses"):
-            for key in [key for key, _ in txn.objects(self.source, kind)]:
-                txn.delete_object(self.source, kind, key)
-        for kind in KINDS:
-            rows = [(_key_text(key), objects.pack(item)) for key, item in items.items() if key[0] == kind]
-            txn.fill_objects(self.source, kind, rows)
-        outcome = Outcome(len(items))
-        for index in ("slices", "addresses"):
-            rows = [(key, b"") for item in items.values() for name, key in _index_keys(item) if name == index]
-            txn.fill_objects(self.source, index, rows)
-        sinks = {origin: _Sink(txn, zone) for origin, zone in self.zones.items()}
-        own = self._work_out(items, sinks, outcome.warnings)
-        txn.put_meta(f"own services {self.source}", "\n".join(sorted(own)).encode())
+    # All of them
+
+    def _publish(self, txn: Transaction, deliveries: Iterable[Delivery]) -> Outcome:
+        """Write the objects that differ, and the records that this changes."""
+        inventory = Inventory(txn, self.source)
+        for delivery in deliveries:
+            inventory.take(delivery)
+        entries = _Entries(self.settings, self.zones, inventory)
+        fingerprint = self.settings.fingerprint
+        if txn.get_meta(f"settings {self.source}") != fingerprint or inventory.is_new:
+            _Rebuild(entries).run()
+            txn.put_meta(f"settings {self.source}", fingerprint)
+            changed = inventory.changed or inventory.size
+        else:
+            _Update(entries).run()
+            changed = inventory.changed
+        inventory.finish()
+        return Outcome(changed, inventory.warnings)
+
+    def _sync(self, txn: Transaction) -> None:
         for zone in self.zones.values():
-            sinks[zone.origin].finish(self._apex(txn, zone, self._addresses(txn, sorted(own))))
-        return outcome
+            txn.set_state(zone, SYNCED)
 
-    def _work_out(self, items: dict[Key, Object], sinks: Mapping[bytes, _Sink], warnings: list[str]) -> set[str]:
-        """Give all entries but those of the apexes to the sinks; returns the keys of the Services that select this
-        server."""
-        settings = self.settings
-        own: set[str] = set()
-        slices: dict[tuple[str, str], list[EndpointSlice]] = {}
-        labels: dict[str, Mapping[str, str]] = {}
-        for item in items.values():
-            if isinstance(item, EndpointSlice):
-                slices.setdefault((item.namespace, item.service), []).append(item)
-            if isinstance(item, Namespace):
-                labels[item.name] = item.labels
-            else:
-                labels.setdefault(item.namespace, {})
-        shown = {name for name, found in labels.items() if self.selects(name, found)}
-        pointers: dict[bytes, tuple[bytes, ...]] = {}
-        for origin in settings.forward:
-            options, put = settings.options(origin), sinks[origin].put
-            warn = warnings.append if origin == settings.forward[0] else _silent
-            for namespace in sorted(shown):
-                for name in records.namespace_names(namespace, options, warn):
-                    put(name, ())
-            for item in items.values():
-                if isinstance(item, Service):
-                    own_slices = slices.get((item.namespace, item.name), [])
-                    if self.is_own(own_slices):
-                        own.add(f"{item.namespace}/{item.name}")
-                    if item.namespace not in shown or not _selected(settings, item):
-                        continue
-                    derived = records.derive(item, own_slices, options, warn)
-                    owner = _service_owner(item.namespace, item.name, origin)
-                    if owner is None:
-                        continue
-                    for name, rrsets in self.service_names(derived, owner).items():
-                        put(name, rrsets)
-                    if origin == settings.forward[0]:
-                        for rdata, targets in derived.pointers.items():
-                            pointers[rdata] = pointers.get(rdata, ()) + targets
-                elif isinstance(item, Pod) and item.namespace in shown:
-                    for name, rrsets in records.pod_records(item, options, warn).items():
-                        put(name, rrsets)
-        for rdata, targets in pointers.items():
-            name = records.reverse_owner(rdata)
-            zone = self.reverse_zone(name)
-            if zone is not None:
-                sinks[zone.origin].put(name, (RRset(rr.PTR, settings.records.ttl, tuple(sorted(targets))),))
-        return own
 
-    # Apexes
+def _programmed(inventory: Inventory, deliveries: Iterable[Delivery]) -> list[tuple[str, float]]:
+    found = []
+    for delivery in deliveries:
+        for key, since in delivery.triggers.items():
+            piece = inventory.get(delivery.kind, key) if is_storable(delivery.kind, key) else None
+            if isinstance(piece, EndpointSlice) and piece.service:
+                service = inventory.service(piece.namespace, piece.service)
+                if service is not None:
+                    found.append(("headless_with_selector" if service.headless else "cluster_ip", since))
+    return found
 
-    def _apex(self, txn: Transaction, zone: Zone, addresses: Iterable[str]) -> dict[bytes, Records]:
-        serial = txn.zone(zone.number).serial
-        found: dict[bytes, Records] = dict(records.apex(zone.origin, serial, self.settings.records.ttl, addresses))
-        if zone.origin in self.settings.forward:
-            for name in records.structural_names(self.settings.options(zone.origin)):
-                found[name] = ()
-        return found
 
-    def _put_apex(self, txn: Transaction, zone: Zone, own: Iterable[str]) -> None:
-        apex = self._apex(txn, zone, self._addresses(txn, own))
-        nameserver = b"\x02ns\x03dns" + zone.origin
-        if nameserver not in apex:
-            txn.delete(zone, nameserver)
-        apex[zone.origin] += _pointers(txn.get(zone, zone.origin))
-        for name, rrsets in apex.items():
-            txn.put(zone, name, rrsets)
+class _Entries:
+    """What the objects of a transaction make of the settings: the entries of the zones.
 
-    def _addresses(self, txn: Transaction, own: Iterable[str]) -> list[str]:
-        """The addresses of ns.dns.Z: of the Services that select this server, else those that it listens on."""
-        found: set[str] = set()
-        for key in own:
-            data = txn.get_object(self.source, "Service", key)
-            service = objects.unpack(data) if data is not None else None
-            if isinstance(service, Service):
-                found.update(map(rr.address_text, _rdatas(service.cluster_ips)))
-        return sorted(found) or sorted(self.settings.listens)
+    inventory: with all changes made. primary: the forward zone that PTR records point into, if there is one.
+    """
 
-    # Objects of the transaction
+    def __init__(self, settings: Settings, zones: Mapping[bytes, Zone], inventory: Inventory) -> None:
+        self.settings = settings
+        self.zones = zones
+        self.inventory = inventory
+        self.txn = inventory.txn
+        self.primary = next(iter(settings.own_cluster), None)
+        self._options = {origin: settings.options(origin) for origin in settings.forward}
+        self._reverse = names.Zones({origin: zones[origin] for origin in settings.reverse})
+        self._listens = {rr.address(text) for text in settings.listens}
+        self._shown: dict[str, bool] = {}
 
-    def shows(self, txn: Transaction, namespace: str) -> bool:
+    def shows(self, namespace: str) -> bool:
         """True if a namespace exists (itself or by an object in it) and the settings show it."""
-        data = txn.get_object(self.source, "Namespace", namespace)
-        own = objects.unpack(data) if data is not None else None
-        labels = own.labels if isinstance(own, Namespace) else {}
-        return self.selects(namespace, labels) and (
-            own is not None or any(self._any_object(txn, kind, namespace) for kind in KINDS if kind != "Namespace")
-        )
+        shown = self._shown.get(namespace)
+        if shown is None:
+            own = self.inventory.get("Namespace", namespace)
+            labels = own.labels if isinstance(own, Namespace) else None
+            shown = self.settings.selects(namespace, labels) and (own is not None or self.inventory.has_any(namespace))
+            self._shown[namespace] = shown
+        return shown
 
-    def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        """True if the settings show a namespace of this name with these labels."""
-        settings = self.settings
-        if settings.namespaces and namespace not in settings.namespaces:
-            return False
-        return settings.namespace_labels is None or settings.namespace_labels(labels)
+    def of_namespace(self, origin: bytes, namespace: str) -> tuple[bytes, ...]:
+        """Names that exist without records because a namespace does."""
+        return records.namespace_names(namespace, self._options[origin], self._warn(origin, self.settings.forward))
 
-    def _any_object(self, txn: Transaction, kind: str, namespace: str) -> bool:
-        return next(iter(txn.objects(self.source, kind, f"{namespace}/")), None) is not None
+    def of_service(self, origin: bytes, service: AnyService | None, slices: list[EndpointSlice]) -> ServiceRecords:
+        """The records of a Service, or of a ServiceImport in a clusterset zone; none for what is hidden or not there.
 
-    def is_own(self, slices: Iterable[EndpointSlice]) -> bool:
-        """True if one of the endpoints is this server."""
-        return bool(self._listens) and any(
-            not self._listens.isdisjoint(_rdatas(endpoint.addresses))
-            for piece in slices
-            for subset in piece.subsets
-            for endpoint in subset.endpoints
-        )
-
-    def service_names(self, derived: ServiceRecords, owner: bytes) -> dict[bytes, Records]:
-        """All entries of a Service in a forward zone, those of its topology zones included.
-
-        These are at one label below _zone.S.N.svc.Z: the topology zone, dots included, or `*` for all endpoints.
+        The entries of topology zones are among its names, at one label below _zone.S.N.svc.Z: the topology zone, dots
+        included, or `*` for all endpoints.
         """
-        found: dict[bytes, Records] = dict(derived.names)
-        for zone, rrsets in derived.zonal.items():
+        settings = self.settings
+        if service is None or not self.shows(service.namespace):
+            return _NOTHING
+        among = settings.multicluster
+        if isinstance(service, Service):
+            among = settings.own_cluster
+            if settings.labels is not None and not settings.labels(service.labels):
+                return _NOTHING
+        found = records.derive(service, slices, self._options[origin], self._warn(origin, among))
+        for zone, rrsets in found.zonal.items():
             label = zone.encode() or b"*"
-            if len(label) > names.MAX_LABEL:
+            owner = _service_owner(service.namespace, service.name, origin)
+            if owner is None or len(label) > names.MAX_LABEL:
                 continue
             name = bytes((len(label),)) + label + b"\x05_zone" + owner
             if len(name) <= names.MAX_NAME:
-                found[name] = rrsets
+                found.names[name] = rrsets
         return found
+
+    def of_pod(self, origin: bytes, pod: Pod) -> Mapping[bytes, Records]:
+        """The records of a Pod, whatever the settings hide."""
+        return records.pod_records(pod, self._options[origin], self._warn(origin, self.settings.forward))
+
+    def _warn(self, origin: bytes, among: tuple[bytes, ...]) -> records.Warn:
+        """Warnings are given once, not once for each zone."""
+        return self.inventory.warnings.append if origin == among[0] else _silent
 
     def reverse_zone(self, owner: bytes) -> Zone | None:
         """The reverse zone that a name belongs into."""
         return self._reverse.find(owner)
 
+    def is_own(self, service: Service | None, slices: list[EndpointSlice]) -> bool:
+        """True if one of the endpoints of a Service is this server."""
+        return (
+            service is not None
+            and bool(self._listens)
+            and any(
+                not self._listens.isdisjoint(rdatas(endpoint.addresses))
+                for piece in slices
+                for subset in piece.subsets
+                for endpoint in subset.endpoints
+            )
+        )
 
-class _Sink:
-    """Takes all entries of a zone, and makes them what the zone holds.
+    # Apexes
 
-    A zone that has never been filled takes them as they come; for another they are gathered, to write what differs.
-    """
+    def own_services(self) -> set[str]:
+        """Keys ("namespace/name") of the Services that select this server, as they were written down."""
+        kept = self.txn.get_meta(f"own services {self.inventory.source}")
+        return set(kept.decode().split("\n")) if kept else set()
 
-    def __init__(self, txn: Transaction, zone: Zone) -> None:
-        self._txn = txn
-        self._zone = zone
-        self._fresh = txn.zone(zone.number).state == UNSYNCED
-        if self._fresh:
-            txn.clear(zone)
-        self._entries: dict[bytes, Records] = {}
-        self._at_apex: Records = ()
+    def put_apexes(self, own: set[str]) -> None:
+        """Write down which Services select this server, and make the apexes of all zones say so."""
+        self.txn.put_meta(f"own services {self.inventory.source}", "\n".join(sorted(own)).encode())
+        for zone in self.zones.values():
+            self.put_apex(zone, own)
 
-    def put(self, name: bytes, rrsets: Records) -> None:
-        """Take an entry. One at the apex comes beside what the apex has anyway."""
-        if name == self._zone.origin:
-            self._at_apex = rrsets
-            return
-        self._entries[name] = rrsets
-        if self._fresh and len(self._entries) >= _PORTION:
-            self._txn.fill(self._zone, self._entries.items())
-            self._entries.clear()
-
-    def finish(self, apex: dict[bytes, Records]) -> None:
-        """Write what is left, and the entries of the apex."""
-        txn, zone = self._txn, self._zone
-        found = self._entries | apex
-        found[zone.origin] += self._at_apex
-        if self._fresh:
-            txn.put(zone, zone.origin, found.pop(zone.origin))
-            txn.fill(zone, found.items())
-            return
-        for name in [name for name, _ in txn.below(zone, zone.origin) if name not in found]:
-            txn.delete(zone, name)
+    def put_apex(self, zone: Zone, own: Iterable[str]) -> None:
+        """Write what a zone has anyway. At the apex of the reverse zone of one address are its PTR records too."""
+        txn = self.txn
+        serial = txn.zone(zone.number).serial
+        found = dict(records.apex(zone.origin, serial, self.settings.records.ttl, self._nameservers(own)))
+        if zone.origin in self.settings.forward:
+            found |= dict.fromkeys(records.structural_names(self._options[zone.origin]), ())
+        nameserver = b"\x02ns\x03dns" + zone.origin
+        if nameserver not in found:
+            txn.delete(zone, nameserver)
+        found[zone.origin] += _pointers(txn.get(zone, zone.origin))
         for name, rrsets in found.items():
             txn.put(zone, name, rrsets)
 
+    def _nameservers(self, own: Iterable[str]) -> list[str]:
+        """The addresses of ns.dns.Z: of the Services that select this server, else those that it listens on."""
+        found: set[str] = set()
+        for key in own:
+            service = self.inventory.get("Service", key)
+            if isinstance(service, Service):
+                found.update(map(rr.address_text, rdatas(service.cluster_ips)))
+        return sorted(found) or sorted(self.settings.listens)
+
+
+class _Fill:
+    """Writes all entries of a zone, in portions, in the place of those that it has."""
+
+    def __init__(self, txn: Transaction, zone: Zone) -> None:
+        txn.clear(zone)
+        self._txn = txn
+        self._zone = zone
+        self._entries: list[tuple[bytes, Records]] = []
+
+    def put(self, name: bytes, rrsets: Records) -> None:
+        """Take an entry."""
+        self._entries.append((name, rrsets))
+        if len(self._entries) >= _PORTION:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        self._txn.fill(self._zone, self._entries)
+        self._entries.clear()
+
+
+class _Rebuild:
+    """Makes all records anew. One Service is in memory at a time."""
+
+    def __init__(self, entries: _Entries) -> None:
+        self._entries = entries
+        self._fills = {origin: _Fill(entries.txn, zone) for origin, zone in entries.zones.items()}
+        self._pointers: dict[bytes, tuple[bytes, ...]] = {}
+
+    def run(self) -> None:
+        entries, inventory, settings = self._entries, self._entries.inventory, self._entries.settings
+        for namespace in filter(entries.shows, inventory.all_namespaces()):
+            for origin in settings.forward:
+                for name in entries.of_namespace(origin, namespace):
+                    self._fills[origin].put(name, ())
+        own = {key for key in inventory.keys("Service") if self._service(*key.split("/"))}
+        for key in inventory.keys("ServiceImport"):
+            self._import(*key.split("/"))
+        for key in inventory.keys("Pod"):
+            self._pod(key)
+        self._flush_pointers()
+        for fill in self._fills.values():
+            fill.flush()
+        entries.put_apexes(own)
+
+    def _service(self, namespace: str, name: str) -> bool:
+        """Put the records of a Service; True if it selects this server."""
+        entries = self._entries
+        service = entries.inventory.service(namespace, name)
+        slices = entries.inventory.slices("slices", namespace, name)
+        for origin in entries.settings.own_cluster:
+            found = entries.of_service(origin, service, slices)
+            self._put(origin, found.names)
+            if origin == entries.primary:
+                for rdata, targets in found.pointers.items():
+                    self._pointers[rdata] = self._pointers.get(rdata, ()) + targets
+        if len(self._pointers) >= _PORTION:
+            self._flush_pointers()
+        return entries.is_own(service, slices)
+
+    def _import(self, namespace: str, name: str) -> None:
+        entries = self._entries
+        service = entries.inventory.service_import(namespace, name)
+        slices = entries.inventory.slices("imports", namespace, name)
+        for origin in entries.settings.multicluster:
+            self._put(origin, entries.of_service(origin, service, slices).names)
+
+    def _pod(self, key: str) -> None:
+        entries = self._entries
+        pod = entries.inventory.get("Pod", key)
+        if isinstance(pod, Pod) and entries.shows(pod.namespace):
+            for origin in entries.settings.forward:
+                self._put(origin, entries.of_pod(origin, pod))
+
+    def _put(self, origin: bytes, found: Mapping[bytes, Records]) -> None:
+        put = self._fills[origin].put
+        for name, rrsets in found.items():
+            put(name, rrsets)
+
+    def _flush_pointers(self) -> None:
+        """Write PTR records, with those to other Services that the address has already."""
+        entries = self._entries
+        by_zone: dict[bytes, list[tuple[bytes, Records]]] = {}
+        for rdata, targets in self._pointers.items():
+            name = records.reverse_owner(rdata)
+            zone = entries.reverse_zone(name)
+            if zone is not None:
+                known = {target for rrset in entries.txn.get(zone, name) or () for target in rrset.rdatas}
+                rrset = RRset(rr.PTR, entries.settings.records.ttl, tuple(sorted(known.union(targets))))
+                by_zone.setdefault(zone.origin, []).append((name, (rrset,)))
+        for origin, found in by_zone.items():
+            entries.txn.fill(entries.zones[origin], found)
+        self._pointers.clear()
+
 
 class _Update:
-    """One transaction's changes: first the objects, then whatever depends on one that changed."""
+    """Writes the records of all that is affected by what has changed."""
 
-    def __init__(self, publisher: Publisher, txn: Transaction) -> None:
-        self._publisher = publisher
-        self._source = publisher.source
-        self._txn = txn
-        self._outcome = Outcome()
-        self._services: set[tuple[str, str]] = set()
-        self._namespaces: set[str] = set()
-        self._pods: set[tuple[str, str]] = set()
-        self._cluster_ips: dict[tuple[str, str], set[bytes]] = {}
+    def __init__(self, entries: _Entries) -> None:
+        self._entries = entries
+        self._inventory = entries.inventory
+        self._txn = entries.txn
 
-    def put(self, item: Object, old: bytes | None = None) -> None:
-        """Put an object; nothing happens if it is there already. old: what the store has, if that is known."""
-        key = _key_text(item.key)
-        data = objects.pack(item)
-        if old is None:
-            old = self._txn.get_object(self._source, item.key[0], key)
-        if old == data:
-            return
-        if old is not None:
-            self._affects(objects.unpack(old), gone=True)
-        self._txn.put_object(self._source, item.key[0], key, data)
-        self._affects(item, gone=False)
-        self._outcome.changed += 1
-
-    def delete(self, key: Key) -> None:
-        """Delete an object, if it is there."""
-        text = _key_text(key)
-        old = self._txn.get_object(self._source, key[0], text)
-        if old is not None:
-            self._txn.delete_object(self._source, key[0], text)
-            self._affects(objects.unpack(old), gone=True)
-            self._outcome.changed += 1
-
-    def _affects(self, item: Object, *, gone: bool) -> None:
-        """Bring the indexes in line, and note what has to be published again."""
-        for index, key in _index_keys(item):
-            if gone:
-                self._txn.delete_object(self._source, index, key)
+    def run(self) -> None:
+        entries, inventory = self._entries, self._inventory
+        for namespace in inventory.namespaces:
+            self._namespace(namespace)
+        before = entries.own_services()
+        own = set(before)
+        for namespace, name in inventory.services:
+            key = f"{namespace}/{name}"
+            if self._service(namespace, name):
+                own.add(key)
             else:
-                self._txn.put_object(self._source, index, key, b"")
-        if isinstance(item, Namespace):
-            self._namespaces.add(item.name)
-            return
-        self._namespaces.add(item.namespace)
-        if isinstance(item, Service):
-            self._services.add((item.namespace, item.name))
-            self._cluster_ips.setdefault((item.namespace, item.name), set()).update(_rdatas(item.cluster_ips))
-        elif isinstance(item, EndpointSlice):
-            self._services.add((item.namespace, item.service))
-        else:
-            self._pods.update((item.namespace, rr.address_text(rdata)) for rdata in _rdatas(item.ips))
+                own.discard(key)
+        for namespace, name in inventory.imports:
+            self._import(namespace, name)
+        for namespace, ip in inventory.pods:
+            self._pod(namespace, ip)
+        if own != before or any(f"{namespace}/{name}" in own for namespace, name in inventory.services):
+            entries.put_apexes(own)
 
-    def publish(self) -> Outcome:
-        """Write the records of all that is affected."""
-        publisher, txn = self._publisher, self._txn
-        for namespace in self._namespaces:
-            self._publish_namespace(namespace)
-        shown = {namespace: publisher.shows(txn, namespace) for namespace, _ in self._services | self._pods}
-        own_before = own_services(txn, self._source)
-        own = set(own_before)
-        for namespace, name in self._services:
-            if self._publish_service(namespace, name, shown[namespace]):
-                own.add(f"{namespace}/{name}")
-            else:
-                own.discard(f"{namespace}/{name}")
-        for namespace, ip in self._pods:
-            self._publish_pod(namespace, ip, shown[namespace])
-        if own != own_before or any(f"{namespace}/{name}" in own for namespace, name in self._services):
-            txn.put_meta(f"own services {self._source}", "\n".join(sorted(own)).encode())
-            for zone in publisher.zones.values():
-                publisher._put_apex(txn, zone, sorted(own))
-        return self._outcome
-
-    def _publish_namespace(self, namespace: str) -> None:
+    def _namespace(self, namespace: str) -> None:
         """Make a namespace's own names exist or not. If that changes, all that is in it is affected too."""
-        publisher, txn = self._publisher, self._txn
-        shown = publisher.shows(txn, namespace)
-        for origin in publisher.settings.forward:
-            zone = publisher.zones[origin]
-            for name in records.namespace_names(namespace, publisher.settings.options(origin), self._warn(origin)):
-                if txn.put(zone, name, ()) if shown else txn.delete(zone, name):
-                    self._affect_all(namespace)
+        entries = self._entries
+        shown = entries.shows(namespace)
+        for origin in entries.settings.forward:
+            zone = entries.zones[origin]
+            for name in entries.of_namespace(origin, namespace):
+                if self._txn.put(zone, name, ()) if shown else self._txn.delete(zone, name):
+                    self._inventory.affect_all(namespace)
 
-    def _affect_all(self, namespace: str) -> None:
-        for key, _ in self._txn.objects(self._source, "Service", f"{namespace}/"):
-            self._services.add((namespace, key.partition("/")[2]))
-        for key, _ in self._txn.objects(self._source, "addresses", f"{namespace}/"):
-            self._pods.add((namespace, key.split("/")[1]))
-
-    def _publish_service(self, namespace: str, name: str, shown: bool) -> bool:
+    def _service(self, namespace: str, name: str) -> bool:
         """Write what has changed about a Service; True if it selects this server."""
-        publisher, txn = self._publisher, self._txn
-        settings = publisher.settings
-        service = self._object("Service", f"{namespace}/{name}")
-        slices = [piece for piece in self._slices(namespace, name) if isinstance(piece, EndpointSlice)]
-        if not isinstance(service, Service):
-            service = None
-        show = shown and service is not None and _selected(settings, service)
-        for origin in settings.forward:
-            zone = publisher.zones[origin]
+        entries, inventory = self._entries, self._inventory
+        service = inventory.service(namespace, name)
+        slices = inventory.slices("slices", namespace, name)
+        for origin in entries.settings.own_cluster:
             owner = _service_owner(namespace, name, origin)
             if owner is None:
                 continue
-            derived = ServiceRecords({}, {}, {})
-            if show and service is not None:
-                derived = records.derive(service, slices, settings.options(origin), self._warn(origin))
-            wanted = publisher.service_names(derived, owner)
-            before = dict(txn.below(zone, owner))
-            if origin == settings.forward[0]:
+            found = entries.of_service(origin, service, slices)
+            before = self._put_below(origin, owner, found.names)
+            if origin == entries.primary:
                 # PTR records may point to a name without addresses (`ignore_empty_service`).
-                once = addresses_in(before) | self._cluster_ips.get((namespace, name), set())
+                once = addresses_in(before) | inventory.cluster_ips.get((namespace, name), set())
                 if service is not None:
-                    once |= _rdatas(service.cluster_ips)
-                self._publish_pointers(owner, once, derived.pointers)
-            for entry in before.keys() - wanted.keys():
-                txn.delete(zone, entry)
-            for entry, rrsets in wanted.items():
-                if before.get(entry) != rrsets:
-                    txn.put(zone, entry, rrsets)
-        return service is not None and publisher.is_own(slices)
+                    once |= rdatas(service.cluster_ips)
+                self._put_pointers(owner, once, found.pointers)
+        return entries.is_own(service, slices)
 
-    def _publish_pointers(self, owner: bytes, once: set[bytes], pointers: dict[bytes, tuple[bytes, ...]]) -> None:
+    def _import(self, namespace: str, name: str) -> None:
+        entries, inventory = self._entries, self._inventory
+        service = inventory.service_import(namespace, name)
+        slices = inventory.slices("imports", namespace, name)
+        for origin in entries.settings.multicluster:
+            owner = _service_owner(namespace, name, origin)
+            if owner is not None:
+                self._put_below(origin, owner, entries.of_service(origin, service, slices).names)
+
+    def _put_below(self, origin: bytes, owner: bytes, wanted: Mapping[bytes, Records]) -> dict[bytes, Records]:
+        """Make these all entries at and below a name; returns those that were there."""
+        txn, zone = self._txn, self._entries.zones[origin]
+        before = dict(txn.below(zone, owner))
+        for name in before.keys() - wanted.keys():
+            txn.delete(zone, name)
+        for name, rrsets in wanted.items():
+            if before.get(name) != rrsets:
+                txn.put(zone, name, rrsets)
+        return before
+
+    def _put_pointers(self, owner: bytes, once: set[bytes], pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
         """Bring the PTR records in line that point to a Service's names; those to other Services stay.
 
         once: addresses whose PTR records may have pointed there until now.
         """
-        publisher, txn = self._publisher, self._txn
+        entries, txn = self._entries, self._txn
         for rdata in once | pointers.keys():
             name = records.reverse_owner(rdata)
-            zone = publisher.reverse_zone(name)
+            zone = entries.reverse_zone(name)
             if zone is None:
                 continue
             there = txn.get(zone, name)
@@ -518,46 +618,22 @@ class _Update:
                 continue
             rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
             if targets:
-                rrsets += (RRset(rr.PTR, publisher.settings.records.ttl, tuple(sorted(targets))),)
+                rrsets += (RRset(rr.PTR, entries.settings.records.ttl, tuple(sorted(targets))),)
             if rrsets:
                 txn.put(zone, name, rrsets)
             else:
                 txn.delete(zone, name)
 
-    def _publish_pod(self, namespace: str, ip: str, shown: bool) -> None:
-        publisher, txn = self._publisher, self._txn
-        used = next(iter(txn.objects(self._source, "addresses", f"{namespace}/{ip}/")), None) is not None
-        for origin in publisher.settings.forward:
-            zone = publisher.zones[origin]
-            options = publisher.settings.options(origin)
-            pod = Pod(namespace, ip, (ip,), True)
-            for name, rrsets in records.pod_records(pod, options, self._warn(origin)).items():
-                if used and shown:
-                    txn.put(zone, name, rrsets)
+    def _pod(self, namespace: str, ip: str) -> None:
+        entries = self._entries
+        used = next(self._inventory.keys("addresses", f"{namespace}/{ip}/"), None) is not None
+        for origin in entries.settings.forward:
+            zone = entries.zones[origin]
+            for name, rrsets in entries.of_pod(origin, Pod(namespace, ip, (ip,))).items():
+                if used and entries.shows(namespace):
+                    self._txn.put(zone, name, rrsets)
                 else:
-                    txn.delete(zone, name)
-
-    def _object(self, kind: str, key: str) -> Object | None:
-        data = self._txn.get_object(self._source, kind, key)
-        return None if data is None else objects.unpack(data)
-
-    def _slices(self, namespace: str, service: str) -> list[Object | None]:
-        keys = [key for key, _ in self._txn.objects(self._source, "slices", f"{namespace}/{service}/")]
-        return [self._object(key.split("/")[2], f"{namespace}/{key.split('/')[3]}") for key in keys]
-
-    def _warn(self, origin: bytes) -> records.Warn:
-        """Warnings are given once, not once for each zone."""
-        return self._outcome.warnings.append if origin == self._publisher.settings.forward[0] else _silent
-
-
-def own_services(txn: Transaction, source: str) -> set[str]:
-    """Keys ("namespace/name") of the Services that select this server."""
-    kept = txn.get_meta(f"own services {source}")
-    return set(kept.decode().split("\n")) if kept else set()
-
-
-def _pointers(rrsets: Records | None) -> Records:
-    return tuple(rrset for rrset in rrsets or () if rrset.type == rr.PTR)
+                    self._txn.delete(zone, name)
 
 
 def addresses_in(entries: Mapping[bytes, Records]) -> set[bytes]:
@@ -571,35 +647,20 @@ def addresses_in(entries: Mapping[bytes, Records]) -> set[bytes]:
     }
 
 
+def _pointers(rrsets: Records | None) -> Records:
+    return tuple(rrset for rrset in rrsets or () if rrset.type == rr.PTR)
+
+
 def _storable(items: Iterable[Object], warnings: list[str]) -> list[Object]:
     """The objects whose names Kubernetes could have given them; the others cannot be keys of the store."""
     found = []
     for item in items:
-        labels = (item.service,) if isinstance(item, EndpointSlice) else ()
-        if _is_storable(item.key, labels):
+        key = key_text(item.key)
+        if is_storable(item.key[0], key, item):
             found.append(item)
         else:
-            warnings.append(
-                f"{item.key[0]} {item.key[1:]!r:.300}: a name that Kubernetes does not allow, not published"
-            )
+            warnings.append(refusal(item.key[0], key))
     return found
-
-
-def _is_storable(key: Key, labels: tuple[str, ...] = ()) -> bool:
-    """True if the names of an object, and of others that it belongs to (`labels`), can be keys of the store."""
-    kind, namespace, name = key
-    short = (namespace, name, *labels) if kind in ("Service", "Namespace") else (namespace, *labels)
-    return (
-        all(len(text.encode()) <= _LONGEST_LABEL for text in short)
-        and len(name.encode()) <= _LONGEST_NAME
-        and namespace == namespace.lower()
-        and name == name.lower()
-        and not _NOT_IN_NAMES.intersection("".join((namespace, name, *labels)))
-    )
-
-
-def _selected(settings: Settings, service: Service) -> bool:
-    return settings.labels is None or settings.labels(service.labels)
 
 
 def _service_owner(namespace: str, name: str, origin: bytes) -> bytes | None:
@@ -608,29 +669,6 @@ def _service_owner(namespace: str, name: str, origin: bytes) -> bytes | None:
         return None
     owner = names.join([name.encode(), namespace.encode(), b"svc"])[:-1] + origin
     return owner if len(owner) <= names.MAX_NAME else None
-
-
-def _index_keys(item: Object) -> list[tuple[str, str]]:
-    """Index and key of each index entry of an object."""
-    if isinstance(item, EndpointSlice):
-        return [("slices", f"{item.namespace}/{item.service}/{item.key[0]}/{item.name}")]
-    if isinstance(item, Pod) and item.running:
-        texts = sorted(map(rr.address_text, _rdatas(item.ips)))
-        return [("addresses", f"{item.namespace}/{ip}/{item.name}") for ip in texts]
-    return []
-
-
-def _key_text(key: Key) -> str:
-    """As in the store: "namespace/name", or the name of a Namespace."""
-    kind, namespace, name = key
-    return name if kind == "Namespace" else f"{namespace}/{name}"
-
-
-def _parts(kind: str, text: str) -> tuple[str, str]:
-    if kind == "Namespace":
-        return "", text
-    namespace, _, name = text.partition("/")
-    return namespace, name
 
 
 def _canonical(value: object) -> str:
@@ -645,16 +683,6 @@ def _canonical(value: object) -> str:
         parts = (f"{item.name}={_canonical(getattr(value, item.name))}" for item in fields(value))
         return f"{type(value).__name__}({','.join(parts)})"
     return repr(value)
-
-
-def _rdatas(addresses: Iterable[str]) -> set[bytes]:
-    found = set()
-    for text in addresses:
-        try:
-            found.add(rr.address(text))
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def _silent(_: str) -> None:

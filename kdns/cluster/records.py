@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
-from kdns.cluster.objects import Endpoint, EndpointSlice, Pod, Port, Service, Subset
+from kdns.cluster.objects import Endpoint, EndpointSlice, Pod, Port, Service, ServiceImport, Subset
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 
@@ -22,10 +22,12 @@ SCHEMA_TTL = 28800
 Records: TypeAlias = dict[bytes, tuple[RRset, ...]]
 """RRsets by owner."""
 Warn: TypeAlias = Callable[[str], None]
+AnyService: TypeAlias = Service | ServiceImport
 
 _SVC = b"\x03svc"
 _POD = b"\x03pod"
 _REVERSE = (names.from_text("in-addr.arpa."), names.from_text("ip6.arpa."))
+_LENGTH = [bytes((length,)) for length in range(64)]
 _DECIMAL = [names.join([str(number).encode()])[:-1] for number in range(256)]
 _NIBBLES = [names.join([f"{number & 15:x}".encode(), f"{number >> 4:x}".encode()])[:-1] for number in range(256)]
 
@@ -49,9 +51,16 @@ class RecordOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecords:
-    """All that one Service and its endpoints are responsible for.
+    """All that one Service or ServiceImport and its endpoints are responsible for.
 
-    names: see `service_records`. pointers: see `pointers`. zonal: see `zonal_records`.
+    names: the records at and below S.N.svc.Z: A, AAAA, SRV, or CNAME for an ExternalName.
+
+    pointers: the PTR targets of each address (as 4 or 16 bytes): S.N.svc.Z or E.S.N.svc.Z. Several Services may have
+    one address; the answer has the targets of all of them. `reverse_owner` has the name. A ServiceImport has none.
+
+    zonal: what `ZONE.pin._zone.S.N.svc.Z` and `ZONE.prefer._zone.S.N.svc.Z` answer: A, AAAA and SRV by topology zone.
+    Zones are in lower case; "" has all endpoints, in a zone or not. {} says that there are no zonal names (it is no
+    headless Service, or the option is off); a headless Service without endpoints has {"": ()}.
     """
 
     names: Records
@@ -73,60 +82,45 @@ def _silent(_: str) -> None:
 
 
 def derive(
-    service: Service, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn = _silent
+    service: AnyService, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn = _silent
 ) -> ServiceRecords:
-    """Everything about one Service in one pass.
+    """Everything about one Service, or about one ServiceImport in a clusterset zone, in one pass.
 
-    slices: EndpointSlices and Endpoints of the namespace; those of other Services are passed over. Legacy ones count
-    only if there are no others. Records of different Services share no owner (but see `pointers`).
+    slices: EndpointSlices and Endpoints of the namespace; those of others are passed over. Legacy ones count only if
+    there are no others. Records of different Services share no owner (but see `ServiceRecords.pointers`). The names of
+    a ServiceImport's endpoints have the cluster that they are in: E.CLUSTER.S.N.svc.Z (E.S.N.svc.Z if none is told).
     """
     owner = _service_name(service, options.zone, warn)
     if owner is None:
         return ServiceRecords({}, {}, {})
-    if service.type == "ExternalName":
+    if isinstance(service, ServiceImport):
+        ips, publish_not_ready = service.ips, False
+    elif service.type == "ExternalName":
         return ServiceRecords(_external(service, owner, options.ttl, warn), {}, {})
-    if not (service.headless or service.cluster_ips):
-        warn(
-            f"Service {service.namespace}/{service.name}: it has no clusterIP, not published; accepted: None, addresses"
-        )
-    ready = _ready(service, owner, slices, options, warn)
-    cluster_ips = [rdata for ip in service.cluster_ips if (rdata := _address(ip, service, warn))]
-    targets: dict[bytes, set[bytes]] = {rdata: {owner} for rdata in cluster_ips}
+    else:
+        ips, publish_not_ready = service.cluster_ips, service.publish_not_ready
+    if not (service.headless or ips):
+        accepted = "Headless, addresses" if isinstance(service, ServiceImport) else "None, addresses"
+        warn(f"{_where(service)}: it has no clusterIP, not published; accepted: {accepted}")
+    subsets = _subsets(service, slices, warn) if options.endpoints else []
+    ready = _ready(service, owner, subsets, publish_not_ready, options.endpoint_pod_names, warn)
+    cluster_ips = [rdata for ip in ips if (rdata := _address(ip, service, warn))]
+    found = _names(service, owner, cluster_ips, ready, options, warn)
+    if isinstance(service, ServiceImport):
+        return ServiceRecords(found, {}, {})
+    zonal = _zonal(ready, options.ttl) if options.zonal and service.headless else {}
+    return ServiceRecords(found, _pointers(owner, cluster_ips, ready), zonal)
+
+
+def _pointers(owner: bytes, cluster_ips: Iterable[bytes], ready: Iterable[_Ready]) -> dict[bytes, tuple[bytes, ...]]:
+    targets: dict[bytes, tuple[bytes, ...]] = dict.fromkeys(cluster_ips, (owner,))
     for endpoint in ready:
-        targets.setdefault(endpoint.rdata, set()).add(endpoint.name)
-    return ServiceRecords(
-        _names(service, owner, cluster_ips, ready, options, warn),
-        {rdata: tuple(sorted(found)) for rdata, found in targets.items()},
-        _zonal(ready, options.ttl) if options.zonal and service.headless else {},
-    )
-
-
-def service_records(
-    service: Service, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn = _silent
-) -> Records:
-    """The records at and below S.N.svc.Z: A, AAAA, SRV, or CNAME for an ExternalName."""
-    return derive(service, slices, options, warn).names
-
-
-def pointers(
-    service: Service, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn = _silent
-) -> dict[bytes, tuple[bytes, ...]]:
-    """The PTR targets of each address (as 4 or 16 bytes) of a Service: S.N.svc.Z or E.S.N.svc.Z.
-
-    Several Services may have one address; the answer has the targets of all of them. `reverse_owner` has the name.
-    """
-    return derive(service, slices, options, warn).pointers
-
-
-def zonal_records(
-    service: Service, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn = _silent
-) -> dict[str, tuple[RRset, ...]]:
-    """What `ZONE.pin._zone.S.N.svc.Z` and `ZONE.prefer._zone.S.N.svc.Z` answer: A, AAAA and SRV by topology zone.
-
-    Zones are in lower case; "" has all endpoints, in a zone or not. {} says that there are no zonal names (the Service
-    is not headless, or the option is off); a headless Service without endpoints has {"": ()}.
-    """
-    return derive(service, slices, options, warn).zonal
+        have = targets.get(endpoint.rdata)
+        if have is None:
+            targets[endpoint.rdata] = (endpoint.name,)
+        elif endpoint.name not in have:
+            targets[endpoint.rdata] = tuple(sorted((*have, endpoint.name)))
+    return targets
 
 
 def pod_records(pod: Pod, options: RecordOptions, warn: Warn = _silent) -> Records:
@@ -208,30 +202,34 @@ def _dashed(address: str) -> bytes:
     return address.lower().replace(".", "-").replace(":", "-").encode()
 
 
-def _service_name(service: Service, zone: bytes, warn: Warn) -> bytes | None:
+def _where(service: AnyService) -> str:
+    return f"{service.key[0]} {service.namespace}/{service.name}"
+
+
+def _service_name(service: AnyService, zone: bytes, warn: Warn) -> bytes | None:
     name, namespace = _label(service.name), _label(service.namespace)
     if name is None or namespace is None:
         what = ("name", service.name) if name is None else ("namespace", service.namespace)
-        warn(f"Service {service.namespace}/{service.name}: {_not_label(*what)}")
+        warn(f"{_where(service)}: {_not_label(*what)}")
         return None
     owner = name + namespace + _SVC + zone
     if len(owner) > names.MAX_NAME:
-        warn(f"Service {service.namespace}/{service.name}: its name has {len(owner)} bytes, not published")
+        warn(f"{_where(service)}: its name has {len(owner)} bytes, not published")
         return None
     return owner
 
 
-def _address(text: str, service: Service, warn: Warn) -> bytes | None:
+def _address(text: str, service: AnyService, warn: Warn) -> bytes | None:
     try:
         return rr.address(text)
     except (OSError, ValueError):
-        warn(f"Service {service.namespace}/{service.name}: {text!r} is no IP address, not published")
+        warn(f"{_where(service)}: {text!r} is no IP address, not published")
         return None
 
 
 def _external(service: Service, owner: bytes, ttl: int, warn: Warn) -> Records:
     """The CNAME of an ExternalName. An address in its place makes no record: there is nothing it could be a name of."""
-    where = f"Service {service.namespace}/{service.name}: externalName {service.external_name!r}"
+    where = f"{_where(service)}: externalName {service.external_name!r}"
     text = service.external_name.removesuffix(".").lower()
     labels = [_label(part) for part in text.split(".")]
     target = b"".join(filter(None, labels)) + names.ROOT
@@ -252,58 +250,84 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _subsets(service: Service, slices: Iterable[EndpointSlice]) -> Iterable[Subset]:
+def _subsets(service: AnyService, slices: Iterable[EndpointSlice], warn: Warn) -> list[tuple[bytes, Subset]]:
+    """The subsets that belong to a Service or ServiceImport, each with the labels of its cluster ("" for none)."""
+    imported = isinstance(service, ServiceImport)
     own = [
         piece
         for piece in slices
-        if piece.service == service.name and piece.namespace == service.namespace and piece.address_type != "FQDN"
+        if (piece.imported if imported else piece.service) == service.name
+        and piece.namespace == service.namespace
+        and piece.address_type != "FQDN"
     ]
     legacy = all(piece.legacy for piece in own)
-    return [subset for piece in own if piece.legacy is legacy for subset in piece.subsets]
+    return [
+        (_cluster(service, piece.cluster, warn) if imported else b"", subset)
+        for piece in own
+        if piece.legacy is legacy
+        for subset in piece.subsets
+    ]
+
+
+def _cluster(service: AnyService, cluster: str, warn: Warn) -> bytes:
+    labels = [_label(part) for part in cluster.split(".")] if cluster else []
+    if None in labels:
+        warn(f"{_where(service)}: cluster {cluster!r} is no domain name, its endpoints have names without it")
+        return b""
+    return b"".join(filter(None, labels))
 
 
 def _ready(
-    service: Service, owner: bytes, slices: Iterable[EndpointSlice], options: RecordOptions, warn: Warn
+    service: AnyService,
+    owner: bytes,
+    subsets: Iterable[tuple[bytes, Subset]],
+    publish_not_ready: bool,
+    pod_names: bool,
+    warn: Warn,
 ) -> list[_Ready]:
     found: list[_Ready] = []
-    if not options.endpoints:
-        return found
-    for subset in _subsets(service, slices):
+    for cluster, subset in subsets:
+        below = cluster + owner
         for endpoint in subset.endpoints:
-            if not (endpoint.ready or service.publish_not_ready):
+            if not (endpoint.ready or publish_not_ready):
                 continue
-            label = _endpoint_label(service, endpoint, options, warn)
+            label = _endpoint_label(service, endpoint, pod_names, warn)
             for ip in endpoint.addresses:
                 rdata = _address(ip, service, warn)
                 if rdata is not None:
-                    name = (label or _address_label(rdata)) + owner
+                    name = (label or _address_label(ip, rdata)) + below
                     if len(name) <= names.MAX_NAME:
                         found.append(_Ready(rdata, name, subset.ports, endpoint.zone.lower()))
                     else:
-                        warn(f"Service {service.namespace}/{service.name}: endpoint {ip} has a name of over 255 bytes")
+                        warn(f"{_where(service)}: endpoint {ip} has a name of over 255 bytes")
     return found
 
 
-def _endpoint_label(service: Service, endpoint: Endpoint, options: RecordOptions, warn: Warn) -> bytes | None:
+def _endpoint_label(service: AnyService, endpoint: Endpoint, pod_names: bool, warn: Warn) -> bytes | None:
     """The label that an endpoint's hostname or pod gives it, None if it goes by its addresses."""
     if endpoint.hostname:
         label = _label(endpoint.hostname)
         if label is not None:
             return label
-        warn(f"Service {service.namespace}/{service.name}: {_not_label('hostname', endpoint.hostname)}")
-    return _label(endpoint.pod) if options.endpoint_pod_names and endpoint.pod else None
+        warn(f"{_where(service)}: {_not_label('hostname', endpoint.hostname)}")
+    return _label(endpoint.pod) if pod_names and endpoint.pod else None
 
 
-def _address_label(rdata: bytes) -> bytes:
+def _address_label(ip: str, rdata: bytes) -> bytes:
     """The label of an endpoint that goes by its address; a 0 keeps one that ends in `::` from ending in a hyphen."""
-    label = _dashed(rr.address_text(rdata))
+    label = _dashed(ip if len(rdata) == 4 else rr.address_text(rdata))  # IPv4 has one spelling, IPv6 has many
     if label.endswith(b"-"):
         label += b"0"
-    return bytes((len(label),)) + label
+    return _LENGTH[len(label)] + label
 
 
 def _names(
-    service: Service, owner: bytes, cluster_ips: list[bytes], ready: list[_Ready], options: RecordOptions, warn: Warn
+    service: AnyService,
+    owner: bytes,
+    cluster_ips: list[bytes],
+    ready: list[_Ready],
+    options: RecordOptions,
+    warn: Warn,
 ) -> Records:
     ttl = options.ttl
     by_name: dict[bytes, set[bytes]] = {}
@@ -335,14 +359,17 @@ def _headless_targets(ready: Iterable[_Ready]) -> dict[Port, set[tuple[int, byte
 
 
 def _srv_records(
-    service: Service, owner: bytes, by_port: Mapping[Port, set[tuple[int, bytes]]], ttl: int, warn: Warn
+    service: AnyService,
+    owner: bytes,
+    by_port: Mapping[Port, set[tuple[int, bytes]]],
+    ttl: int,
+    warn: Warn,
 ) -> Records:
     """SRV RRsets for each named port, and at the owner itself one for all ports, named or not."""
     by_owner: dict[bytes, set[tuple[int, bytes]]] = {}
     for port, targets in by_port.items():
-        where = f"Service {service.namespace}/{service.name}: port {port.port}"
         if not 0 < port.port <= 0xFFFF:
-            warn(f"{where} is out of range, not published; accepted: 1 to 65535")
+            warn(f"{_where(service)}: port {port.port} is out of range, not published; accepted: 1 to 65535")
             continue
         by_owner.setdefault(owner, set()).update(targets)
         if not port.name:
@@ -350,9 +377,9 @@ def _srv_records(
         name, protocol = _label("_" + port.name), _label("_" + port.protocol)
         if name is None or protocol is None:
             what = ("name", port.name) if name is None else ("protocol", port.protocol)
-            warn(f"{where}: {_not_label(*what)}")
+            warn(f"{_where(service)}: port {port.port}: {_not_label(*what)}")
         elif len(name) + len(protocol) + len(owner) > names.MAX_NAME:
-            warn(f"{where}: a name of over 255 bytes, not published")
+            warn(f"{_where(service)}: port {port.port}: a name of over 255 bytes, not published")
         else:
             by_owner.setdefault(name + protocol + owner, set()).update(targets)
     return {name: (_srv_rrset(targets, ttl),) for name, targets in by_owner.items()}

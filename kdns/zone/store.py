@@ -42,7 +42,9 @@ from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
 
 VERSION = b"3"
-FIRST_MAP_SIZE = 64 << 20
+FIRST_MAP_SIZE = 1 << 30
+"""Bytes of address space, which cost nothing. Data that need more make a transaction run again in a map twice as large:
+slow where a whole cluster is in one transaction."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
 
@@ -411,6 +413,17 @@ class Transaction:
                     break
                 yield key[skip:].decode(), value[4:]
 
+    def object_keys(self, source: str, kind: str, prefix: str = "") -> Iterator[str]:
+        """The keys alone of the same objects, in the same order."""
+        start = _object_key(source, kind, prefix)
+        skip = len(_object_key(source, kind, ""))
+        cursor = self._txn.cursor(self._objects)
+        if cursor.set_range(start):
+            for key in cursor.iternext(values=False):
+                if not key.startswith(start):
+                    break
+                yield key[skip:].decode()
+
     def drop_source(self, source: str) -> None:
         """Forget all objects of a source, its zones with what is in them, and its meta values ("TEXT SOURCE")."""
         self._delete_prefix(self._objects, source.encode() + b"\0")
@@ -429,6 +442,10 @@ class Transaction:
         """Keep a value under a name."""
         if self.get_meta(key) != data:
             self._txn.put(key.encode(), seal(key.encode(), data), db=self._meta)
+
+    def delete_meta(self, key: str) -> None:
+        """Forget a value, if it is there."""
+        self._txn.delete(key.encode(), db=self._meta)
 
     def _delete_prefix(self, database: lmdb._Database, prefix: bytes) -> None:
         cursor = self._txn.cursor(database)
