@@ -76,6 +76,16 @@ def test_a_list_replaces_all_of_its_kind_that_waits_and_nothing_else() -> None:
     assert inbox.take(ANY, 0) == [whole({"b/b": b"1"}, "2"), changes({"a/a": b"1"}, kind="Pod")]
 
 
+def test_what_a_list_keeps_is_what_is_known_by_then() -> None:
+    inbox = Inbox()
+    inbox.put(changes({"a/a": b"1", "a/b": None, "a/c": b"1"}))
+    inbox.put(whole({"b/b": b"1"}, "2", kept=("a/a", "a/b", "a/d")))
+    assert inbox.take(ANY, 0) == [whole({"a/a": b"1", "b/b": b"1"}, "2", kept=("a/d",))]
+    inbox.put(whole({"a/a": b"1"}, "3", kept=("a/b",)))
+    inbox.put(whole({}, "4", kept=("a/a", "a/b", "a/c")))
+    assert inbox.take(ANY, 0) == [whole({"a/a": b"1"}, "4", kept=("a/b",))]
+
+
 def test_kinds_come_in_the_order_in_which_their_first_news_came() -> None:
     inbox = Inbox()
     for kind in ("Namespace", "Service", "Namespace", "EndpointSlice"):

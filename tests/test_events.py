@@ -195,6 +195,12 @@ def test_a_bookmark_brings_its_version_and_no_rows() -> None:
     assert made.version == "20"
 
 
+def test_a_bookmark_of_a_version_that_is_no_number_is_news_once() -> None:
+    made = intake("x")
+    assert made.feed(bookmark("y")) == Delivery("Service", "y")
+    assert made.feed(bookmark("y")) is None
+
+
 def test_a_streaming_list_is_delivered_whole_at_its_end() -> None:
     made = intake(None)
     assert made.feed(event("ADDED", service("b", 90)) + event("ADDED", service("a", 5))) is None
@@ -326,6 +332,13 @@ def test_pages_are_delivered_together() -> None:
     assert delivery is not None
     assert (set(delivery.rows), delivery.kept, delivery.version) == ({"default/a", "default/c"}, {"default/b"}, "7")
     assert delivery.complete
+
+
+def test_the_version_of_a_list_is_that_of_its_first_page() -> None:
+    made = intake(None)
+    made.page(page(version="7", more="more"))
+    made.page(page(version="8"))
+    assert made.take() == Delivery("Service", "7", complete=True)
 
 
 def test_items_that_are_null_are_none() -> None:
