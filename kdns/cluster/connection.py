@@ -1,0 +1,656 @@
+"""The way to a Kubernetes API server: configuration, authentication, requests, and answers as bytes.
+
+The `kubernetes` package finds the server and the credentials (Kubernetes: Accessing the Kubernetes API from a Pod;
+Organizing Cluster Access Using kubeconfig Files; Authenticating, client-go credential plugins) and urllib3, which it
+brings, has the connections. What can block in there without an end of ours (a plugin, the resolver, a handshake) runs
+in a thread of its own, so that whoever asked can leave when the connection is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import hashlib
+import http.client
+import logging
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from kdns import __version__
+from kdns.errors import ApiError
+
+if TYPE_CHECKING:
+    import urllib3
+
+_T = TypeVar("_T")
+
+QPS, BURST = 5.0, 10
+"""Requests a second, and how many may come at once, unless Access says otherwise: as client-go (rest.Config)."""
+
+_SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_VERB = "GET"
+_NO_ANSWER = "<error>"
+_POOL = 10
+"""Idle connections that are kept."""
+_PIECE = 1 << 16
+"""Bytes that one read of a body asks for: a chunk that is not larger comes whole."""
+_LONGEST = 500
+"""Characters of another program's words in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach an API server: a kubeconfig, else an endpoint, else the cluster that this process runs in.
+
+    endpoint: URL. cert, key, ca: files (PEM) for an https endpoint; without ca, the system's authorities count.
+    kubeconfig: file; context: "" for its current one. qps: requests a second, 0 for QPS. burst: requests at once, 0 for
+    BURST. max_inflight: requests that may wait for the headers of their answers, 0 for any number. token_file, ca_file:
+    the service account's, where there is neither kubeconfig nor endpoint.
+    """
+
+    endpoint: str = ""
+    cert: str = ""
+    key: str = ""
+    ca: str = ""
+    kubeconfig: str = ""
+    context: str = ""
+    qps: float = 0.0
+    burst: int = 0
+    max_inflight: int = 0
+    token_file: str = f"{_SERVICE_ACCOUNT}/token"
+    ca_file: str = f"{_SERVICE_ACCOUNT}/ca.crt"
+
+
+class Observer(Protocol):
+    """Who is told of requests, from the thread that makes them. host: `name:port` as in the server's URL."""
+
+    def request(self, verb: str, host: str, code: str, seconds: float) -> None:
+        """A request has its answer's headers after `seconds`; code: the status, or "<error>" for no answer."""
+
+    def throttled(self, verb: str, host: str, seconds: float) -> None:
+        """A request has waited for the rate limit, be it for 0 seconds."""
+
+
+class Answer:
+    """An answer whose headers have come. One thread reads; any may close.
+
+    status: of HTTP. retry_after: seconds that the server asks to wait, None if it does not.
+    """
+
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, host: str, path: str, ended: Callable[[Answer], object]
+    ) -> None:
+        self.status = response.status
+        self.retry_after = _seconds(response.headers.get("Retry-After"), time.time())
+        self._response = response
+        self._what = f"{host}: the answer to {_VERB} {path}"
+        self._host = host
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._reading = False
+        self._closed = False
+        # Of urllib3's ways this has each chunk at once and for the least CPU; read1 is for bodies that have no chunks.
+        self._pieces = response.read_chunked(_PIECE) if response.chunked else iter(lambda: response.read1(_PIECE), b"")
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises ApiError as `stream` does, and "too_large" for more than `limit` bytes."""
+        pieces, size = [], 0
+        for piece in self.stream():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                self.close()
+                raise ApiError(f"{self._what} is larger than {limit} bytes", "too_large")
+        return b"".join(pieces)
+
+    def stream(self) -> Iterator[bytes]:
+        """The body as it comes, never b"".
+
+        Raises ApiError: "connection" if the body ends before it is complete, "silent" if nothing came for as long as
+        `get` allowed, "tls", and "closed" after `close`.
+        """
+        while piece := self._next():
+            yield piece
+
+    def close(self) -> None:
+        """Let go of the connection. A read that waits in another thread ends now."""
+        with self._lock:
+            self._closed = True
+            if self._reading:
+                # A socket that another thread waits on must not be closed; that thread does it when it wakes.
+                with contextlib.suppress(OSError, RuntimeError, ValueError):
+                    self._response.shutdown()
+                return
+        self._end()
+
+    def _next(self) -> bytes:
+        with self._lock:
+            if self._closed:
+                raise _closed(self._host)
+            self._reading = True
+        piece, failure = b"", None
+        try:
+            piece = next(self._pieces, b"")
+        except Exception as error:
+            failure = error
+        with self._lock:
+            self._reading = False
+            closed, self._closed = self._closed, self._closed or failure is not None
+        if closed or failure or not piece:
+            self._end()
+        if closed:  # what was read with it, of TLS, may be bytes that were not decrypted
+            raise _closed(self._host) from failure
+        if failure:
+            self._fail(failure)
+        return piece
+
+    def _end(self) -> None:
+        self._response.close()
+        self._ended(self)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        import urllib3
+
+        if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise ApiError(
+                f"{self._what} has stopped: nothing more came, and the connection is open", "silent"
+            ) from error
+        if isinstance(error, urllib3.exceptions.SSLError):
+            raise ApiError(f"{self._what} broke off: TLS: {_words(_last(error))}", "tls") from error
+        if isinstance(error, (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)):
+            raise ApiError(
+                f"{self._what} ended before it was complete: {_words(_last(error))}", "connection"
+            ) from error
+        raise error
+
+
+class Connection:
+    """An API server, for any number of threads.
+
+    Configuration and credentials are read when they are needed first, and again after `renew`. Files of certificates
+    are read again for each new TCP connection, a service account's token once a minute; a plugin runs again when its
+    token is about to expire.
+    """
+
+    def __init__(
+        self, access: Access, observer: Observer, *, connect_seconds: float = 5.0, login_seconds: float = 30.0
+    ) -> None:
+        """connect_seconds: for one address. login_seconds: for reading the configuration, its plugin included."""
+        self._access = access
+        self._observer = observer
+        self._connect_seconds = connect_seconds
+        self._login_seconds = login_seconds
+        self._changed = threading.Condition()
+        self._bucket = _Bucket(access.qps or QPS, access.burst or BURST, time.monotonic())
+        self._inflight = 0
+        self._answers: set[Answer] = set()
+        self._session: _Session | None = None
+        self._renewals = 0
+        self._login: _Task[tuple[_Session, dict[str, str]]] | None = None
+        self._closed = False
+
+    def identity(self) -> str:
+        """Text that tells this cluster from another: it depends on the server's URL and its authorities only.
+
+        Raises ApiError.
+        """
+        return self._authenticated()[0].identity
+
+    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> Answer:
+        """Ask for a path, and wait for the headers of the answer; its status may be any.
+
+        Waits before that for the rate limit, and for `max_inflight`. silence: seconds without a byte after which this,
+        or reading the answer, fails. Raises ApiError: "configuration", "connection", "tls", "silent", "closed".
+        """
+        session, headers = self._authenticated()
+        self._throttle(session.host)
+        self._enter()
+        code, start = _NO_ANSWER, time.monotonic()
+        try:
+            answer = self._exchange(session, headers, path, query, silence)
+            code = str(answer.status)
+            return answer
+        finally:
+            self._leave()
+            self._observer.request(_VERB, session.host, code, time.monotonic() - start)
+
+    def renew(self) -> None:
+        """Forget configuration and credentials: the next `get` reads files and runs plugins again."""
+        with self._changed:
+            self._session = None
+            self._renewals += 1
+            if self._login is not None and self._login.done:
+                self._login = None  # the last that holds the client: its idle connections close
+
+    def close(self) -> None:
+        """End every `get`, and every read of an answer, with ApiError "closed"; for good."""
+        with self._changed:
+            self._closed = True
+            answers, session = tuple(self._answers), self._session
+            self._changed.notify_all()
+        for answer in answers:
+            answer.close()
+        if session is not None:
+            session.client.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed(_title(self._access))
+
+    def _authenticated(self) -> tuple[_Session, dict[str, str]]:
+        """The server, and headers that say who we are. However many ask, one thread finds out."""
+        with self._changed:
+            self._check_open()
+            if self._login is None or self._login.done:
+                self._login = self._start(self._authenticate)
+            login = self._login
+        try:
+            return self._result(login, self._login_seconds)
+        except TimeoutError:
+            raise ApiError(
+                f"{_title(self._access)}: its exec plugin, or reading its files, has not ended after"
+                f" {self._login_seconds:g} s; accepted: a plugin that prints an ExecCredential within that time",
+                "configuration",
+            ) from None
+
+    def _authenticate(self) -> tuple[_Session, dict[str, str]]:
+        with self._changed:
+            session, renewals = self._session, self._renewals
+        if session is None:
+            session = _load(self._access)
+            with self._changed:
+                if renewals == self._renewals:
+                    self._session = session
+        return session, session.credentials()
+
+    def _throttle(self, host: str) -> None:
+        start = time.monotonic()
+        with self._changed:
+            self._check_open()
+            self._changed.wait_for(lambda: self._closed, self._bucket.reserve(start))
+            self._check_open()
+        self._observer.throttled(_VERB, host, time.monotonic() - start)
+
+    def _enter(self) -> None:
+        limit = self._access.max_inflight
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not limit or self._inflight < limit)
+            self._check_open()
+            self._inflight += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inflight -= 1
+            self._changed.notify_all()
+
+    def _exchange(
+        self, session: _Session, headers: dict[str, str], path: str, query: Mapping[str, str], silence: float
+    ) -> Answer:
+        def send() -> urllib3.BaseHTTPResponse:
+            return session.send(path, query, headers, self._connect_seconds, silence)
+
+        task = self._start(send, lambda response: response.close())
+        try:
+            response = self._result(task, self._connect_seconds + silence)
+        except TimeoutError:
+            raise session.silent(self._connect_seconds + silence) from None
+        answer = Answer(response, session.host, path, self._forget)
+        with self._changed:
+            self._answers.add(answer)
+            closed = self._closed
+        if closed:
+            answer.close()
+            raise _closed(session.host)
+        return answer
+
+    def _forget(self, answer: Answer) -> None:
+        with self._changed:
+            self._answers.discard(answer)
+
+    def _start(self, work: Callable[[], _T], discard: Callable[[_T], object] | None = None) -> _Task[_T]:
+        """Work in a thread of its own. discard: what to do with a result that nobody waits for any more."""
+        task = _Task[_T]()
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as caught:
+                error = caught
+            with self._changed:
+                task.result, task.error, task.done = result, error, True
+                self._changed.notify_all()
+                unwanted = task.abandoned
+            if unwanted and discard is not None and result is not None:
+                discard(result)
+
+        threading.Thread(target=run, name="kubernetes", daemon=True).start()
+        return task
+
+    def _result(self, task: _Task[_T], seconds: float) -> _T:
+        """What a task makes. Raises what it raises, TimeoutError, and ApiError when the connection is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: task.done or self._closed, seconds)
+            if not task.done:
+                task.abandoned = True
+                self._check_open()
+                raise TimeoutError
+        if task.error is not None:
+            raise task.error
+        assert task.result is not None
+        return task.result
+
+
+class _Task(Generic[_T]):
+    """Work that a thread does, and somebody waits for."""
+
+    __slots__ = ("abandoned", "done", "error", "result")
+
+    def __init__(self) -> None:
+        self.result: _T | None = None
+        self.error: Exception | None = None
+        self.done = False
+        self.abandoned = False
+
+
+class _Bucket:
+    """A token bucket: `rate` a second, and `size` at once."""
+
+    __slots__ = ("_rate", "_size", "_then", "_tokens")
+
+    def __init__(self, rate: float, size: int, now: float) -> None:
+        self._rate, self._size, self._tokens, self._then = rate, size, float(size), now
+
+    def reserve(self, now: float) -> float:
+        """Take a token; seconds until there is one. now: seconds of a clock that only rises."""
+        self._tokens = min(self._size, self._tokens + (now - self._then) * self._rate) - 1
+        self._then = now
+        return max(0.0, -self._tokens / self._rate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What one reading of the configuration gave.
+
+    client: kubernetes.client.ApiClient. host: `name:port` of the server's URL. authority: file with the certificate
+    authorities, "" for the system's.
+    """
+
+    client: Any
+    title: str
+    host: str
+    authority: str
+    identity: str
+
+    def credentials(self) -> dict[str, str]:
+        """Headers that authenticate. Reads a token file again, or runs a plugin, when that is due."""
+        try:
+            with _logged():  # a plugin that fails now leaves the old token, which may still do
+                headers = self.client.param_serialize(_VERB, "/", auth_settings=["BearerToken"])[2]
+        except Exception as error:
+            raise _unusable(f"{self.title}: {_words(error)}", "credentials that can be read") from error
+        return {name: value.strip() for name, value in headers.items()}
+
+    def send(
+        self, path: str, query: Mapping[str, str], headers: dict[str, str], connect: float, silence: float
+    ) -> urllib3.BaseHTTPResponse:
+        """A response whose headers have come. connect, silence: seconds. Raises ApiError."""
+        import urllib3
+        from kubernetes.client import ApiException
+
+        start = time.monotonic()
+        try:
+            method, url, sent, *_ = self.client.param_serialize(
+                _VERB, path, query_params=list(query.items()), header_params={**headers, "Accept": "application/json"}
+            )
+            answer = self.client.call_api(method, url, sent, _request_timeout=(connect, silence))
+            response: urllib3.BaseHTTPResponse = answer.response
+            return response
+        except urllib3.exceptions.ReadTimeoutError as error:
+            waited = time.monotonic() - start
+            if waited < silence:  # the handshake, for which there is as much time as for connecting
+                raise ApiError(f"{self.host}: no TLS handshake within {connect:g} s", "connection") from error
+            raise self.silent(waited) from error
+        except (urllib3.exceptions.HTTPError, ApiException, http.client.HTTPException, OSError, ValueError) as error:
+            raise self._failure(error, connect) from error
+
+    def silent(self, seconds: float) -> ApiError:
+        """No answer came within that time."""
+        return ApiError(f"{self.host}: no answer within {seconds:.3g} s", "silent")
+
+    def _failure(self, error: Exception, connect: float) -> ApiError:
+        import urllib3
+
+        causes = tuple(_causes(error))
+        for cause in causes:
+            if isinstance(cause, urllib3.exceptions.ProxyError):
+                proxy = urlsplit(self.client.configuration.proxy)
+                return ApiError(f"{self.host}: proxy {_netloc(proxy.netloc)}: {_words(causes[-1])}", "connection")
+            if isinstance(cause, urllib3.exceptions.NewConnectionError):
+                break  # one of ConnectTimeoutError too, whatever the cause
+            if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
+                return ApiError(f"{self.host}: no connection within {connect:g} s", "connection")
+            if isinstance(cause, ssl.SSLError):
+                return self._tls(cause)
+            if isinstance(cause, (FileNotFoundError, PermissionError)):
+                return ApiError(
+                    f"{self.title}: a file of its certificates is gone or cannot be read ({_words(cause)})",
+                    "configuration",
+                )
+        return ApiError(f"{self.host}: {_words(causes[-1])}", "connection")
+
+    def _tls(self, error: ssl.SSLError) -> ApiError:
+        if not isinstance(error, ssl.SSLCertVerificationError):
+            return ApiError(
+                f"{self.host}: TLS: {_words(error)}; check that the server speaks TLS and accepts our certificate",
+                "tls",
+            )
+        configuration = self.client.configuration
+        name = configuration.tls_server_name or urlsplit(configuration.host).hostname
+        signer = f"an authority of {self.authority}" if self.authority else "an authority that this system trusts"
+        return ApiError(
+            f"{self.host}: TLS: {error.verify_message}; check that the server's certificate is for {name}, is valid"
+            f" now, and is signed by {signer}",
+            "tls",
+        )
+
+
+def _load(access: Access) -> _Session:
+    """Read the configuration and make a client of it. Raises ApiError "configuration"."""
+    import urllib3
+    from kubernetes.client import ApiClient, Configuration
+
+    title = _title(access)
+    try:
+        configuration = Configuration()
+        if access.kubeconfig:
+            _from_kubeconfig(configuration, access)
+        elif access.endpoint:
+            configuration.host, configuration.ssl_ca_cert = access.endpoint.rstrip("/"), access.ca or None
+            configuration.cert_file, configuration.key_file = access.cert or None, access.key or None
+        else:
+            _from_cluster(configuration, access)
+        configuration.retries = False
+        configuration.keep_alive = True
+        configuration.connection_pool_maxsize = _POOL
+        url = urlsplit(configuration.host)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise _unusable(
+                f"{title}: the server's URL is {configuration.host!r}", "a URL such as https://10.0.0.1:6443"
+            )
+        if url.scheme == "https":
+            _check_certificates(configuration, title)
+            if not configuration.verify_ssl:
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        authority = (configuration.ssl_ca_cert or "") if url.scheme == "https" else ""
+        digest = hashlib.sha256(
+            configuration.host.encode() + b"\0" + (Path(authority).read_bytes() if authority else b"")
+        )
+        client = ApiClient(configuration)
+    except ApiError:
+        raise
+    except Exception as error:  # the package raises whatever a mistake in a kubeconfig leads to
+        raise _unusable(f"{title}: {_words(error)}", "a configuration that kubectl accepts") from error
+    client.user_agent = f"kdns/{__version__}"
+    return _Session(client, title, _netloc(url.netloc), authority, digest.hexdigest())
+
+
+def _from_kubeconfig(configuration: Any, access: Access) -> None:
+    from kubernetes.config import ConfigException, load_kube_config
+
+    _check_file(access.kubeconfig, "kubeconfig")
+    try:
+        with _logged() as said:
+            load_kube_config(
+                config_file=access.kubeconfig,
+                context=access.context or None,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+    except ConfigException as error:
+        known = ", ".join(_contexts(access.kubeconfig)) or "none"
+        raise _unusable(
+            f"{_title(access)}: {_words(error)}", f"a complete kubeconfig with one of its contexts (it has: {known})"
+        ) from error
+    if said:
+        raise _unusable(
+            f"{_title(access)}: {'; '.join(said)}", "an exec plugin that prints an ExecCredential and returns 0"
+        )
+
+
+def _contexts(kubeconfig: str) -> list[str]:
+    """Names of the contexts of a kubeconfig, as far as it can be read."""
+    import yaml
+
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, TypeError, KeyError):
+        return [str(context["name"]) for context in yaml.safe_load(Path(kubeconfig).read_text())["contexts"]]
+    return []
+
+
+def _from_cluster(configuration: Any, access: Access) -> None:
+    from kubernetes.config.incluster_config import InClusterConfigLoader
+
+    missing = [name for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT") if not os.environ.get(name)]
+    if missing:
+        raise _unusable(
+            f"this is not a pod of a cluster: {' and '.join(missing)} not in the environment",
+            "running in a pod, or kubeconfig FILE [CONTEXT], or endpoint URL",
+        )
+    _check_file(access.token_file, "token of the service account")
+    _check_file(access.ca_file, "authorities of the service account")
+    InClusterConfigLoader(access.token_file, access.ca_file, environ=os.environ).load_and_set(configuration)
+
+
+def _check_certificates(configuration: Any, title: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority, cert, key = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
+    try:
+        if authority:
+            context.load_verify_locations(authority)
+    except OSError as error:
+        raise _unusable(f"{title}: authorities {authority}: {_words(error)}", "a file of certificates (PEM)") from error
+    try:
+        if cert or key:
+            context.load_cert_chain(cert or key, key or None, password="")
+    except OSError as error:
+        raise _unusable(
+            f"{title}: client certificate {cert} with key {key}: {_words(error)}",
+            "files (PEM) of a certificate and its key, which is not encrypted",
+        ) from error
+
+
+def _check_file(path: str, what: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise _unusable(f"{what} {path}: {_words(error)}", "a file that can be read") from error
+
+
+def _unusable(found: str, accepted: str) -> ApiError:
+    return ApiError(f"{found}; accepted: {accepted}", "configuration")
+
+
+def _closed(what: str) -> ApiError:
+    return ApiError(f"{what}: closed", "closed")
+
+
+def _title(access: Access) -> str:
+    """What an error in the configuration is in."""
+    if access.kubeconfig:
+        return f"kubeconfig {access.kubeconfig}" + (f" {access.context}" if access.context else "")
+    return f"endpoint {access.endpoint}" if access.endpoint else "service account"
+
+
+def _netloc(netloc: str) -> str:
+    """Host and port of a URL, without user and password."""
+    return netloc.rpartition("@")[2]
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[list[str]]:
+    """What this thread logs as root, which is how the package tells that a plugin failed; it goes nowhere else."""
+    root, thread, texts = logging.getLogger(), threading.get_ident(), list[str]()
+
+    def capture(entry: logging.LogRecord) -> bool:
+        if entry.thread == thread:
+            texts.append(_shortened(entry.getMessage()))
+        return entry.thread != thread
+
+    # Without a handler, logging.error() would put one there that stays.
+    last = logging.lastResort if not root.handlers else None
+    root.addFilter(capture)
+    if last is not None:
+        root.addHandler(last)
+    try:
+        yield texts
+    finally:
+        root.removeFilter(capture)
+        if last is not None:
+            root.removeHandler(last)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, in the order of the stack."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        inner = next((value for value in reversed(current.args) if isinstance(value, BaseException)), None)
+        current = current.__cause__ or inner or (None if current.__suppress_context__ else current.__context__)
+
+
+def _last(error: BaseException) -> BaseException:
+    return tuple(_causes(error))[-1]
+
+
+def _words(error: BaseException) -> str:
+    """An error in a line."""
+    text = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    return _shortened(text or str(error)) or type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    """One line. The package names places in a kubeconfig by what is there, secrets included: that is left out."""
+    text = " ".join(re.sub(r"\{.*\}", "{...}", text, flags=re.DOTALL).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _seconds(text: str | None, now: float) -> float | None:
+    """A Retry-After in seconds (RFC 9110 10.2.3: a number, or a date). now: Unix time."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    with contextlib.suppress(ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
+    return None
