@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -209,6 +210,75 @@ def test_fill_writes_everything_in_any_order(store: Store) -> None:
     assert {name: found for name, found in _contents(store).items() if name != ORIGIN} == entries
     assert store.changes.since(seen)[1] is None
     assert _serial(store, zone) == serial + 1
+
+
+@given(st.sets(few_names, max_size=12))
+def test_fill_writes_under_the_keys_that_put_would_use(filled: set[bytes]) -> None:
+    zone = Zone(7, "test", ORIGIN, 0, SYNCED)
+    entries = [(name, _a("10.0.0.1")) for name in filled]
+    assert list(store_module._with_keys(zone, entries)) == [(zone.key(name), found) for name, found in entries]
+
+
+def test_fill_can_join_with_what_is_there(store: Store) -> None:
+    zone = _zone(store)
+    first = {_name(text): _a("10.0.0.1") for text in "abc"}
+    second = {_name(text): _a("10.0.0.2") for text in "bcd"} | {_name("c"): _a("10.0.0.1")}
+    store.write(lambda txn: txn.fill(zone, first.items()))
+    store.write(lambda txn: txn.fill(zone, second.items(), lambda old, new: old + new))
+    assert {name: found for name, found in _contents(store).items() if name != ORIGIN} == {
+        _name("a"): _a("10.0.0.1"),
+        _name("b"): _a("10.0.0.1") + _a("10.0.0.2"),
+        _name("c"): _a("10.0.0.1"),
+        _name("d"): _a("10.0.0.2"),
+    }
+    store.write(lambda txn: txn.fill(zone, second.items()))
+    assert _get(store, zone, _name("b")) == _a("10.0.0.2")
+
+
+_LARGE = """
+import sys
+from pathlib import Path
+from kdns.wire import names
+from kdns.wire.rrset import RRset
+from kdns.zone.changes import Changes
+from kdns.zone.store import Store
+
+def memory():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+store = Store.open(Path(sys.argv[1]), Changes.create(), print)
+origin = names.from_text("example.")
+zone = store.write(lambda txn: txn.add_zone("test", origin))
+before = memory()
+entries = ((names.from_text(f"n{n:06}.example."), (RRset(16, 5, (bytes(200),)),)) for n in range(100_000))
+store.write(lambda txn: txn.fill(zone, entries))
+print(store.size, memory() - before)
+store.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another libc gives memory back as it likes")
+def test_a_large_transaction_gives_its_memory_back(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _LARGE, tmp_path], capture_output=True, text=True, check=True)
+    size, grown = map(int, done.stdout.split())
+    assert size > 20_000_000
+    assert grown < size / 2
+
+
+def test_after_a_large_transaction_everybody_goes_on(
+    store: Store, follower: Callable[[Store], Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = _zone(store)
+    other = follower(store)
+    monkeypatch.setattr(store_module, "_MANY_NAMES", 1)
+    store.write(lambda txn: txn.fill(zone, [(_name("a"), _a("10.0.0.1"))]))
+    assert other.ask(zone, _name("a"))[2] == [(_a("10.0.0.1"), True)]
+    _put(store, zone, _name("b"), _a("10.0.0.2"))
+    assert other.ask(zone, _name("b"))[2] == [(_a("10.0.0.2"), True)]
+    assert _get(store, zone, _name("a")) == _a("10.0.0.1")
+    store.sync()
+    assert store.clear_dead_readers() == 0
 
 
 # Serials and notes
@@ -424,10 +494,19 @@ def test_objects_are_found_by_source_kind_and_prefix_and_nothing_else(store: Sto
         ("ns/ab", b"s|Pod|ns/ab"),
     ]
     assert store.read(lambda txn: [key for key, _ in txn.objects("s", "Pod")]) == ["ns-2/a", "ns/a", "ns/ab", "ns2/a"]
+    assert store.read(lambda txn: list(txn.object_keys("s", "Pod"))) == ["ns-2/a", "ns/a", "ns/ab", "ns2/a"]
+    assert store.read(lambda txn: list(txn.object_keys("s", "Pod", "ns/"))) == ["ns/a", "ns/ab"]
     assert store.read(lambda txn: txn.get_object("s", "Endpoints", "ns/a")) == b"s|Endpoints|ns/a"
     assert store.write(lambda txn: txn.delete_object("s", "Pod", "ns/a"))
     assert not store.write(lambda txn: txn.delete_object("s", "Pod", "ns/a"))
     assert store.read(lambda txn: txn.get_object("s2", "Pod", "ns/a")) == b"s2|Pod|ns/a"
+
+
+def test_a_value_by_name_can_be_forgotten(store: Store) -> None:
+    store.write(lambda txn: txn.put_meta("current s", b"1"))
+    store.write(lambda txn: txn.delete_meta("current s"))
+    store.write(lambda txn: txn.delete_meta("current s"))
+    assert store.read(lambda txn: txn.get_meta("current s")) is None
 
 
 def test_dropping_a_source_leaves_the_others(store: Store) -> None:

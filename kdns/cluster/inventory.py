@@ -10,6 +10,7 @@ three indexes without content, and how many objects of each kind there are:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -25,6 +26,8 @@ KINDS = ("Service", "EndpointSlice", "Endpoints", "Namespace", "Pod", "ServiceIm
 _LONGEST_NAME = 253
 _LONGEST_LABEL = 63
 _NOT_IN_NAMES = frozenset("/\0\n")
+_USUAL = re.compile(r"[a-z0-9.-]{0,63}")
+"""Most names."""
 _MANY = 1000
 
 
@@ -201,8 +204,10 @@ def key_text(key: Key) -> str:
 
 def is_storable(kind: str, key: str, item: Object | None = None) -> bool:
     """True if Kubernetes could have given an object its names, and those that it belongs to; else it cannot be kept."""
-    namespace, _, name = ("", "", key) if kind == "Namespace" else key.partition("/")
     labels = (item.service, item.imported) if isinstance(item, EndpointSlice) else ()
+    namespace, _, name = ("", "", key) if kind == "Namespace" else key.partition("/")
+    if all(map(_USUAL.fullmatch, (namespace, name, *labels))):
+        return True
     short = (namespace, *labels, name) if kind in ("Service", "ServiceImport", "Namespace") else (namespace, *labels)
     return (
         all(len(text.encode()) <= _LONGEST_LABEL for text in short)

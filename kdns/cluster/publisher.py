@@ -81,8 +81,8 @@ class Outcome:
     """What a call has done.
 
     changed: objects that differ from what was there; all of them if none does, and other settings made all records
-    anew. warnings: one sentence each. programmed: for each EndpointSlice that is served now and told when the change behind it happened, the kind of
-    its Service ("cluster_ip" or "headless_with_selector") and that time (Unix time).
+    anew. warnings: one sentence each. programmed: for each EndpointSlice that is served now and told when the change
+    behind it happened, the kind of its Service ("cluster_ip" or "headless_with_selector") and that time (Unix time).
     """
 
     changed: int = 0
@@ -324,7 +324,7 @@ class _Entries:
         self.primary = next(iter(settings.own_cluster), None)
         self._options = {origin: settings.options(origin) for origin in settings.forward}
         self._reverse = names.Zones({origin: zones[origin] for origin in settings.reverse})
-        self._listens = {rr.address(text) for text in settings.listens}
+        self._listens = set(map(rr.address_text, rdatas(settings.listens)))
         self._shown: dict[str, bool] = {}
 
     def shows(self, namespace: str) -> bool:
@@ -378,18 +378,23 @@ class _Entries:
         """The reverse zone that a name belongs into."""
         return self._reverse.find(owner)
 
+    def ptr(self, targets: Iterable[bytes]) -> RRset:
+        """The PTR records of an address."""
+        return RRset(rr.PTR, self.settings.records.ttl, tuple(sorted(targets)))
+
     def is_own(self, service: Service | None, slices: list[EndpointSlice]) -> bool:
         """True if one of the endpoints of a Service is this server."""
-        return (
-            service is not None
-            and bool(self._listens)
-            and any(
-                not self._listens.isdisjoint(rdatas(endpoint.addresses))
-                for piece in slices
-                for subset in piece.subsets
-                for endpoint in subset.endpoints
-            )
-        )
+        if service is None or not self._listens:
+            return False
+        texts = {
+            text
+            for piece in slices
+            for subset in piece.subsets
+            for endpoint in subset.endpoints
+            for text in endpoint.addresses
+            if text in self._listens or ":" in text  # IPv6 has many spellings
+        }
+        return not self._listens.isdisjoint(map(rr.address_text, rdatas(texts)))
 
     # Apexes
 
@@ -437,9 +442,9 @@ class _Fill:
         self._zone = zone
         self._entries: list[tuple[bytes, Records]] = []
 
-    def put(self, name: bytes, rrsets: Records) -> None:
-        """Take an entry."""
-        self._entries.append((name, rrsets))
+    def put(self, entries: Mapping[bytes, Records]) -> None:
+        """Take entries."""
+        self._entries += entries.items()
         if len(self._entries) >= _PORTION:
             self.flush()
 
@@ -461,8 +466,7 @@ class _Rebuild:
         entries, inventory, settings = self._entries, self._entries.inventory, self._entries.settings
         for namespace in filter(entries.shows, inventory.all_namespaces()):
             for origin in settings.forward:
-                for name in entries.of_namespace(origin, namespace):
-                    self._fills[origin].put(name, ())
+                self._fills[origin].put(dict.fromkeys(entries.of_namespace(origin, namespace), ()))
         own = {key for key in inventory.keys("Service") if self._service(*key.split("/"))}
         for key in inventory.keys("ServiceImport"):
             self._import(*key.split("/"))
@@ -480,7 +484,7 @@ class _Rebuild:
         slices = entries.inventory.slices("slices", namespace, name)
         for origin in entries.settings.own_cluster:
             found = entries.of_service(origin, service, slices)
-            self._put(origin, found.names)
+            self._fills[origin].put(found.names)
             if origin == entries.primary:
                 for rdata, targets in found.pointers.items():
                     self._pointers[rdata] = self._pointers.get(rdata, ()) + targets
@@ -493,33 +497,26 @@ class _Rebuild:
         service = entries.inventory.service_import(namespace, name)
         slices = entries.inventory.slices("imports", namespace, name)
         for origin in entries.settings.multicluster:
-            self._put(origin, entries.of_service(origin, service, slices).names)
+            self._fills[origin].put(entries.of_service(origin, service, slices).names)
 
     def _pod(self, key: str) -> None:
         entries = self._entries
         pod = entries.inventory.get("Pod", key)
         if isinstance(pod, Pod) and entries.shows(pod.namespace):
             for origin in entries.settings.forward:
-                self._put(origin, entries.of_pod(origin, pod))
-
-    def _put(self, origin: bytes, found: Mapping[bytes, Records]) -> None:
-        put = self._fills[origin].put
-        for name, rrsets in found.items():
-            put(name, rrsets)
+                self._fills[origin].put(entries.of_pod(origin, pod))
 
     def _flush_pointers(self) -> None:
-        """Write PTR records, with those to other Services that the address has already."""
+        """Write PTR records, beside those to other Services that an address has already."""
         entries = self._entries
         by_zone: dict[bytes, list[tuple[bytes, Records]]] = {}
         for rdata, targets in self._pointers.items():
             name = records.reverse_owner(rdata)
             zone = entries.reverse_zone(name)
             if zone is not None:
-                known = {target for rrset in entries.txn.get(zone, name) or () for target in rrset.rdatas}
-                rrset = RRset(rr.PTR, entries.settings.records.ttl, tuple(sorted(known.union(targets))))
-                by_zone.setdefault(zone.origin, []).append((name, (rrset,)))
+                by_zone.setdefault(zone.origin, []).append((name, (entries.ptr(targets),)))
         for origin, found in by_zone.items():
-            entries.txn.fill(entries.zones[origin], found)
+            entries.txn.fill(entries.zones[origin], found, lambda *both: (entries.ptr(_targets(sum(both, ()))),))
         self._pointers.clear()
 
 
@@ -611,14 +608,14 @@ class _Update:
             if zone is None:
                 continue
             there = txn.get(zone, name)
-            have = {target for rrset in _pointers(there) for target in rrset.rdatas}
+            have = _targets(_pointers(there))
             targets = {target for target in have if not names.is_subdomain(target, owner)}
             targets.update(pointers.get(rdata, ()))
             if targets == have:
                 continue
             rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
             if targets:
-                rrsets += (RRset(rr.PTR, entries.settings.records.ttl, tuple(sorted(targets))),)
+                rrsets += (entries.ptr(targets),)
             if rrsets:
                 txn.put(zone, name, rrsets)
             else:
@@ -645,6 +642,10 @@ def addresses_in(entries: Mapping[bytes, Records]) -> set[bytes]:
         if rrset.type in (rr.A, rr.AAAA)
         for rdata in rrset.rdatas
     }
+
+
+def _targets(rrsets: Records) -> set[bytes]:
+    return {target for rrset in rrsets for target in rrset.rdatas}
 
 
 def _pointers(rrsets: Records | None) -> Records:

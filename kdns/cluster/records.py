@@ -315,9 +315,12 @@ def _endpoint_label(service: AnyService, endpoint: Endpoint, pod_names: bool, wa
 
 def _address_label(ip: str, rdata: bytes) -> bytes:
     """The label of an endpoint that goes by its address; a 0 keeps one that ends in `::` from ending in a hyphen."""
-    label = _dashed(ip if len(rdata) == 4 else rr.address_text(rdata))  # IPv4 has one spelling, IPv6 has many
-    if label.endswith(b"-"):
-        label += b"0"
+    if len(rdata) == 4:  # has one spelling only
+        label = ip.replace(".", "-").encode()
+    else:
+        label = _dashed(rr.address_text(rdata))
+        if label.endswith(b"-"):
+            label += b"0"
     return _LENGTH[len(label)] + label
 
 

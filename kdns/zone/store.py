@@ -45,12 +45,15 @@ VERSION = b"3"
 FIRST_MAP_SIZE = 1 << 30
 """Bytes of address space, which cost nothing. Data that need more make a transaction run again in a map twice as large:
 slow where a whole cluster is in one transaction."""
+_MANY_NAMES = 20_000
+"""Names that a transaction fills in before its memory is worth giving back: some megabytes."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
 
 _CRC = struct.Struct("!I")
 _RRSET = struct.Struct("!HIII")
 _LENGTH = struct.Struct("!H")
+_ONE_RECORD = struct.Struct("!HIIIH")
 _FLOCK = struct.Struct("@hhqqi4x")
 _DATABASES = (b"names", b"zones", b"objects", b"meta")
 
@@ -94,15 +97,16 @@ def is_sealed(key: bytes, value: bytes) -> bool:
 
 def encode_rrsets(key: bytes, rrsets: Records) -> bytes:
     """The sealed value of a name with that key."""
-    parts = []
+    data = b""
     for rrset in rrsets:
         if len(rrset.rdatas) == 1:
             rdata = rrset.rdatas[0]
-            parts.append(_RRSET.pack(rrset.type, rrset.ttl, 1, len(rdata) + 2) + _LENGTH.pack(len(rdata)) + rdata)
+            size = len(rdata)
+            data += _ONE_RECORD.pack(rrset.type, rrset.ttl, 1, size + 2, size) + rdata
             continue
         records = b"".join([_LENGTH.pack(len(rdata)) + rdata for rdata in rrset.rdatas])
-        parts.append(_RRSET.pack(rrset.type, rrset.ttl, len(rrset.rdatas), len(records)) + records)
-    return seal(key, b"".join(parts))
+        data += _RRSET.pack(rrset.type, rrset.ttl, len(rrset.rdatas), len(records)) + records
+    return seal(key, data)
 
 
 def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
@@ -166,7 +170,7 @@ class Store:
                 if path.exists() and (reason := _damage(directory)):
                     aside = _set_aside(path)
                     warn(f"zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
-                env = lmdb.open(str(directory), map_size=max(map_size, _file_size(path) * 2), max_dbs=8, sync=False)
+                env = _open(directory, max(map_size, _file_size(path) * 2))
                 undo.callback(env.close)
                 store = cls(directory, env, lock, changes)
             except (lmdb.Error, OSError) as error:
@@ -188,6 +192,8 @@ class Store:
                 raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
             self._dirty = True
             self.size = self._used()
+            if txn.filled >= _MANY_NAMES:
+                self._renew()
             if txn.everything:
                 self.changes.note_everything()
             elif txn.changed:
@@ -205,6 +211,22 @@ class Store:
             except lmdb.MapFullError:
                 with self._mapping:
                     self._env.set_mapsize(self._env.info()["map_size"] * 2)
+
+    def _renew(self) -> None:
+        """Open the environment anew, as it keeps the memory that the pages of its largest transaction took for ever."""
+        with self._mapping:
+            size = self._env.info()["map_size"]
+            self._env.close()
+            try:
+                self._env = _open(self.directory, size)
+            except lmdb.Error as error:
+                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+            self._databases = [self._env.open_db(name) for name in _DATABASES]
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc: what is free between other things is not given back otherwise
+            libc.malloc_trim(0)
 
     def read(self, action: Callable[[Transaction], Result]) -> Result:
         """Run `action` in a transaction that sees the last commit and writes nothing."""
@@ -224,7 +246,8 @@ class Store:
 
     def clear_dead_readers(self) -> int:
         """Free the slots, and the old pages, of readers whose process has ended; returns how many there were."""
-        return int(self._env.reader_check())
+        with self._mapping:
+            return int(self._env.reader_check())
 
     def _used(self) -> int:
         return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
@@ -244,10 +267,22 @@ class Store:
 class Transaction:
     """Reads and writes that become visible together.
 
-    changed: hashes of the names whose answers may have changed. everything: too many to name.
+    changed: hashes of the names whose answers may have changed. everything: too many to name. touched: numbers of the
+    zones in which something changed. filled: names that `fill` has written.
     """
 
-    __slots__ = ("_cursor", "_meta", "_names", "_objects", "_txn", "_zones", "changed", "everything", "touched")
+    __slots__ = (
+        "_cursor",
+        "_meta",
+        "_names",
+        "_objects",
+        "_txn",
+        "_zones",
+        "changed",
+        "everything",
+        "filled",
+        "touched",
+    )
 
     def __init__(self, txn: lmdb.Transaction[bytes], databases: list[lmdb._Database]) -> None:
         self._txn = txn
@@ -256,6 +291,7 @@ class Transaction:
         self.changed: set[int] = set()
         self.everything = False
         self.touched: set[int] = set()
+        self.filled = 0
 
     # Zones
 
@@ -360,13 +396,29 @@ class Transaction:
         self.touched.add(zone.number)
         self.everything = True
 
-    def fill(self, zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> None:
-        """Write entries into an empty zone at once, without asking what was there."""
-        rows = sorted((key := zone.key(name), encode_rrsets(key, rrsets)) for name, rrsets in entries)
-        if rows:
-            self._cursor.putmulti(rows)
-            self.everything = True
-            self.touched.add(zone.number)
+    def fill(
+        self,
+        zone: Zone,
+        entries: Iterable[tuple[bytes, Records]],
+        join: Callable[[Records, Records], Records] | None = None,
+    ) -> None:
+        """Write entries at once, without looking at what was there: all counts as changed.
+
+        join: makes one of what a name has already and what is given now, which else takes its place.
+        """
+        rows = sorted([(key, encode_rrsets(key, rrsets)) for key, rrsets in _with_keys(zone, entries)])
+        if not rows:
+            return
+        consumed, added = self._cursor.putmulti(rows, overwrite=join is None)
+        if join is not None and added < consumed:
+            for key, value in rows:
+                there = self._txn.get(key, db=self._names)
+                if there is not None and there != value:
+                    joined = join(decode_rrsets(there), decode_rrsets(value))
+                    self._txn.put(key, encode_rrsets(key, joined), db=self._names)
+        self.filled += consumed
+        self.everything = True
+        self.touched.add(zone.number)
 
     def _note(self, zone: Zone, name: bytes) -> None:
         self.touched.add(zone.number)
@@ -392,11 +444,6 @@ class Transaction:
         """Keep an object. key: text without zero bytes; its order is the order of `objects`."""
         path = _object_key(source, kind, key)
         self._txn.put(path, seal(path, data), db=self._objects)
-
-    def fill_objects(self, source: str, kind: str, rows: Iterable[tuple[str, bytes]]) -> None:
-        """Keep many objects at once."""
-        cursor = self._txn.cursor(self._objects)
-        cursor.putmulti(sorted((path := _object_key(source, kind, key), seal(path, data)) for key, data in rows))
 
     def delete_object(self, source: str, kind: str, key: str) -> bool:
         """Forget an object; False if it was not there."""
@@ -519,6 +566,21 @@ class Reader:
         self._env.close()
 
 
+def _with_keys(zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> Iterator[tuple[bytes, Records]]:
+    """The entries with keys in the place of names; that of the name above, which neighbours share, is made once."""
+    above: dict[bytes, bytes] = {}
+    for name, rrsets in entries:
+        parent = name[1 + name[0] :]
+        label = name[1 : 1 + name[0]]
+        if name == zone.origin or b"\0" in label or b"\1" in label:
+            yield zone.key(name), rrsets
+            continue
+        key = above.get(parent)
+        if key is None:
+            key = above[parent] = zone.key(parent)
+        yield key + label + b"\0", rrsets
+
+
 def is_held(directory: Path) -> bool:
     """True if a process holds the store in that directory for writing. Takes no lock, not even for a moment."""
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
@@ -562,6 +624,10 @@ def _take_lock(path: Path) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _open(directory: Path, map_size: int) -> lmdb.Environment:
+    return lmdb.open(str(directory), map_size=map_size, max_dbs=8, sync=False)
 
 
 def _file_size(path: Path) -> int:
