@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 API_REASONS = (
     "configuration", "connection", "tls", "silent", "closed", "unauthorized", "forbidden", "not_found", "throttled",
-    "server", "expired", "malformed", "too_large", "error_event", "unsupported",
+    "server", "expired", "malformed", "too_large", "error_event", "unsupported", "internal",
 )  # fmt: skip
 
 

@@ -135,3 +135,12 @@ def test_the_reverse_zones_of_a_network_cover_it_and_nothing_else(address: int, 
     assert len(set(zones)) * 2 ** (32 - 8 * octets.pop()) == 2 ** (32 - prefix)
     reverse = ".".join([*reversed(text.split(".")), "in-addr.arpa."])
     assert sum(f".{reverse}".endswith(f".{zone}") for zone in zones) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "!a", "a=b", "a!=b", "a in (b,c)", "a notin (b,c)", "x.io/a=b,!c,d notin (e,f)"],
+)
+def test_a_selector_is_written_as_the_kubernetes_api_takes_it(text: str) -> None:
+    assert str(values.selector(text)) == text
+    assert values.selector(str(values.selector(text))) == values.selector(text)

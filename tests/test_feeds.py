@@ -15,8 +15,9 @@ import pytest
 from kdns import plugins
 from kdns.errors import StoreError
 from kdns.observe.logs import Log, Sink
-from kdns.server import feeds
-from kdns.server.feeds import Feed, source_id
+from kdns.server import publication
+from kdns.server.feeds import ManifestFeed
+from kdns.server.publication import Publication, source_id
 from kdns.wire import names
 from kdns.zone.changes import Changes
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction
@@ -63,11 +64,11 @@ class Bench:
         self.store.close()
         self.open()
 
-    def feed(self, *options: str, key: str = ".:53", zones: str = "cluster.local 10.0.0.0/8") -> Feed:
+    def feed(self, *options: str, key: str = ".:53", zones: str = "cluster.local 10.0.0.0/8") -> ManifestFeed:
         lines = "\n".join((f"manifests {self.manifests}", *options))
         text = f"{key} {{\n kubernetes {zones} {{\n{lines}\n}}\n}}\n"
         (block,) = plugins.loads(text).blocks
-        return Feed(block, ["10.0.0.53"], self.store, Log(cast(Sink, self.log)), self._count)
+        return ManifestFeed(Publication(block, ["10.0.0.53"], self.store, Log(cast(Sink, self.log)), self._count))
 
     def _count(self) -> None:
         self.committed += 1
@@ -90,7 +91,7 @@ class Bench:
     def states(self) -> set[int]:
         return self.store.read(lambda txn: {zone.state for zone in txn.zones()})
 
-    def run(self, feed: Feed, *steps: Callable[[], Awaitable[None]]) -> None:
+    def run(self, feed: ManifestFeed, *steps: Callable[[], Awaitable[None]]) -> None:
         """Follow while the steps are taken one after the other."""
 
         async def main() -> None:
@@ -145,12 +146,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_what_is_in_the_manifests_is_published_and_followed(bench: Bench) -> None:
     bench.write("a.json", objects.service("a"))
     feed = bench.feed()
-    assert not feed.synced
+    assert not feed.publication.synced
     assert feed.age() is None
     assert bench.states() == {UNSYNCED}
     bench.run(
         feed,
-        bench.until(lambda: feed.synced and bench.names() == {"a.default"}),
+        bench.until(lambda: feed.publication.synced and bench.names() == {"a.default"}),
         bench.do(bench.write, "b.json", objects.service("b", ips=("10.96.0.11",))),
         bench.until(lambda: bench.names() == {"a.default", "b.default"}),
         bench.do((bench.manifests / "a.json").unlink),
@@ -167,7 +168,7 @@ def test_a_restart_is_synced_before_anything_is_read(bench: Bench) -> None:
     asyncio.run(bench.feed().load())
     bench.restart()
     feed = bench.feed()
-    assert feed.synced
+    assert feed.publication.synced
     assert bench.names() == {"a.default"}
     asyncio.run(feed.load())
     assert bench.store.changes.generation == 0
@@ -188,7 +189,7 @@ def test_a_file_that_is_broken_at_a_restart_keeps_its_objects(bench: Bench) -> N
         bench.until(lambda: "a.json:" in bench.log),
     )
     assert bench.names() == {"a.default", "b.default", "b2.default"}
-    assert feed.synced
+    assert feed.publication.synced
     assert feed.problems == 1
     assert feed.age() is not None
     bench.run(
@@ -224,7 +225,7 @@ def test_nothing_is_synced_as_long_as_nothing_can_be_read(bench: Bench) -> None:
         feed,
         bench.until(lambda: feed.problems == 1),
         bench.do(bench.manifests.mkdir),
-        bench.until(lambda: feed.synced),
+        bench.until(lambda: feed.publication.synced),
     )
     assert bench.states() == {SYNCED}
 
@@ -236,9 +237,9 @@ def test_with_a_broken_file_and_nothing_from_before_the_rest_is_served_but_nothi
     bench.run(
         feed,
         bench.until(lambda: bench.names() == {"a.default"}),
-        bench.do(lambda: bench.seen.append((bench.states(), feed.synced))),
+        bench.do(lambda: bench.seen.append((bench.states(), feed.publication.synced))),
         bench.do((bench.manifests / "b.yaml").unlink),
-        bench.until(lambda: feed.synced and bench.states() == {SYNCED}),
+        bench.until(lambda: feed.publication.synced and bench.states() == {SYNCED}),
     )
     assert bench.seen == [({UNSYNCED}, False)]
 
@@ -255,9 +256,9 @@ def test_data_that_have_expired_are_not_served_again_because_of_a_change_beside_
         bench.until(lambda: bench.states() == {EXPIRED}),
         bench.do(bench.write, "b.json", objects.service("b")),
         bench.until(lambda: bench.names() == {"a.default", "b.default"}),
-        bench.do(lambda: bench.seen.append((bench.states(), feed.synced))),
+        bench.do(lambda: bench.seen.append((bench.states(), feed.publication.synced))),
         bench.do(bench.write, "a.json", objects.service("c")),
-        bench.until(lambda: feed.synced and bench.states() == {SYNCED}),
+        bench.until(lambda: feed.publication.synced and bench.states() == {SYNCED}),
     )
     assert bench.seen == [({EXPIRED}, False)]
     assert bench.names() == {"b.default", "c.default"}
@@ -270,7 +271,7 @@ def test_the_age_of_data_grows_while_their_source_cannot_be_read(bench: Bench) -
     broken = bench.manifests / "a.json"
     bench.run(
         feed,
-        bench.until(lambda: feed.synced and feed.age() == 0.0),
+        bench.until(lambda: feed.publication.synced and feed.age() == 0.0),
         bench.do(broken.write_text, BROKEN),
         bench.until(lambda: feed.problems == 1),
         bench.do(lambda: ages.append(feed.age() or 0.0)),
@@ -290,15 +291,15 @@ def test_old_data_are_served_until_they_are_older_than_allowed(bench: Bench) -> 
     moved = bench.manifests.rename(bench.folder / "moved")
     bench.made_old(10.0)
     feed = bench.feed("snapshot_max_age 10500ms")
-    assert feed.synced
+    assert feed.publication.synced
     began, ages = time.monotonic(), list[float]()
     bench.run(
         feed,
-        bench.until(lambda: not feed.synced),
+        bench.until(lambda: not feed.publication.synced),
         bench.until(lambda: bench.states() == {EXPIRED}),
         bench.do(lambda: ages.append(time.monotonic() - began)),
         bench.do(moved.rename, bench.manifests),
-        bench.until(lambda: feed.synced and bench.states() == {SYNCED}),
+        bench.until(lambda: feed.publication.synced and bench.states() == {SYNCED}),
     )
     assert 0.3 < ages[0] < 3
     assert "older than snapshot_max_age (10.5 s)" in bench.log
@@ -314,7 +315,7 @@ def test_data_that_may_be_served_do_not_expire(options: list[str], bench: Bench)
     bench.made_old(60.0)
     feed = bench.feed(*options)
     bench.run(feed, bench.until(lambda: feed.problems == 1), lambda: asyncio.sleep(0.2))
-    assert feed.synced
+    assert feed.publication.synced
     assert bench.states() == {SYNCED}
     assert bench.names() == {"a.default"}
 
@@ -327,7 +328,7 @@ def test_what_was_read_anew_does_not_expire(bench: Bench) -> None:
     feed = bench.feed("snapshot_max_age 60s")
     asyncio.run(feed.load())
     bench.run(feed, lambda: asyncio.sleep(0.2))
-    assert feed.synced
+    assert feed.publication.synced
     assert bench.states() == {SYNCED}
 
 
@@ -343,11 +344,11 @@ def test_data_that_are_kept_do_not_become_younger_by_it(bench: Bench) -> None:
     assert feed.age() == pytest.approx(60, abs=5)
     bench.write("a.json", objects.service("a"))
     asyncio.run(feed.load())
-    assert feed.publisher.age() == pytest.approx(0, abs=5)
+    assert feed.publication.publisher.age() == pytest.approx(0, abs=5)
 
 
 def test_what_the_store_refuses_is_written_when_it_can_be(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(publication, "RETRY_SECONDS", 0.02)
     bench.write("a.json", objects.service("a"))
     feed = bench.feed()
     write, refused = bench.store.write, 0
@@ -363,7 +364,7 @@ def test_what_the_store_refuses_is_written_when_it_can_be(bench: Bench, monkeypa
     monkeypatch.setattr(bench.store, "write", full)
     bench.run(
         feed,
-        bench.until(lambda: feed.synced and bench.names() == {"a.default"}),
+        bench.until(lambda: feed.publication.synced and bench.names() == {"a.default"}),
         bench.do(bench.write, "b.json", objects.service("b", ips=("10.96.0.11",))),
         bench.until(lambda: bench.names() == {"a.default", "b.default"}),
     )
@@ -386,7 +387,7 @@ def test_hostile_objects_stop_nothing(bench: Bench) -> None:
     feed = bench.feed("pods verified")
     bench.run(
         feed,
-        bench.until(lambda: feed.synced),
+        bench.until(lambda: feed.publication.synced),
         bench.do(bench.write, "a.json", objects.service("b")),
         bench.until(lambda: bench.names() == {"b.default"}),
     )
@@ -395,8 +396,8 @@ def test_hostile_objects_stop_nothing(bench: Bench) -> None:
 
 def test_the_same_block_has_the_same_source(bench: Bench) -> None:
     first = bench.feed()
-    found = {feed.publisher.source for feed in (first, bench.feed("pods verified"), bench.feed("ttl 30"))}
-    assert found == {first.publisher.source} == {source_id(first.block)}
+    found = {feed.publication.publisher.source for feed in (first, bench.feed("pods verified"), bench.feed("ttl 30"))}
+    assert found == {first.publication.publisher.source} == {source_id(first.publication.block)}
     others = [bench.feed(key="example.org:53"), bench.feed(key=".:5353"), bench.feed(zones="cluster.local")]
-    assert len({feed.publisher.source for feed in (first, *others)}) == 4
-    assert [origin for origin, _ in first.zones] == [Z, names.from_text("10.in-addr.arpa.")]
+    assert len({feed.publication.publisher.source for feed in (first, *others)}) == 4
+    assert [origin for origin, _ in first.publication.zones] == [Z, names.from_text("10.in-addr.arpa.")]

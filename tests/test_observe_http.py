@@ -410,3 +410,12 @@ def test_a_probe_that_is_slow_is_said(server: HttpServer) -> None:
     assert "more than 1 s" in warned[0]
     assert failed == []
     assert region.read()["histogram", HEALTH_REQUESTS.name][4] == 1
+
+
+def test_ready_has_notes_behind_its_ok() -> None:
+    notes: list[str] = []
+    page = Readiness({"kubernetes": lambda: True}, lambda text: None, notes=lambda: notes)
+    assert page(Message()).body == b"OK"
+    notes.append("kubernetes cluster.local.: data of 12 s ago")
+    assert page(Message()).status == 200
+    assert page(Message()).body == b"OK\nkubernetes cluster.local.: data of 12 s ago"

@@ -194,7 +194,6 @@ def test_manifests_are_looked_for_below_root() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "kubernetes has no manifests; reading the Kubernetes API comes with a later version of kdns"),
         ("namespaces", 'kubernetes: "namespaces" has 0 arguments'),
         ("namespaces A", 'kubernetes: "A" cannot be a namespace'),
         ("namespaces a\nnamespace_labels b", "kubernetes has both namespaces and namespace_labels"),
@@ -210,18 +209,79 @@ def test_manifests_are_looked_for_below_root() -> None:
         ("endpoint_pod_name", 'kubernetes has no option "endpoint_pod_name"'),
         ("upstream", 'kubernetes has no option "upstream"'),
         ('manifests ""', "kubernetes: manifests has an empty path"),
-        *(
-            (f"{name} x", f'kubernetes: "{name}" is not supported by this version of kdns')
-            for name in (
-                "endpoint", "tls", "kubeconfig", "multicluster", "startup_timeout", "apiserver_qps", "apiserver_burst",
-                "apiserver_max_inflight",
-            )
-        ),
+        ("endpoint https://a", "kubernetes has both manifests and endpoint"),
+        ("kubeconfig x", "kubernetes has both manifests and kubeconfig"),
+        ("startup_timeout 1s", "kubernetes has both manifests and startup_timeout"),
+        ("apiserver_qps 1", "kubernetes has both manifests and apiserver_qps"),
+        ("multicluster", 'kubernetes: "multicluster" has 0 arguments'),
+        ("multicluster a.b", "kubernetes has multicluster a.b., which is not one of its zones of names"),
+        ("multicluster 10.0.0.0/16",
+         "kubernetes has multicluster 0.10.in-addr.arpa., which is not one of its zones of names"),
     ],
 )  # fmt: skip
 def test_kubernetes_refuses(text: str, message: str) -> None:
-    manifests = "" if not text or text.startswith("manifests") else "manifests x\n"
+    manifests = "" if text.startswith("manifests") else "manifests x\n"
     assert refused(f"kubernetes {{\n{manifests}{text}\n}}") == [message]
+
+
+API = """kubernetes cluster.local clusterset.local {
+    endpoint 10.0.0.1:6443 https://10.0.0.2:6443
+    tls client.crt client.key ca.crt
+    multicluster clusterset.local
+    startup_timeout 30s
+    apiserver_qps 2.5
+    apiserver_burst 20
+    apiserver_max_inflight 3
+}"""
+
+
+def test_kubernetes_without_manifests_reads_the_api() -> None:
+    assert options("kubernetes").manifests == ()
+    assert options("kubernetes").startup_timeout == 5
+    assert options(API) == kubernetes.Options(
+        zones=("cluster.local.", "clusterset.local."),
+        endpoints=("https://10.0.0.1:6443", "https://10.0.0.2:6443"),
+        tls=("client.crt", "client.key", "ca.crt"),
+        multicluster=("clusterset.local.",),
+        startup_timeout=30,
+        apiserver_qps=2.5,
+        apiserver_burst=20,
+        apiserver_max_inflight=3,
+    )
+
+
+def test_an_endpoint_without_scheme_is_https_beside_tls_and_http_else() -> None:
+    assert options("kubernetes {\nendpoint [::1]:8080\n}").endpoints == ("http://[::1]:8080",)
+    assert options("kubernetes {\nendpoint a:1\ntls a b c\n}").endpoints == ("https://a:1",)
+
+
+@pytest.mark.parametrize(("text", "file", "context"), [("x", "x", ""), ("/a/b admin@prod", "/a/b", "admin@prod")])
+def test_kubeconfig_has_a_file_and_may_have_a_context(text: str, file: str, context: str) -> None:
+    found = options(f"kubernetes {{\nkubeconfig {text}\n}}")
+    assert (found.kubeconfig, found.context) == (file, context)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("endpoint", 'kubernetes: "endpoint" has 0 arguments'),
+        ("endpoint ftp://a", 'kubernetes: "ftp://a" is not the URL of a server'),
+        ("endpoint https://a:b", 'kubernetes: "https://a:b" is not the URL of a server'),
+        ("endpoint https://", 'kubernetes: "https://" is not the URL of a server'),
+        ("endpoint https://a\ntls a b", 'kubernetes: "tls" has 2 arguments'),
+        ("tls a b c", "kubernetes has tls without endpoint"),
+        ("kubeconfig", 'kubernetes: "kubeconfig" has 0 arguments'),
+        ("kubeconfig a b c", 'kubernetes: "kubeconfig" has 3 arguments'),
+        ('kubeconfig ""', "kubernetes: kubeconfig has an empty argument"),
+        ("kubeconfig a\nendpoint https://b", "kubernetes has both kubeconfig and endpoint"),
+        ("startup_timeout 5", 'kubernetes: "5" is not a duration'),
+        ("apiserver_qps -1", 'kubernetes: "-1" is not a number that is 0 or more'),
+        ("apiserver_burst 1.5", 'kubernetes: "1.5" is not a whole number'),
+        ("apiserver_max_inflight -1", 'kubernetes: "-1" is out of range'),
+    ],
+)
+def test_kubernetes_refuses_for_the_api(text: str, message: str) -> None:
+    assert refused(f"kubernetes {{\n{text}\n}}") == [message]
 
 
 def test_kubernetes_needs_a_zone_of_names() -> None:

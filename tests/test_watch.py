@@ -103,7 +103,7 @@ class Request:
 
     @property
     def how(self) -> str:
-        """What it is: `stream`, `watch 7` (from that version), `list`, `list 500` (a page) or `list 500 TOKEN`."""
+        """What it is: `stream`, `watch 7` (from that version), `list`, `list 2000` (a page) or `list 2000 TOKEN`."""
         if "sendInitialEvents" in self.query:
             return "stream"
         if "watch" in self.query:
@@ -325,7 +325,7 @@ def test_where_streaming_lists_are_refused_pages_are_read_then_and_later(refused
     pages = closing(page(service("a"), more="t")), closing(page(service("b")))
     gone = closing(failure(410, "Expired"))
     with Case(refused, *pages, gone, closing(page(service("c"), version="8"))) as case:
-        case.wait_requests("stream", "list 500", "list 500 t", "watch 7", "list 500", "watch 8")
+        case.wait_requests("stream", "list 2000", "list 2000 t", "watch 7", "list 2000", "watch 8")
         assert case.deliveries == [("7", True, {"default/a", "default/b"}), ("8", True, {"default/c"})]
         assert case.lists == ["pages", "pages"]
         assert case.faults == ["expired"]
@@ -334,14 +334,14 @@ def test_where_streaming_lists_are_refused_pages_are_read_then_and_later(refused
 def test_a_streaming_list_is_tried_again_after_some_time() -> None:
     pace, late = replace(FAST, streaming=0.05), Late(0.06, failure(410, "Expired"))
     with Case(refusal(422), closing(page()), late, Reply(LISTED), pace=pace) as case:
-        case.wait_requests("stream", "list 500", "watch 7", "stream")
+        case.wait_requests("stream", "list 2000", "watch 7", "stream")
         case.wait(lambda: case.lists == ["pages", "stream"])
 
 
 def test_a_streaming_list_without_end_is_given_up_for_pages() -> None:
     pace = replace(FAST, list_silence=0.03)
     with Case(Reply(event("ADDED", service("a", 3))), closing(page(service("b"))), pace=pace) as case:
-        case.wait_requests("stream", "list 500", "watch 7")
+        case.wait_requests("stream", "list 2000", "watch 7")
         assert case.deliveries == [("7", True, {"default/b"})]
         assert case.faults == ["silent"]
         assert case.api.replies[0].closed.is_set()
@@ -351,7 +351,7 @@ def test_a_streaming_list_without_end_is_given_up_for_pages() -> None:
 def test_changes_do_not_keep_a_streaming_list_without_end_alive() -> None:
     pace = replace(FAST, list_silence=0.03)
     with Case(Busy(event("MODIFIED", service("a", 3))), closing(page(service("b"))), pace=pace) as case:
-        case.wait_requests("stream", "list 500", "watch 7")
+        case.wait_requests("stream", "list 2000", "watch 7")
         assert case.faults == ["silent"]
 
 
@@ -367,7 +367,7 @@ def test_a_streaming_list_that_breaks_off_delivers_nothing_and_starts_over() -> 
 
 def test_streaming_lists_that_always_break_off_are_given_up_for_pages() -> None:
     with Case(*(closing(event("ADDED", service("x", 3))) for _ in range(3)), closing(page())) as case:
-        case.wait_requests("stream", "stream", "stream", "list 500", "watch 7")
+        case.wait_requests("stream", "stream", "stream", "list 2000", "watch 7")
 
 
 def test_an_api_server_that_is_down_does_not_lose_its_streaming_lists() -> None:
@@ -387,14 +387,14 @@ def paged(*steps: Reply | Exception) -> Case:
 def test_pages_that_break_off_deliver_nothing() -> None:
     steps = closing(page(service("x"), more="t")), closing(ApiError("reset", "connection")), closing(page(service("a")))
     with paged(*steps) as case:
-        case.wait_requests("stream", "list 500", "list 500 t", "list 500", "watch 7")
+        case.wait_requests("stream", "list 2000", "list 2000 t", "list 2000", "watch 7")
         assert case.deliveries == [("7", True, {"default/a"})]
 
 
 def test_pages_that_expire_are_replaced_by_the_list_in_one_piece() -> None:
     steps = closing(page(service("x"), more="t")), refusal(410, reason="Expired"), closing(page(service("a")))
     with paged(*steps) as case:
-        case.wait_requests("stream", "list 500", "list 500 t", "list", "watch 7")
+        case.wait_requests("stream", "list 2000", "list 2000 t", "list", "watch 7")
         assert case.deliveries == [("7", True, {"default/a"})]
         assert case.faults == []
 
@@ -597,7 +597,7 @@ def test_waits_are_spread_from_half_to_one_and_a_half() -> None:
 def test_a_watch_that_lived_for_some_time_makes_earlier_faults_forgotten() -> None:
     pace = replace(FAST, first=0.01, longest=10, steady=0.05, silence=0.06)
     faults = [ApiError("refused", "connection")] * 4
-    with Case(*faults, Reply(), version="7", pace=pace) as case:
+    with Case(*faults, Reply(bookmark(8)), version="7", pace=pace) as case:
         case.wait(lambda: len(case.api.requests) == 6)
         assert case.faults == ["connection"] * 4 + ["silent"]
         assert case.api.gaps()[-1] < 0.06 + 0.16
@@ -615,6 +615,17 @@ def test_a_watch_without_a_byte_is_replaced_by_one_from_where_it_was() -> None:
         case.wait(lambda: len(case.api.requests) >= 2)
         assert case.api.how()[:2] == ["watch 7", "watch 8"]
         assert case.faults[0] == "silent"
+
+
+@pytest.mark.parametrize(("reached", "then"), [("6", "stream"), ("7", "watch 7"), ("9", "watch 7"), ("x", "watch 7")])
+def test_a_version_that_the_server_has_not_reached_after_a_watch_that_brought_nothing_is_forgotten(
+    reached: str, then: str
+) -> None:
+    pace = replace(FAST, silence=0.05)
+    with Case(Reply(), closing(page(service("a"), version=reached, more="t")), version="7", pace=pace) as case:
+        case.wait(lambda: len(case.api.requests) >= 3)
+        assert case.api.how()[:3] == ["watch 7", "list 1", then]
+        assert case.faults[:2] == (["silent", "expired"] if then == "stream" else ["silent"])
 
 
 def test_unknown_events_are_ignored() -> None:

@@ -22,7 +22,7 @@ from kdns.cluster.events import Intake, read_status
 from kdns.cluster.objects import IMPORT_NAME
 from kdns.errors import ApiError
 
-PAGE_OBJECTS = 500
+PAGE_OBJECTS = 2000
 LIST_LIMIT = 512 * 2**20
 """Bytes of the longest page of a list."""
 _STATUS_LIMIT = 65536
@@ -149,7 +149,7 @@ class Pace:
 
 
 Report: TypeAlias = Callable[[str, str, str], None]
-"""Told the kind, the reason (of API_REASONS, or "internal" for a mistake in kdns) and the text of every fault."""
+"""Told the kind, the reason (of API_REASONS; "internal" is a mistake in kdns) and the text of every fault."""
 
 
 class _RefusedError(ApiError):
@@ -203,6 +203,8 @@ class Reflector:
         self._absent = False
         self._heard: float | None = None
         self._fault_at: float | None = None
+        self._watched: float | None = None  # when the last watch began
+        self._doubtful = False  # whether the server has ever heard of our version
         self._pages_until = 0.0  # streaming lists are refused; when to try again
         self._failures = self._expiries = self._strikes = self._broken_lists = 0
 
@@ -309,14 +311,30 @@ class Reflector:
 
     def _watch(self, version: str) -> None:
         """Follow a watch from a resourceVersion until it ends."""
+        if self._doubtful:
+            self._check(version)
         answer = self._get("watch", self._watch_query({"resourceVersion": version}))
-        opened = time.monotonic()
         with closing(answer):
             self._opened()
+            opened = self._watched = self._heard or 0.0
             self._follow(answer, self._intake(version))
         brief = time.monotonic() - opened < self._pace.brief
         if brief and self._version == version and not self._stopping.is_set():
             raise ApiError("a watch ended as soon as it had begun", "connection")
+
+    def _check(self, version: str) -> None:
+        """See if the API server is past a version at all, after a watch from it brought nothing, not even a bookmark.
+
+        One that was restored from a backup may be behind it, and tell nothing until it has come so far again. Raises
+        ApiError (expired).
+        """
+        intake = Intake(self.resource.kind, frozenset(), None, lambda reason, text: None)
+        with closing(self._get("list", {"limit": "1"})) as answer:
+            intake.page(answer.read(LIST_LIMIT))
+        self._doubtful = False
+        reached = intake.version or ""
+        if reached.isdecimal() and version.isdecimal() and int(reached) < int(version):
+            raise ApiError(f"the API server is at version {reached}, before {version}, which it once told", "expired")
 
     def _watch_query(self, more: Mapping[str, str]) -> dict[str, str]:
         seconds = int(self._uniform(*self._pace.watch))
@@ -408,6 +426,7 @@ class Reflector:
             self._current = False
             return self._pause(1)
         self._fault(error.reason, str(error))
+        self._doubtful = error.reason == "silent" and self._heard == self._watched
         if error.reason == "expired":
             self._version = None
             self._expiries += 1

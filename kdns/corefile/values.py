@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from kdns.errors import ConfigValueError
 
@@ -83,6 +84,26 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def number(text: str, accepted: str) -> float:
+    """A number that is 0 or more, such as 5 or 0.5. accepted: for the message."""
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        raise ConfigValueError(f"{shown(text)} is not a number that is 0 or more", accepted)
+    return float(text)
+
+
+def url(text: str, scheme: str) -> str:
+    """The address of an HTTP server, `https://host[:port][/path]` or `http://...`. scheme: what it is without one."""
+    accepted = "a URL such as https://10.0.0.1:6443"
+    try:
+        parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not text.isprintable() or " " in text or parts.query or parts.fragment or parts.username:
+        raise ConfigValueError(f"{shown(text)} is not the URL of a server", accepted)
+    return parts.geturl().rstrip("/")
 
 
 def host_port(text: str) -> Address:
@@ -177,6 +198,13 @@ class Requirement:
             return self.present
         return (labels[self.key] in self.values) is self.present
 
+    def __str__(self) -> str:
+        if not self.values:
+            return self.key if self.present else f"!{self.key}"
+        if len(self.values) == 1:
+            return f"{self.key}{'=' if self.present else '!='}{next(iter(self.values))}"
+        return f"{self.key} {'in' if self.present else 'notin'} ({','.join(sorted(self.values))})"
+
 
 @dataclass(frozen=True, slots=True)
 class Selector:
@@ -187,6 +215,10 @@ class Selector:
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether it selects an object with these labels."""
         return all(requirement.matches(labels) for requirement in self.requirements)
+
+    def __str__(self) -> str:
+        """As the Kubernetes API takes it in `labelSelector`."""
+        return ",".join(map(str, self.requirements))
 
 
 _SELECTOR_TOKEN = re.compile(r"\s*(?:(==|!=|[=!(),<>])|([^\s=!(),<>]+))")

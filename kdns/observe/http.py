@@ -97,13 +97,20 @@ class Readiness:
     """
 
     def __init__(
-        self, checks: Mapping[str, Callable[[], bool]], log: Callable[[str], None], *, continuously: bool = False
+        self,
+        checks: Mapping[str, Callable[[], bool]],
+        log: Callable[[str], None],
+        *,
+        continuously: bool = False,
+        notes: Callable[[], list[str]] = list,
     ) -> None:
         """checks: by the name of the directive; called in any thread. One that raises is not ready.
-        log: is told who is not ready when somebody asks, in any thread."""
+        log: is told who is not ready when somebody asks, in any thread.
+        notes: lines to add to "OK", such as that data is old; called in any thread."""
         self._checks = dict(checks)
         self._log = log
         self._continuously = continuously
+        self._notes = notes
         self._seen: set[str] = set()
         self._stopping = False
 
@@ -131,7 +138,7 @@ class Readiness:
             return plain(HTTPStatus.SERVICE_UNAVAILABLE, "Shutting down")
         names = self.not_ready()
         if not names:
-            return plain(HTTPStatus.OK, "OK")
+            return plain(HTTPStatus.OK, "\n".join(["OK", *self._notes()]))
         text = ",".join(names)
         self._log(f'Plugins not ready: "{text}"')
         return plain(HTTPStatus.SERVICE_UNAVAILABLE, text)

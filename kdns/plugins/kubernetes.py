@@ -6,14 +6,27 @@
 
 ## Description
 
-The objects of a cluster are turned into records when they change; a query is a look-up. The objects come from files
-(`manifests`), whose changes are followed. Without **ZONES**, it answers for the zones of its server block. One of the
-zones has to be something else than a reverse zone.
+The objects of a cluster are turned into records when they change; a query is a look-up. The objects come from the
+Kubernetes API, which is watched, or from files (`manifests`), whose changes are followed. Without **ZONES**, it answers
+for the zones of its server block. One of the zones has to be something else than a reverse zone.
+
+Without `kubeconfig` or `endpoint`, it is the API server of the cluster that kdns runs in (a pod's environment and
+service account). What is needed of it: list and watch of services, namespaces, endpointslices.discovery.k8s.io; of pods
+with `pods verified`; of serviceimports.multicluster.x-k8s.io with `multicluster`.
+
+Objects, records and how far the API was followed are kept in the state directory. After a restart the answers are
+there at once, and the API server is asked for nothing but what has changed since. As long as it cannot be reached the
+answers stay as they were: *ready* shows how old they are, and so do the log and `kdns_kubernetes_data_age_seconds`.
+Without data from before, nothing is answered until it has been read or `startup_timeout` is over; from then on names of
+these zones are SERVFAIL until it has been read.
 
 ## Syntax
 
 ```
 kubernetes [ZONES...] {
+    endpoint URL
+    tls CERT KEY CACERT
+    kubeconfig FILE [CONTEXT]
     manifests PATH...
     namespaces NAMESPACE...
     namespace_labels EXPRESSION
@@ -25,18 +38,30 @@ kubernetes [ZONES...] {
     fallthrough [ZONES...]
     ignore empty_service
     zonal
+    multicluster ZONES...
+    startup_timeout DURATION
     snapshot_max_age DURATION
+    apiserver_qps QPS
+    apiserver_burst BURST
+    apiserver_max_inflight COUNT
 }
 ```
 
 * **ZONES**: names such as `cluster.local`, or networks such as `10.96.0.0/12` for their reverse zones.
-* `manifests` **PATH...**: YAML or JSON files, or folders with such files, that hold Services, EndpointSlices,
-  Endpoints, Namespaces and Pods. Relative paths start at the directory that *root* names, else at the working
-  directory. It has to be given. It may be repeated.
+* `endpoint` **URL**: the API server, for one that needs no more than client certificates. Of several only the
+  first is used, as in CoreDNS; the log says so.
+* `tls` **CERT** **KEY** **CACERT**: files with the client's certificate and key, and the certificate authority's
+  certificate, for `endpoint`.
+* `kubeconfig` **FILE** **[CONTEXT]**: how to reach and use the API server, as for kubectl, exec plugins included. Not
+  together with `endpoint`.
+* `manifests` **PATH...**: no API server, but YAML or JSON files, or folders with such files, that hold Services,
+  EndpointSlices, Endpoints, Namespaces, Pods and ServiceImports. Relative paths start at the directory that *root*
+  names, else at the working directory. It may be repeated.
 * `namespaces` **NAMESPACE...**: only these. It may be repeated.
 * `namespace_labels` **EXPRESSION**: only namespaces that the label selector matches. Not together with `namespaces`.
-* `labels` **EXPRESSION**: only Services and endpoints that the label selector matches, for example
-  `environment in (staging, qa),application=nginx`.
+* `labels` **EXPRESSION**: only what the label selector matches, for example
+  `environment in (staging, qa),application=nginx`: of the API's Services, EndpointSlices (which have the labels of
+  their Service) and Pods; of `manifests` Services.
 * `pods`: names such as `1-2-3-4.NAMESPACE.pod.ZONE`. `disabled` (default): none. `insecure`: any address.
   `verified`: only addresses that a running pod in that namespace has.
 * `endpoint_pod_names`: an endpoint without hostname is named after its pod, not after its address.
@@ -47,14 +72,30 @@ kubernetes [ZONES...] {
 * `ignore empty_service`: a Service without a ready endpoint does not exist.
 * `zonal`: `ZONE.pin._zone.SERVICE.NAMESPACE.svc.ZONE` and `ZONE.prefer._zone...` for the endpoints of a topology zone.
   Not together with `noendpoints`.
+* `multicluster` **ZONES...**: those of the zones that are clusterset zones: their names come from ServiceImports and
+  their EndpointSlices (Multi-Cluster Services API), endpoints are `ENDPOINT.CLUSTER.SERVICE.NAMESPACE.svc.ZONE`. A
+  cluster without the resource has no ServiceImports; it may come later.
+* `startup_timeout` **DURATION**: how long the whole server waits for the API at a start without data from before.
+  Default: 5s.
 * `snapshot_max_age` **DURATION**: how old the data from before a restart may be to be served until the source has been
   read. Default: any age.
+* `apiserver_qps`, `apiserver_burst`: requests a second to the API server, and how many may come at once. Default: 5
+  and 10, as for Kubernetes' own clients; 0 is the default too.
+* `apiserver_max_inflight`: how many requests may wait for their answer to begin at the same time. 0, the default: any
+  number.
 
 ## Metrics
 
 * `kdns_kubernetes_objects{kind}`: the objects that are known, by kind.
 * `kdns_kubernetes_data_age_seconds{}`: how long ago they were last known to be current.
 * `kdns_manifest_errors{}`: files that cannot be used and stand with their last good content.
+* `coredns_kubernetes_dns_programming_duration_seconds{service_kind}`: from the change of an endpoint (the annotation of
+  its EndpointSlice) to the answer. service_kind: `cluster_ip` or `headless_with_selector`.
+* `coredns_kubernetes_rest_client_request_duration_seconds{verb, host}`: until the API server began to answer.
+* `coredns_kubernetes_rest_client_rate_limiter_duration_seconds{verb, host}`: waiting for `apiserver_qps`.
+* `coredns_kubernetes_rest_client_requests_total{code, method, host}`: requests to the API server.
+* `kdns_kubernetes_lists_total{kind, how}`: whole lists that the API server was asked for, as a `stream` or in `pages`.
+* `kdns_kubernetes_watch_errors_total{kind, reason}`: what went wrong between the API server and kdns.
 
 ## Examples
 
@@ -81,11 +122,25 @@ Only some namespaces, and names that do not exist in the reverse zones go to the
 }
 ```
 
+The API server of a kubeconfig, and names of the clusterset beside those of the cluster:
+
+```corefile
+cluster.local clusterset.local {
+    kubernetes {
+        kubeconfig /etc/kdns/kubeconfig admin@prod
+        multicluster clusterset.local
+        snapshot_max_age 24h
+    }
+}
+```
+
 ## Differences from CoreDNS
 
-`manifests` and `snapshot_max_age` are new. The Kubernetes API is not read by this version: `endpoint`, `tls`,
-`kubeconfig`, `startup_timeout`, `apiserver_qps`, `apiserver_burst` and `apiserver_max_inflight` are refused, as is
-`multicluster`. A port behind a zone is refused; CoreDNS drops it.
+`manifests` and `snapshot_max_age` are new. A start without the API server answers from the last run's data.
+`apiserver_qps` and `apiserver_burst` have an effect; ServiceImports are not selected by `namespace_labels`, which
+CoreDNS takes for labels of the ServiceImports themselves. The duration of DNS programming does not count what was read
+in a list. `endpoint` or `tls` beside `kubeconfig` are refused, where CoreDNS takes the kubeconfig and says nothing. A
+port behind a zone is refused; CoreDNS drops it.
 
 ## See also
 
@@ -94,7 +149,7 @@ Only some namespaces, and names that do not exist in the reverse zones go to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -114,10 +169,11 @@ from kdns.zone.store import Reader as StoreReader
 
 NAME = "kubernetes"
 POD_MODES = ("disabled", "insecure", "verified")
-_API_OPTIONS = (
+STARTUP_TIMEOUT = 5.0
+_FOR_THE_API = (
     "endpoint", "tls", "kubeconfig", "startup_timeout", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight",
-    "multicluster",
 )  # fmt: skip
+_MOST = 1_000_000
 
 _LONGEST_CHAIN = 10
 _ZONAL = b"\x05_zone"
@@ -129,13 +185,19 @@ _TARGET_AT = {rr.SRV: 6, rr.NS: 0}
 class Options:
     """What the directive says.
 
-    zones, fallthrough: lower case with their last dot; fallthrough: the zones in which it holds ("." for all of them).
-    manifests: paths, resolved against `root`. namespaces: empty for all. pods: one of POD_MODES. ttl: seconds.
-    snapshot_max_age: seconds, None for any age.
+    zones, fallthrough, multicluster: lower case with their last dot; fallthrough: the zones in which it holds ("." for
+    all of them). manifests: paths, resolved against `root`; without any it is the Kubernetes API. endpoint: URL. tls:
+    files of certificate, key and authority. context: "" for the file's own. namespaces: empty for all. pods: one of
+    POD_MODES. ttl: seconds. startup_timeout: seconds. snapshot_max_age: seconds, None for any age. apiserver_*: 0 for
+    the default.
     """
 
     zones: tuple[str, ...]
-    manifests: tuple[str, ...]
+    manifests: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    tls: tuple[str, ...] = ()
+    kubeconfig: str = ""
+    context: str = ""
     namespaces: tuple[str, ...] = ()
     namespace_labels: Selector | None = None
     labels: Selector | None = None
@@ -146,7 +208,12 @@ class Options:
     fallthrough: tuple[str, ...] = ()
     ignore_empty_service: bool = False
     zonal: bool = False
+    multicluster: tuple[str, ...] = ()
+    startup_timeout: float = STARTUP_TIMEOUT
     snapshot_max_age: float | None = None
+    apiserver_qps: float = 0.0
+    apiserver_burst: int = 0
+    apiserver_max_inflight: int = 0
 
 
 @dataclass(slots=True)
@@ -154,6 +221,10 @@ class _Found:
     """The options as far as they are read; the names are those of Options."""
 
     manifests: list[str] = field(default_factory=list)
+    endpoints: list[str] = field(default_factory=list)
+    tls: list[str] = field(default_factory=list)
+    kubeconfig: str = ""
+    context: str = ""
     namespaces: list[str] = field(default_factory=list)
     namespace_labels: Selector | None = None
     labels: Selector | None = None
@@ -164,7 +235,12 @@ class _Found:
     fallthrough: list[str] = field(default_factory=list)
     ignore_empty_service: bool = False
     zonal: bool = False
+    multicluster: list[str] = field(default_factory=list)
+    startup_timeout: float | None = STARTUP_TIMEOUT
     snapshot_max_age: float | None = None
+    apiserver_qps: float | None = 0.0
+    apiserver_burst: int | None = 0
+    apiserver_max_inflight: int | None = 0
 
 
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
@@ -175,13 +251,14 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
         reader.refuse(directive.name, "kubernetes has reverse zones only", "a zone such as cluster.local beside them")
     found = _Found()
     options = _options(reader, found, root.directory(block))
-    reader.options(options, unsupported=_API_OPTIONS, repeatable=("manifests", "namespaces"))
-    _together(reader, found)
+    reader.options(options, repeatable=("manifests", "namespaces"))
+    _together(reader, found, zones)
     if not reader.sound:
         return None
     settings = {item.name: getattr(found, item.name) for item in fields(found)}
-    for name in ("manifests", "namespaces", "fallthrough"):
+    for name in ("manifests", "namespaces", "fallthrough", "multicluster", "endpoints"):
         settings[name] = tuple(dict.fromkeys(settings[name]))
+    settings["tls"] = tuple(found.tls)
     return Options(zones=tuple(zones), **settings)
 
 
@@ -194,6 +271,41 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
                 found.manifests.append(str(directory / token.text))
             else:
                 reader.refuse(token, "kubernetes: manifests has an empty path", "a file or folder")
+
+    def endpoint(item: Directive) -> None:
+        scheme = "https" if any(other.name.text == "tls" for other in reader.directive.block or ()) else "http"
+        for token in reader.arguments(item, 1, None, "endpoint URL"):
+            found.endpoints.append(reader.value(token, lambda text: values.url(text, scheme)) or "")
+
+    def files(item: Directive, low: int, high: int, accepted: str) -> list[str]:
+        args = reader.arguments(item, low, high, accepted)
+        for token in args:
+            if not token.text:
+                reader.refuse(token, f"kubernetes: {item.name.text} has an empty argument", accepted)
+        return [token.text for token in args]
+
+    def tls(item: Directive) -> None:
+        found.tls = files(item, 3, 3, "tls CERT KEY CACERT")
+
+    def kubeconfig(item: Directive) -> None:
+        found.kubeconfig, found.context = (*files(item, 1, 2, "kubeconfig FILE [CONTEXT]"), "", "")[:2]
+
+    def multicluster(item: Directive) -> None:
+        if reader.arguments(item, 1, None, "multicluster ZONES..."):
+            found.multicluster = _zones(reader, item)
+
+    def startup_timeout(item: Directive) -> None:
+        found.startup_timeout = reader.one(item, values.duration, "startup_timeout DURATION")
+
+    def apiserver_qps(item: Directive) -> None:
+        accepted = "requests a second, such as 20 or 0.5"
+        found.apiserver_qps = reader.one(item, lambda text: values.number(text, accepted), "apiserver_qps QPS")
+
+    def count(name: str) -> Callable[[Directive], None]:
+        def read(item: Directive) -> None:
+            setattr(found, name, reader.one(item, lambda text: values.integer(text, 0, _MOST), f"{name} COUNT"))
+
+        return read
 
     def namespaces(item: Directive) -> None:
         for token in reader.arguments(item, 1, None, "namespaces NAMESPACE..."):
@@ -232,6 +344,9 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         found.snapshot_max_age = reader.one(item, values.duration, "snapshot_max_age DURATION")
 
     return {
+        "endpoint": endpoint,
+        "tls": tls,
+        "kubeconfig": kubeconfig,
         "manifests": manifests,
         "namespaces": namespaces,
         "namespace_labels": selector("namespace_labels"),
@@ -243,21 +358,34 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         "fallthrough": fallthrough,
         "ignore": ignore,
         "zonal": flag("zonal"),
+        "multicluster": multicluster,
+        "startup_timeout": startup_timeout,
         "snapshot_max_age": snapshot_max_age,
+        "apiserver_qps": apiserver_qps,
+        "apiserver_burst": count("apiserver_burst"),
+        "apiserver_max_inflight": count("apiserver_max_inflight"),
     }
 
 
-def _together(reader: Reader, found: _Found) -> None:
+def _together(reader: Reader, found: _Found, zones: Collection[str]) -> None:
     """What the options have to be beside each other."""
     name = reader.directive.name
     if found.namespaces and found.namespace_labels is not None:
         reader.refuse(name, "kubernetes has both namespaces and namespace_labels", "one of them")
     if found.zonal and found.noendpoints:
         reader.refuse(name, "kubernetes has both zonal and noendpoints, which leaves zonal nothing", "one of them")
-    written = {item.name.text for item in reader.directive.block or ()}
-    if "manifests" not in written:
-        message = "kubernetes has no manifests; reading the Kubernetes API comes with a later version of kdns"
-        reader.refuse(name, message, "manifests PATH...")
+    written = {item.name.text: item.name for item in reader.directive.block or ()}
+    for word in _FOR_THE_API:
+        if "manifests" in written and word in written:
+            reader.refuse(written[word], f"kubernetes has both manifests and {word}", "one source: files or the API")
+        elif "kubeconfig" in written and word in written and word in ("endpoint", "tls"):
+            reader.refuse(written[word], f"kubernetes has both kubeconfig and {word}", "one of them")
+    if "tls" in written and "endpoint" not in written:
+        reader.refuse(written["tls"], "kubernetes has tls without endpoint", "endpoint URL beside it")
+    for zone in found.multicluster:
+        if zone not in zones or values.is_reverse(zone):
+            message = f"kubernetes has multicluster {zone}, which is not one of its zones of names"
+            reader.refuse(written["multicluster"], message, ", ".join(z for z in zones if not values.is_reverse(z)))
 
 
 def _zones(reader: Reader, item: Directive) -> list[str]:

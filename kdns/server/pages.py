@@ -23,10 +23,12 @@ class Pages:
         self._readiness: list[Readiness] = []
         self._probes: list[HealthProbe] = []
 
-    def prepare(self, config: Config, checks: Mapping[str, Callable[[], bool]]) -> Callable[[], None]:
+    def prepare(
+        self, config: Config, checks: Mapping[str, Callable[[], bool]], notes: Callable[[], list[str]]
+    ) -> Callable[[], None]:
         """Bind what the configuration asks for; calling the result serves it. Raises KdnsError, then nothing changes.
 
-        checks: whether a directive is ready, by its name.
+        checks: whether a directive is ready, by its name. notes: lines that /ready has to say beside.
         """
         readiness: list[Readiness] = []
         endpoints: list[Endpoint] = []
@@ -38,7 +40,7 @@ class Pages:
                     endpoints.append(self._endpoint(name, options.address, "/health", health_page))
                 elif name == ready.NAME:
                     continuously = options.monitor == "continuously"
-                    page = Readiness(checks, self._log.plugin("ready").info, continuously=continuously)
+                    page = Readiness(checks, self._log.plugin("ready").info, continuously=continuously, notes=notes)
                     readiness.append(page)
                     endpoints.append(self._endpoint(name, options.address, "/ready", page))
         binding = self._server.bind(endpoints)

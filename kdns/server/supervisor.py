@@ -28,8 +28,10 @@ from kdns.observe import logs
 from kdns.observe.counters import Region, Totals
 from kdns.plugins import bind, health, kubernetes, reload
 from kdns.server import sockets as listening
-from kdns.server.feeds import Feed
+from kdns.server.cluster_feed import ClusterFeed
+from kdns.server.feeds import Feed, ManifestFeed
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
+from kdns.server.publication import Publication
 from kdns.server.workers import Crew, Staff
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
@@ -135,7 +137,7 @@ class Supervisor:
         for number in (signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(number, self._reload.set)
         try:
-            self._running = await self._begin(self._config)
+            self._running = await self._build(self._config)
             try:
                 await self._work(self._running)
             except BaseException:
@@ -145,14 +147,20 @@ class Supervisor:
             self._staff.close()
 
     async def _work(self, first: Running) -> None:
-        """Everything beside answering, until told to stop."""
+        """Let it answer, and do everything beside, until told to stop."""
+        waiting = max((feed.startup_timeout for feed in first.feeds), default=0.0)
+        if not waiting:
+            await first.crew.start()
         self._follow(first)
         # Loaded only now, when queries are answered already: these modules take their time.
         from kdns.observe.metrics import Exposition
         from kdns.server.pages import Pages
 
         self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
-        self._pages.prepare(self._config, self._checks(first.feeds))()
+        self._pages.prepare(self._config, self._checks(first.feeds), lambda: self._notes(self._current.feeds))()
+        if waiting:
+            await self._wait_for_sources(first, waiting)
+            await first.crew.start()
         self._announce()
         await self._forget_others(first)
         background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
@@ -163,6 +171,23 @@ class Supervisor:
         await asyncio.gather(*background, return_exceptions=True)
         await self._end()
 
+    async def _wait_for_sources(self, first: Running, seconds: float) -> None:
+        """Wait until there is something to answer from, but not for ever: other zones need no Kubernetes.
+
+        Meanwhile queries wait in the sockets, as far as the kernel has room for them.
+        """
+        log = self._log.plugin(kubernetes.NAME)
+        log.info(f"waiting for the Kubernetes API before starting to answer, for up to {seconds:g} s")
+        loaded = asyncio.gather(*(feed.loaded() for feed in first.feeds))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((loaded, stopped), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not loaded.done() and not stopped.done():
+            log.warning(
+                "starting to answer without the Kubernetes API: names of its zones are SERVFAIL until it is read"
+            )
+        for waiting in (loaded, stopped):
+            waiting.cancel()
+
     def close(self) -> None:
         """Let go of everything."""
         for sock in self._sockets.values():
@@ -171,45 +196,48 @@ class Supervisor:
 
     # Configurations
 
-    async def _begin(self, config: Config) -> Running:
-        """Open what is missing for a configuration and start its workers. Raises KdnsError; nothing is left then."""
+    async def _build(self, config: Config) -> Running:
+        """Open what is missing for a configuration; its workers are not started. Raises KdnsError, leaving nothing."""
         servers = self._plan_servers(config)
         feeds = await asyncio.to_thread(self._feeds, config, servers)
-        if self._running is not None:
-            await self._load_new(feeds, {feed.publisher.source for feed in self._running.feeds})
-        zones = {id(feed.block): feed.zones for feed in feeds}
-        plan = Plan(
-            0,
-            config.blocks,
-            servers,
-            tuple(zones.get(id(block), ()) for block in config.blocks),
-            str(self._start.state_dir),
-        )
         before = set(self._sockets)
         try:
+            if self._running is not None:
+                await self._load_new(feeds, {feed.publication.publisher.source for feed in self._running.feeds})
+            zones = {id(feed.publication.block): feed.publication.zones for feed in feeds}
+            plan = Plan(
+                0,
+                config.blocks,
+                servers,
+                tuple(zones.get(id(block), ()) for block in config.blocks),
+                str(self._start.state_dir),
+            )
             for place in plan.places:
                 for index in range(self._count):
                     if (place, index) not in self._sockets:
                         self._sockets[place, index] = listening.listen(place)
-            crew = Crew(plan, self._count, self._sockets, self._staff)
-            await crew.start()
         except BaseException:
             self._release(set(self._sockets) - before)
+            await self._stop_feeds(feeds)
             raise
-        return Running(config, plan, feeds, crew, [])
+        return Running(config, plan, feeds, Crew(plan, self._count, self._sockets, self._staff), [])
+
+    async def _stop_feeds(self, feeds: list[Feed]) -> None:
+        await asyncio.gather(*(feed.stop() for feed in feeds))
 
     async def _load_new(self, feeds: list[Feed], served: set[str]) -> None:
         """Read the sources that the old configuration does not have, before anybody can ask for them."""
         for feed in feeds:
-            if feed.publisher.source in served:
+            title = feed.publication.title
+            if feed.publication.publisher.source in served:
                 continue
             try:
                 async with asyncio.timeout(LOAD_SECONDS):
                     await feed.load()
             except TimeoutError:
-                raise KdnsError(f"the source of {feed.title} could not be read in {LOAD_SECONDS:g} s") from None
-            if not feed.synced:
-                raise KdnsError(f"the source of {feed.title} could not be read")
+                raise KdnsError(f"the source of {title} could not be read in {LOAD_SECONDS:g} s") from None
+            if not feed.publication.synced:
+                raise KdnsError(f"the source of {title} could not be read")
 
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
         interfaces = bind.interface_addresses() if any(bind.NAME in block.plugins for block in config.blocks) else {}
@@ -221,12 +249,17 @@ class Supervisor:
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
         log = self._log.plugin(kubernetes.NAME)
-        feeds = []
+        feeds: list[Feed] = []
         for index, block in enumerate(config.blocks):
             if kubernetes.NAME in block.plugins:
-                listens = _listens(index, servers)
-                feeds.append(Feed(block, listens, self._store, log, self._committed))
+                publication = Publication(block, _listens(index, servers), self._store, log, self._committed)
+                feeds.append(self._feed(publication))
         return feeds
+
+    def _feed(self, publication: Publication) -> Feed:
+        if publication.options.manifests:
+            return ManifestFeed(publication)
+        return ClusterFeed(publication, self._own, first=self._running is None)
 
     def _follow(self, running: Running) -> None:
         running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]
@@ -238,7 +271,7 @@ class Supervisor:
                 await feed.follow()
             except Exception as error:
                 text = "".join(traceback.format_exception(error)).rstrip().replace("\n", " | ")
-                self._log.error(f"{feed.title}: {text}", key=f"feed {error!r}")
+                self._log.error(f"{feed.publication.title}: {text}", key=f"feed {error!r}")
             await asyncio.sleep(SYNC_SECONDS)
 
     def _release(self, places: set[tuple[Place, int]]) -> None:
@@ -248,11 +281,13 @@ class Supervisor:
     async def _exchange(self, config: Config) -> None:
         """Go over to another configuration. Raises KdnsError; then nothing has changed."""
         old = self._current
-        new = await self._begin(config)
+        new = await self._build(config)
         try:
-            serve_pages = self._pages.prepare(config, self._checks(new.feeds))
+            await new.crew.start()
+            serve_pages = self._pages.prepare(config, self._checks(new.feeds), lambda: self._notes(self._current.feeds))
         except BaseException:
             await new.crew.stop()
+            await self._stop_feeds(new.feeds)
             self._release_all_but(old.plan)
             raise
         going_over = asyncio.create_task(self._go_over(old, new, serve_pages))
@@ -282,7 +317,7 @@ class Supervisor:
 
     async def _forget_others(self, running: Running) -> None:
         """Drop what the store has of sources that the configuration does not have."""
-        used = {feed.publisher.source for feed in running.feeds}
+        used = {feed.publication.publisher.source for feed in running.feeds}
 
         def action(txn: Transaction) -> None:
             for source in {zone.source for zone in txn.zones()} - used:
@@ -359,7 +394,12 @@ class Supervisor:
 
     def _checks(self, feeds: list[Feed]) -> dict[str, Callable[[], bool]]:
         """For /ready: which directives have to be ready."""
-        return {kubernetes.NAME: lambda: all(feed.synced for feed in feeds)} if feeds else {}
+        return {kubernetes.NAME: lambda: all(feed.publication.synced for feed in feeds)} if feeds else {}
+
+    def _notes(self, feeds: list[Feed]) -> list[str]:
+        """For /ready: whose data is not current."""
+        ages = [(feed.publication.title, feed.age()) for feed in feeds]
+        return [f"{title}: data of {age:.0f} s ago" for title, age in ages if age]
 
     def _announce(self) -> None:
         """Say what is served, as CoreDNS does."""
@@ -380,7 +420,7 @@ class Supervisor:
         ages = [age for feed in running.feeds if (age := feed.age()) is not None]
         objects: dict[str, int] = {}
         for feed in running.feeds:
-            for kind, count in feed.publisher.counts().items():
+            for kind, count in feed.publication.publisher.counts().items():
                 objects[kind] = objects.get(kind, 0) + count
         return SupervisorState(
             version=kdns.__version__,

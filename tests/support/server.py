@@ -50,6 +50,10 @@ COREFILE = """\
 """What a test gets unless it writes its own. `$kubernetes` and `$plugins` are lines that it adds."""
 
 
+API_COREFILE = COREFILE.replace("        manifests $manifests\n", "")
+"""The same for a server that reads an API server: `kubernetes` says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An HTTP response."""

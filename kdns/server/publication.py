@@ -1,0 +1,141 @@
+"""What one `kubernetes` directive publishes: its zones in the store, and the state that others see of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable
+
+from kdns.cluster.publisher import Outcome, Publisher, Settings
+from kdns.cluster.records import RecordOptions
+from kdns.corefile import values
+from kdns.corefile.config import ServerConfig
+from kdns.errors import StoreError
+from kdns.observe.logs import Log
+from kdns.plugins import bind, kubernetes
+from kdns.wire import names
+from kdns.zone.store import Store
+
+RETRY_SECONDS = 1.0
+CURRENT_SECONDS = 30.0
+"""How often a source that has no news is noted to be current."""
+
+
+def source_id(block: ServerConfig) -> str:
+    """What a directive's data is kept under: the same for the same zones of the same server block after a restart."""
+    bound = block.plugins.get(bind.NAME)
+    binds = [token.text for one in bound.binds for token in one.wanted] if isinstance(bound, bind.Options) else []
+    keys = [f"{key.scheme}://{key.zone}:{key.port}" for key in block.keys]
+    text = " ".join((*sorted(keys), *sorted(binds), *block.plugins[kubernetes.NAME].zones))
+    return f"kubernetes-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def settings(options: kubernetes.Options, listens: Iterable[str]) -> Settings:
+    """A directive's options in the terms of the publisher."""
+    zones = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
+    return Settings(
+        forward=tuple(name for zone, name in zones if not values.is_reverse(zone)),
+        reverse=tuple(name for zone, name in zones if values.is_reverse(zone)),
+        multicluster=tuple(name for zone, name in zones if zone in options.multicluster),
+        namespaces=frozenset(options.namespaces),
+        namespace_labels=options.namespace_labels.matches if options.namespace_labels is not None else None,
+        labels=options.labels.matches if options.labels is not None else None,
+        listens=tuple(listens),
+        records=RecordOptions(
+            names.ROOT,
+            ttl=options.ttl,
+            endpoint_pod_names=options.endpoint_pod_names,
+            ignore_empty_service=options.ignore_empty_service,
+            zonal=options.zonal,
+            endpoints=not options.noendpoints,
+            pods=options.pods,  # type: ignore[arg-type]
+        ),
+    )
+
+
+class Publication:
+    """One directive's publisher, for whatever source it has.
+
+    The store's refusals (a full disk) stop nothing: what could not be written is written when it can be.
+    block: the server block. synced: its data is complete, be it from before a restart, and may be served.
+    """
+
+    def __init__(
+        self, block: ServerConfig, listens: Iterable[str], store: Store, log: Log, committed: Callable[[], None]
+    ) -> None:
+        """committed: called after each transaction that changed something, in any thread."""
+        self.block = block
+        self.options: kubernetes.Options = block.plugins[kubernetes.NAME]
+        self.log = log
+        self._committed = committed
+        self.publisher = Publisher(store, source_id(block), settings(self.options, listens))
+        self.synced = self.publisher.synced
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"kubernetes {' '.join(self.options.zones)}"
+
+    @property
+    def zones(self) -> tuple[tuple[bytes, int], ...]:
+        """Origin and number of each zone."""
+        return tuple((origin, zone.number) for origin, zone in self.publisher.zones.items())
+
+    def tell(self, outcome: Outcome) -> None:
+        """Make known what a transaction has done."""
+        for warning in outcome.warnings:
+            self.log.warning(warning, key=warning)
+        if outcome.changed:
+            self._committed()
+
+    def tell_refused(self, error: StoreError) -> None:
+        """Make known that the store could not be written."""
+        self.log.error(f"{error}; answers stay as they are until it can be written", key="store")
+
+    async def write(self, action: Callable[[], Outcome]) -> None:
+        """Publish in a thread, again and again until the store takes it. Does not end before the thread has."""
+        while True:
+            writing = asyncio.ensure_future(asyncio.to_thread(action))
+            try:
+                self.tell(await asyncio.shield(writing))
+                return
+            except asyncio.CancelledError:
+                await asyncio.wait((writing,))
+                raise
+            except StoreError as error:
+                self.tell_refused(error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def touch(self) -> None:
+        """Note that the data is current now."""
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self.publisher.touch)
+
+    async def stay_current(self, is_current: Callable[[], bool]) -> None:
+        """Note again and again that the data is current, for as long as it is."""
+        while True:
+            await asyncio.sleep(CURRENT_SECONDS)
+            if is_current():
+                await self.touch()
+
+    async def expire(self, is_complete: Callable[[], bool]) -> None:
+        """Stop serving data from before the restart once it is older than `snapshot_max_age`.
+
+        is_complete: the source has been read since.
+        """
+        limit, age = self.options.snapshot_max_age, self.publisher.age()
+        if limit is None or age is None or not self.synced:
+            return
+        await asyncio.sleep(max(0.0, limit - age))
+        if is_complete():
+            return
+        self.log.warning(f"its data is older than snapshot_max_age ({limit:g} s) and is not served any more")
+        self.synced = False
+        while True:
+            try:
+                await asyncio.to_thread(self.publisher.expire)
+                return
+            except StoreError as error:
+                self.log.error(str(error), key="store")
+                await asyncio.sleep(RETRY_SECONDS)
