@@ -97,6 +97,7 @@ class ClusterFeed:
         self._scopes = {resource.kind: resource.scope for resource in self._resources}
         self._reflectors: list[Reflector] = []
         self._missing = set(self._scopes)  # kinds of which the store may lack something
+        self._unread = set(self._scopes)  # kinds that this process has not listed
         self._versions: dict[str, str] | None = None
         self._was_current = False
         self._inbox = Inbox()
@@ -105,7 +106,10 @@ class ClusterFeed:
         self._running: asyncio.Future[None] | None = None
         self._synced = asyncio.Event()
         if first:
-            self._begin(strict=True)
+            try:
+                self._begin(strict=True)
+            except StoreError as error:
+                publication.tell_refused(error)
 
     @property
     def startup_timeout(self) -> float:
@@ -246,21 +250,32 @@ class ClusterFeed:
                     self._missing = set(self._scopes)
                 return True
             except (ApiError, StoreError) as error:
+                if self._stopping.is_set():
+                    break
                 self.publication.log.error(str(error), key="configuration")
                 self._count("", error.reason if isinstance(error, ApiError) else "configuration")
                 self._stopping.wait(IDENTITY_SECONDS)
         return False
 
     def _reflector(self, resource: Resource, connection: Connection, version: str | None) -> Reflector:
-        return Reflector(resource, connection, self._inbox, version, self._report, listed=self._listed)
+        return Reflector(
+            resource,
+            connection,
+            self._inbox,
+            version,
+            self._report,
+            listed=self._listed,
+            recovered=self._recovered,
+        )
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what has come, if anything has."""
         wanted = frozenset() if self.publication.synced else frozenset(self._missing)
         found = self._inbox.take(wanted, _LOOK_SECONDS)
-        missing = self._missing - {delivery.kind for delivery in found if delivery.complete}
+        listed = {delivery.kind for delivery in found if delivery.complete}
+        missing, unread = self._missing - listed, self._unread - listed
         current = not missing and self._live()
-        complete = not missing and (current or self.publication.synced)
+        complete = not missing and (current or not unread or self.publication.synced)
         if found or (complete and not self.publication.synced):
             try:
                 outcome = self.publication.publisher.deliver(found, complete=complete, current=current)
@@ -269,7 +284,7 @@ class ClusterFeed:
                 self._inbox.put_back(found)
                 self._stopping.wait(RETRY_SECONDS)
                 return
-            self._missing = missing
+            self._missing, self._unread = missing, unread
             self.publication.tell(outcome)
             self._observe(outcome.programmed)
             if complete:
@@ -288,10 +303,15 @@ class ClusterFeed:
 
     def _report(self, kind: str, reason: str, text: str) -> None:
         self._count(kind, reason)
-        self.publication.log.warning(text, key=f"{self.publication.title} {kind} {reason}")
+        self.publication.log.warning(f"{kind}: {text}", key=f"{self.publication.title} {kind} {reason}")
 
     def _listed(self, kind: str, how: str) -> None:
         self._own.count(("count", "kdns_kubernetes_lists_total", "kind", kind, "how", how))
+
+    def _recovered(self, kind: str, seconds: float) -> None:
+        self.publication.log.info(
+            f"{kind}: followed again, after {seconds:.1f} s", key=f"{self.publication.title} {kind} followed"
+        )
 
     def _count(self, kind: str, reason: str) -> None:
         self._own.count(("count", "kdns_kubernetes_watch_errors_total", "kind", kind, "reason", reason))
