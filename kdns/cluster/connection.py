@@ -44,6 +44,8 @@ _PIECE = 1 << 16
 """Bytes that one read of a body asks for: a chunk that is not larger comes whole."""
 _LONGEST = 500
 """Characters of another program's words in a message."""
+_importing = threading.Lock()
+"""Held while the package is imported: its parts import each other, so that two threads may wait for one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,8 +467,9 @@ class _Session:
 
 def _load(access: Access) -> _Session:
     """Read the configuration and make a client of it. Raises ApiError "configuration"."""
-    import urllib3
-    from kubernetes.client import ApiClient, Configuration
+    with _importing:
+        import urllib3
+        from kubernetes.client import ApiClient, Configuration
 
     title = _title(access)
     try:

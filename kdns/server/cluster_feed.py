@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from kdns.cluster.connection import Access, Connection
 from kdns.cluster.delivery import Inbox
@@ -197,7 +198,9 @@ class ClusterFeed:
             self._stopping = threading.Event()
             self._inbox = Inbox()
             loop = asyncio.get_running_loop()
-            self._running = asyncio.ensure_future(asyncio.to_thread(self._run, loop))
+            own = ThreadPoolExecutor(1, "kubernetes")  # the loop's own threads are few, and this one stays
+            self._running = loop.run_in_executor(own, self._run, loop)
+            own.shutdown(wait=False)
         return self._running
 
     async def _tell_age(self) -> None:

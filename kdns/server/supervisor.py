@@ -178,8 +178,12 @@ class Supervisor:
         """
         log = self._log.plugin(kubernetes.NAME)
         log.info(f"waiting for the Kubernetes API before starting to answer, for up to {seconds:g} s")
-        loaded = asyncio.gather(*(feed.loaded() for feed in first.feeds))
-        stopped = asyncio.ensure_future(self._stop.wait())
+
+        async def load_all() -> None:
+            for feed in first.feeds:
+                await feed.loaded()
+
+        loaded, stopped = asyncio.create_task(load_all()), asyncio.create_task(self._stop.wait())
         await asyncio.wait((loaded, stopped), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not loaded.done() and not stopped.done():
             log.warning(
