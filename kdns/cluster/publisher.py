@@ -100,6 +100,7 @@ class Publisher:
         self.source = source
         self.settings = settings
         self._store = store
+        self._fingerprint = settings.fingerprint
         self._scopes: Mapping[str, str] = {}
         self.zones = store.write(self._zones)
 
@@ -282,10 +283,9 @@ class Publisher:
         for delivery in deliveries:
             inventory.take(delivery)
         entries = _Entries(self.settings, self.zones, inventory)
-        fingerprint = self.settings.fingerprint
-        if txn.get_meta(f"settings {self.source}") != fingerprint or inventory.is_new:
+        if txn.get_meta(f"settings {self.source}") != self._fingerprint or inventory.is_new:
             _Rebuild(entries).run()
-            txn.put_meta(f"settings {self.source}", fingerprint)
+            txn.put_meta(f"settings {self.source}", self._fingerprint)
             changed = inventory.changed or inventory.size
         else:
             _Update(entries).run()
@@ -567,13 +567,14 @@ class _Update:
             if owner is None:
                 continue
             found = entries.of_service(origin, service, slices)
-            before = self._put_below(origin, owner, found.names)
+            differing = self._txn.put_below(entries.zones[origin], owner, found.names)
             if origin == entries.primary:
-                # PTR records may point to a name without addresses (`ignore_empty_service`).
-                once = addresses_in(before) | inventory.cluster_ips.get((namespace, name), set())
-                if service is not None:
-                    once |= rdatas(service.cluster_ips)
-                self._put_pointers(owner, once, found.pointers)
+                # An address of the name itself is one of a name below it, or a cluster IP: whether it is published
+                # or not (`ignore_empty_service`), it has a PTR record.
+                differing.pop(owner, None)
+                ips = rdatas(service.cluster_ips) if service is not None else set()
+                ips |= inventory.cluster_ips.get((namespace, name), set())
+                self._put_pointers(owner, ips.union(*map(_addresses, differing.values())), found.pointers)
         return entries.is_own(service, slices)
 
     def _import(self, namespace: str, name: str) -> None:
@@ -583,26 +584,13 @@ class _Update:
         for origin in entries.settings.multicluster:
             owner = _service_owner(namespace, name, origin)
             if owner is not None:
-                self._put_below(origin, owner, entries.of_service(origin, service, slices).names)
+                found = entries.of_service(origin, service, slices)
+                self._txn.put_below(entries.zones[origin], owner, found.names)
 
-    def _put_below(self, origin: bytes, owner: bytes, wanted: Mapping[bytes, Records]) -> dict[bytes, Records]:
-        """Make these all entries at and below a name; returns those that were there."""
-        txn, zone = self._txn, self._entries.zones[origin]
-        before = dict(txn.below(zone, owner))
-        for name in before.keys() - wanted.keys():
-            txn.delete(zone, name)
-        for name, rrsets in wanted.items():
-            if before.get(name) != rrsets:
-                txn.put(zone, name, rrsets)
-        return before
-
-    def _put_pointers(self, owner: bytes, once: set[bytes], pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
-        """Bring the PTR records in line that point to a Service's names; those to other Services stay.
-
-        once: addresses whose PTR records may have pointed there until now.
-        """
+    def _put_pointers(self, owner: bytes, rdatas: set[bytes], pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
+        """Bring the PTR records of some addresses in line that point to a Service's names; those to others stay."""
         entries, txn = self._entries, self._txn
-        for rdata in once | pointers.keys():
+        for rdata in rdatas:
             name = records.reverse_owner(rdata)
             zone = entries.reverse_zone(name)
             if zone is None:
@@ -633,14 +621,10 @@ class _Update:
                     self._txn.delete(zone, name)
 
 
-def addresses_in(entries: Mapping[bytes, Records]) -> set[bytes]:
-    """All addresses (4 or 16 bytes) in A and AAAA records."""
+def _addresses(differing: tuple[Records, Records]) -> set[bytes]:
+    """The addresses (4 or 16 bytes) that an entry had or has."""
     return {
-        rdata
-        for rrsets in entries.values()
-        for rrset in rrsets
-        if rrset.type in (rr.A, rr.AAAA)
-        for rdata in rrset.rdatas
+        rdata for rrsets in differing for rrset in rrsets if rrset.type in (rr.A, rr.AAAA) for rdata in rrset.rdatas
     }
 
 

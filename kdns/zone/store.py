@@ -28,7 +28,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -389,6 +389,30 @@ class Transaction:
                 if not key.startswith(prefix):
                     break
                 yield key_name(key, zone.origin), decode_rrsets(value)
+
+    def put_below(
+        self, zone: Zone, name: bytes, wanted: Mapping[bytes, Records]
+    ) -> dict[bytes, tuple[Records, Records]]:
+        """Make these all the entries at and below a name. Returns those that differ: what they had, what they have."""
+        prefix = zone.key(name)
+        before: dict[bytes, bytes] = {}
+        cursor = self._txn.cursor(self._names)
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                before[key] = value
+        differing: dict[bytes, tuple[Records, Records]] = {}
+        for (owner, rrsets), (key, _) in zip(wanted.items(), _with_keys(zone, wanted.items()), strict=True):
+            old = before.pop(key, None)
+            if old is None or old != encode_rrsets(key, rrsets):
+                differing[owner] = (() if old is None else decode_rrsets(old), rrsets)
+                self.put(zone, owner, rrsets)
+        for key, old in before.items():
+            owner = key_name(key, zone.origin)
+            differing[owner] = (decode_rrsets(old), ())
+            self.delete(zone, owner)
+        return differing
 
     def clear(self, zone: Zone) -> None:
         """Remove all entries of a zone."""
