@@ -255,7 +255,7 @@ class ClusterFeed:
             except (ApiError, StoreError) as error:
                 if self._stopping.is_set():
                     break
-                self.publication.log.error(str(error), key="configuration")
+                self.publication.log.error(str(error), key=f"{self.publication.title} configuration")
                 self._count("", error.reason if isinstance(error, ApiError) else "configuration")
                 self._stopping.wait(IDENTITY_SECONDS)
         return False
