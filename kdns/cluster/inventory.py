@@ -52,6 +52,7 @@ class Inventory:
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[tuple[str, str], set[bytes]] = {}
         self._counts = counts(txn, source)
+        self._was_empty = not any(self._counts.values())
 
     # What is there
 
@@ -62,10 +63,10 @@ class Inventory:
 
     @property
     def is_new(self) -> bool:
-        """So much has changed that all records can as well be made anew."""
+        """So much has changed that all records can as well be made anew; they must, if there was no object before."""
         affected = len(self.services) + len(self.imports) + len(self.pods)
         owners = sum(self._counts[kind] for kind in ("Service", "ServiceImport", "Pod"))
-        return affected > _MANY and affected * 4 > owners
+        return (self._was_empty and self.changed > 0) or (affected > _MANY and affected * 4 > owners)
 
     def get(self, kind: str, key: str) -> Object | None:
         """An object by its key; None if it is not there."""
@@ -146,6 +147,8 @@ class Inventory:
         else:
             self.txn.put_object(self.source, kind, key, row)
         self._reindex(before, item)
+        if self._was_empty:
+            return  # everything is affected
         for one in (before, item):
             if one is not None:
                 self._affects(one)
@@ -205,9 +208,9 @@ def key_text(key: Key) -> str:
 def is_storable(kind: str, key: str, item: Object | None = None) -> bool:
     """True if Kubernetes could have given an object its names, and those that it belongs to; else it cannot be kept."""
     labels = (item.service, item.imported) if isinstance(item, EndpointSlice) else ()
-    namespace, _, name = ("", "", key) if kind == "Namespace" else key.partition("/")
-    if all(map(_USUAL.fullmatch, (namespace, name, *labels))):
-        return True
+    namespace, slash, name = ("", "/", key) if kind == "Namespace" else key.partition("/")
+    if not slash or all(map(_USUAL.fullmatch, (namespace, name, *labels))):
+        return bool(slash)
     short = (namespace, *labels, name) if kind in ("Service", "ServiceImport", "Namespace") else (namespace, *labels)
     return (
         all(len(text.encode()) <= _LONGEST_LABEL for text in short)
