@@ -154,8 +154,8 @@ class _Client:
             due = int((now - start) * self.plan.rate) + 1
             while self.sent < due:
                 self._send()
-            if self.sent == due and due == 1:
-                print("started", flush=True)
+                if self.sent == 1:
+                    print("started", flush=True)
             stopped = self._receive(start + self.sent / self.plan.rate - time.monotonic())
         until = time.monotonic() + STRAGGLERS
         self.poll.unregister(0)
