@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: kdns beside Knot and dnsmasq on this machine."""
+"""`python -m tests.bench`: kdns beside Knot and dnsmasq on this machine, and with an API server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tests.bench import load, queries, report, targets
+from tests.bench import api, load, queries, report, targets
 from tests.bench.cluster import Cluster
 from tests.bench.load import Run
 from tests.bench.report import Report, Start
@@ -34,21 +34,24 @@ class Plan:
     seconds: float
     fresh: int
     starts: int
+    api: api.Plan
 
 
-FULL = Plan(rounds=5, seconds=4, fresh=400_000, starts=3)
-SHORT = Plan(rounds=3, seconds=1, fresh=100_000, starts=1)
+FULL = Plan(rounds=5, seconds=4, fresh=400_000, starts=3, api=api.FULL)
+SHORT = Plan(rounds=3, seconds=1, fresh=100_000, starts=1, api=api.SHORT)
+SERVERS = ("kdns", "knot", "dnsmasq")
+ACCEPTED = f"{', '.join((*SERVERS, 'api'))} (all of {', '.join(api.PARTS)})"
 
 
 def main(
-    short: Annotated[bool, typer.Option("--short", help="Less than a minute; figures scatter more.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="About a minute; figures scatter more.")] = False,
     record: Annotated[bool, typer.Option("--record", help=f"Write the figures to {RESULTS.name}/ as JSON.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Measure this server; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {ACCEPTED}; may be repeated.")] = None,
     services: Annotated[int, typer.Option(min=1, help="Services in the cluster.")] = 5000,
     endpoints: Annotated[int, typer.Option(min=1, help="Endpoints of each Service.")] = 10,
 ) -> None:
-    """Measure CPU time per query, time to ready and memory."""
+    """Measure CPU time per query, time to ready and memory; with an API server, how soon its changes are answered."""
     console = Console(stderr=True)
     missing = [program for program in ("dnsperf", "taskset") if shutil.which(program) is None]
     if missing:
@@ -57,7 +60,7 @@ def main(
     if (os.cpu_count() or 1) < 2:
         console.print("needs two CPUs: one for the server, one for dnsperf")
         raise typer.Exit(2)
-    wanted = only or (["kdns", "knot"] if short else ["kdns", "knot", "dnsmasq"])
+    wanted = only or ["kdns", "knot", *(() if short else ("dnsmasq",)), "api"]
     with tempfile.TemporaryDirectory(prefix="kdns-bench-") as folder:
         found = _measure(Path(folder), Cluster(services, endpoints), SHORT if short else FULL, wanted, console)
     if json:
@@ -74,10 +77,11 @@ def main(
 def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], console: Console) -> Report:
     machine = report.machine()
     repeated = queries.write_repeated(folder / "repeated", cluster)
+    parts = [part for part in api.PARTS if part in wanted or "api" in wanted]
     starts: dict[str, Start] = {}
     with contextlib.ExitStack() as stack:
         servers: list[Target] = []
-        for name in wanted:
+        for name in (name for name in wanted if name != "api" and name not in api.PARTS):
             if name == "kdns":
                 console.print("kdns: starts from JSON, YAML and the snapshot")
                 starts |= _kdns_starts(folder, cluster, plan, repeated)
@@ -90,9 +94,10 @@ def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], 
             servers.append(target)
             if name != "kdns":
                 starts[name] = _after_load(target, begun, repeated, None)
-        runs = _load(folder, cluster, plan, servers, repeated, console)
+        runs = _load(folder, cluster, plan, servers, repeated, console) if servers else {}
         versions = {target.name: target.version() for target in servers}
-    return Report(cluster, machine, versions, starts, runs)
+    followed = api.measure(folder / "api", cluster, plan.api, parts, console.print)
+    return Report(cluster, machine, versions, starts, runs, followed)
 
 
 def _target(name: str, folder: Path, cluster: Cluster) -> Target | None:
@@ -102,7 +107,7 @@ def _target(name: str, folder: Path, cluster: Cluster) -> Target | None:
         cluster.write_json(folder / "manifests")
         return target
     if name not in makers:
-        raise typer.BadParameter(f"{name!r} is no server; accepted: kdns, {', '.join(makers)}")
+        raise typer.BadParameter(f"{name!r} is nothing to measure; accepted: {ACCEPTED}")
     return makers[name](folder, cluster)
 
 

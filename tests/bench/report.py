@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,9 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import api
 from tests.bench.cluster import Cluster
-from tests.bench.load import Run
+from tests.bench.load import PACE, Run
 
 REFERENCE = "knot"
 
@@ -33,13 +35,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. runs: by query mix, then by server, one for each round."""
+    """All that was measured. runs: by query mix, then by server, one for each round. api: with an API server."""
 
     cluster: Cluster
     machine: Mapping[str, str | int | float]
     versions: Mapping[str, str]
     starts: Mapping[str, Start]
     runs: Mapping[str, Mapping[str, list[Run]]]
+    api: api.Figures
 
 
 def machine() -> dict[str, str | int | float]:
@@ -58,15 +61,19 @@ def machine() -> dict[str, str | int | float]:
 
 def show(report: Report, console: Console) -> None:
     """Print the tables."""
-    size = f"{report.cluster.services:,} Services with {report.cluster.endpoints} endpoints each"
     if report.starts:
-        console.print(_start_table(report, size))
+        console.print(_start_table(report))
     for mix, servers in report.runs.items():
         console.print(_load_table(mix, servers))
+    if report.api.changes:
+        console.print(_changes_table(report.api.changes))
+    for scale in report.api.scales:
+        for table in (_followed_table(scale), _relist_table(scale), _traffic_table(scale)):
+            console.print(table)
 
 
-def _start_table(report: Report, size: str) -> Table:
-    table = Table(title=f"Start with {size}", title_justify="left")
+def _start_table(report: Report) -> Table:
+    table = Table(title=f"Start with {_size(report.cluster)}", title_justify="left")
     table.add_column("from")
     for head in ("first right answer", "ready", "PSS after sync", "PSS after load"):
         table.add_column(head, justify="right")
@@ -97,6 +104,70 @@ def _load_table(mix: str, servers: Mapping[str, list[Run]]) -> Table:
     return table
 
 
+def _size(cluster: Cluster) -> str:
+    return f"{cluster.services:,} Services with {cluster.endpoints} endpoints each"
+
+
+def _changes_table(found: Sequence[api.Changes]) -> Table:
+    title = f"{api.RATE} changes a second of {_size(found[0].cluster)}, at {PACE:,} q/s"
+    costs = (
+        f"CPU a change, {one.workers} workers: supervisor {one.supervisor:,.0f} µs, the rest {one.others:,.0f} µs"
+        for one in found
+    )
+    table = Table(title=title, title_justify="left", caption="\n".join(costs), caption_justify="left")
+    table.add_column("workers")
+    table.add_column("from, to")
+    for head in ("p50", "p99", "longest", "number", "lost"):
+        table.add_column(head, justify="right")
+    for one in found:
+        rows = (
+            ("event to answer", one.events, one.missed),
+            ("query to answer", one.quiet, one.quiet_lost),
+            ("the same with changes", one.busy, one.busy_lost),
+        )
+        for name, times, lost in rows:
+            shown = (f"{value * 1e6:,.0f} µs" for value in (times.p50, times.p99, times.longest))
+            table.add_row(str(one.workers), name, *shown, f"{times.count:,}", str(lost))
+    return table
+
+
+def _followed_table(scale: api.Scale) -> Table:
+    title = f"Start with an API server, {_size(scale.cluster)}, {scale.workers} workers"
+    table = Table(title=title, title_justify="left")
+    table.add_column("from")
+    for head in ("first right answer", "ready", "PSS after sync", "PSS after load"):
+        table.add_column(head, justify="right")
+    for kind, starts in scale.starts.items():
+        ready = median(start.ready or math.inf for start in starts)
+        synced = median(start.pss for start in starts) / 2**20
+        loaded = f"{scale.pss_loaded / 2**20:.0f} MiB" if kind == api.NO_SNAPSHOT else ""
+        answered = median(start.answered for start in starts)
+        table.add_row(kind, f"{answered:.2f} s", f"{ready:.2f} s", f"{synced:.0f} MiB", loaded)
+    return table
+
+
+def _relist_table(scale: api.Scale) -> Table:
+    table = Table(title=f"Relist of {_size(scale.cluster)}", title_justify="left")
+    table.add_column("")
+    for head in ("CPU of the supervisor", "until it is done"):
+        table.add_column(head, justify="right")
+    for kind, relist in scale.relists.items():
+        table.add_row(kind, f"{relist.cpu:.2f} s", f"{relist.seconds:.2f} s")
+    return table
+
+
+def _traffic_table(scale: api.Scale) -> Table:
+    table = Table(title=f"What the API server sees, {_size(scale.cluster)}", title_justify="left")
+    table.add_column("")
+    for head in ("requests", "bytes sent"):
+        table.add_column(head, justify="right")
+    titles = {"idle": f"{scale.idle_seconds} s of idleness", "hour": "an idle hour (calculated)"}
+    for kind, traffic in scale.traffic.items():
+        requests = ", ".join(f"{count} {name}" for name, count in sorted(traffic.requests.items())) or "none"
+        table.add_row(titles.get(kind, kind), requests, f"{sum(traffic.sent.values()):,}")
+    return table
+
+
 def ratio_to_reference(servers: Mapping[str, list[Run]], name: str) -> float | None:
     """The median over rounds of a server's cost divided by the reference's in the same round."""
     if REFERENCE not in servers:
@@ -121,6 +192,7 @@ def as_json(report: Report) -> str:
                 mix: {name: [asdict(run) for run in runs] for name, runs in servers.items()}
                 for mix, servers in report.runs.items()
             },
+            "api": asdict(report.api),
         },
         indent=1,
     )
