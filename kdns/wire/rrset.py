@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kdns.wire import rr
 
 
-@dataclass(frozen=True, slots=True)
-class RRset:
+class RRset(Struct, frozen=True, gc=False):
     """Records without their owner.
 
     type, klass: 16-bit numbers. ttl: seconds. rdatas: each record's rdata in wire format, names in it uncompressed,

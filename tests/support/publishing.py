@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hypothesis import strategies as st
+from msgspec import structs
 
 from kdns.cluster.inventory import KINDS
 from kdns.cluster.objects import Endpoint, EndpointSlice, Namespace, Object, Pod, Port, Service, ServiceImport, Subset
@@ -60,7 +61,7 @@ def contents(store: Store, source: str = "main") -> Contents:
 def _without_serial(rrset: RRset) -> RRset:
     if rrset.type != rr.SOA:
         return rrset
-    return replace(rrset, rdatas=tuple(rdata[:-20] + bytes(4) + rdata[-16:] for rdata in rrset.rdatas))
+    return structs.replace(rrset, rdatas=tuple(rdata[:-20] + bytes(4) + rdata[-16:] for rdata in rrset.rdatas))
 
 
 def anew(store: Store, wanted: Settings, items: Iterable[Object]) -> Contents:
