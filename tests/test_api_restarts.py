@@ -100,9 +100,9 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     with ApiServer(tmp_path / "api") as api:
         api.load_cluster(CLUSTER.services, CLUSTER.endpoints)
         options = f"kubeconfig {api.kubeconfig(tmp_path / 'kubeconfig')}"
-        with Server(tmp_path / "kdns", corefile=API_COREFILE, kubernetes=options, workers=2) as server:
-            rig = Rig(api, server)
-            rig.change()
+        rig = Rig(api, Server(tmp_path / "kdns", corefile=API_COREFILE, kubernetes=options, workers=2))
+        rig.change()
+        with rig.server:
             yield rig
 
 
