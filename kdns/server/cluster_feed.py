@@ -245,17 +245,21 @@ class ClusterFeed:
 
     def _identify(self, connection: Connection) -> bool:
         """Forget versions of another cluster. False if it was stopped meanwhile."""
+        title, unusable = self.publication.title, False
         while not self._stopping.is_set():
             try:
                 identity = connection.identity()
                 if self.publication.publisher.identify(identity):
                     self._versions = {}
                     self._missing = set(self._scopes)
+                if unusable:
+                    self.publication.log.info(f"{title}: the API server's configuration can be used now")
                 return True
             except (ApiError, StoreError) as error:
                 if self._stopping.is_set():
                     break
-                self.publication.log.error(str(error), key=f"{self.publication.title} configuration")
+                unusable = True
+                self.publication.log.error(f"{title}: {error}", key=f"{title} configuration")
                 self._count("", error.reason if isinstance(error, ApiError) else "configuration")
                 self._stopping.wait(IDENTITY_SECONDS)
         return False
@@ -306,15 +310,15 @@ class ClusterFeed:
 
     def _report(self, kind: str, reason: str, text: str) -> None:
         self._count(kind, reason)
-        self.publication.log.warning(f"{kind}: {text}", key=f"{self.publication.title} {kind} {reason}")
+        title = self.publication.title
+        self.publication.log.warning(f"{title}: {kind}: {text}", key=f"{title} {kind} {reason}")
 
     def _listed(self, kind: str, how: str) -> None:
         self._own.count(("count", "kdns_kubernetes_lists_total", "kind", kind, "how", how))
 
     def _recovered(self, kind: str, seconds: float) -> None:
-        self.publication.log.info(
-            f"{kind}: followed again, after {seconds:.1f} s", key=f"{self.publication.title} {kind} followed"
-        )
+        title = self.publication.title
+        self.publication.log.info(f"{title}: {kind}: followed again, after {seconds:.1f} s", key=f"{title} {kind}")
 
     def _count(self, kind: str, reason: str) -> None:
         self._own.count(("count", "kdns_kubernetes_watch_errors_total", "kind", kind, "reason", reason))
