@@ -109,7 +109,8 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Relist:
-    """cpu: seconds of the supervisor. seconds: from the end of the watches to the last work that came of it."""
+    """cpu: seconds of the supervisor. seconds: from the moment when the API server is back to the last work that came of
+    it; until kdns tries again is part of that."""
 
     cpu: float
     seconds: float
