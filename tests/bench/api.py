@@ -109,8 +109,8 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Relist:
-    """cpu: seconds of the supervisor. seconds: from the moment when the API server is back to the last work that came of
-    it; until kdns tries again is part of that."""
+    """cpu: seconds of the supervisor. seconds: from when the API server is back to the last work that came of it, with
+    the wait before kdns tries again."""
 
     cpu: float
     seconds: float
