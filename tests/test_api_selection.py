@@ -25,7 +25,7 @@ SOON = 2.0
 """Seconds within which a change is answered."""
 RELOAD = 5.0
 """Seconds within which a reload and the lists that it needs are done."""
-AROUND = 0.2
+AROUND = 0.1
 """Seconds before a reload and after it, for which names that stay are asked too."""
 WAYS = {
     "plain": "",
