@@ -415,6 +415,11 @@ class Reloading:
     def answer(self, name: str) -> str:
         return answer(self.server, f"{name}.cluster.local", "A")
 
+    def has(self, kind: str, count: int) -> None:
+        """Wait until so many objects of a kind are known."""
+        metric = "kdns_kubernetes_objects"
+        procs.wait_until(lambda: self.server.metrics().value(metric, kind=kind) == count, SOON, f"{count} {kind}", 0.05)
+
 
 def test_a_reload_widens_and_narrows_the_namespaces(serve: Serve, api: ApiServer, tmp_path: Path) -> None:
     kdns = Reloading(serve, api, tmp_path, "namespaces alpha")
@@ -423,6 +428,7 @@ def test_a_reload_widens_and_narrows_the_namespaces(serve: Serve, api: ApiServer
     never = ["web.nowhere.svc"]
     shows = {"web.beta.svc": "10.96.2.1", "a.db.beta.svc": "10.1.2.1", "web.gamma.svc": "NXDOMAIN"}
     kdns.change("namespaces alpha beta", shows, alpha + never)
+    kdns.has("Namespace", 2)  # what is not selected is not even kept
     kdns.change("namespaces beta", dict.fromkeys(alpha, "NXDOMAIN"), beta + never)
     shows = {"web.alpha.svc": "10.96.1.1", "a.db.alpha.svc": "10.1.1.1", "web.gamma.svc": "10.96.3.1"}
     kdns.change("", shows, beta + never)
