@@ -44,6 +44,10 @@ _PIECE = 1 << 16
 """Bytes that one read of a body asks for: a chunk that is not larger comes whole."""
 _LONGEST = 500
 """Characters of another program's words in a message."""
+_loading = threading.Lock()
+"""Held while a kubeconfig is read: the package's threads share temporary files that one of them has yet to write."""
+_LOADING_SECONDS = 1.0
+"""A reader waits so long for others, of which one may have a plugin that hangs."""
 _importing = threading.Lock()
 """Held while the package is imported: its parts import each other, so that two threads may wait for one another."""
 
@@ -510,6 +514,7 @@ def _from_kubeconfig(configuration: Any, access: Access) -> None:
     from kubernetes.config import ConfigException, load_kube_config
 
     _check_file(access.kubeconfig, "kubeconfig")
+    alone = _loading.acquire(timeout=_LOADING_SECONDS)
     try:
         with _logged() as said:
             load_kube_config(
@@ -523,6 +528,9 @@ def _from_kubeconfig(configuration: Any, access: Access) -> None:
         raise _unusable(
             f"{_title(access)}: {_words(error)}", f"a complete kubeconfig with one of its contexts (it has: {known})"
         ) from error
+    finally:
+        if alone:
+            _loading.release()
     if said:
         raise _unusable(
             f"{_title(access)}: {'; '.join(said)}", "an exec plugin that prints an ExecCredential and returns 0"
