@@ -11,6 +11,7 @@ FIRST, LAST = 20000, 32000
 LOOPBACKS = ("127.0.0.1", "::1")
 
 _choice = random.Random(os.getpid())
+_given: set[int] = set()
 
 
 def has_ipv6() -> bool:
@@ -24,11 +25,17 @@ def has_ipv6() -> bool:
 
 
 def free_port(addresses: Iterable[str] = LOOPBACKS) -> int:
-    """A port that is free for UDP and TCP on every address (those of a family that is not there are left out)."""
+    """A port that is free for UDP and TCP on every address (those of a family that is not there are left out).
+
+    None is given twice: who got it may not have bound it yet.
+    """
     usable = [a for a in addresses if ":" not in a or has_ipv6()]
     for _ in range(200):
         port = _choice.randrange(FIRST, LAST)
+        if port in _given:
+            continue
         if all(_is_free(address, port, kind) for address in usable for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)):
+            _given.add(port)
             return port
     raise RuntimeError(f"no free port between {FIRST} and {LAST}")
 
