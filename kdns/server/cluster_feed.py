@@ -79,12 +79,22 @@ class RestCounters:
 
 
 class ClusterFeed:
-    """One directive's API server, followed. publication: where to."""
+    """One directive's API server, followed.
+
+    publication: where to. was_current: this process has had all that the API server has; `snapshot_max_age` does not
+    count for what it keeps of that.
+    """
 
     problems = 0
 
     def __init__(
-        self, publication: Publication, own: Region, *, first: bool, environ: Mapping[str, str] = os.environ
+        self,
+        publication: Publication,
+        own: Region,
+        *,
+        first: bool,
+        was_current: bool = False,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         """own: counters of this process. first: nothing has been answered yet from this source by this process.
 
@@ -100,7 +110,7 @@ class ClusterFeed:
         self._missing = set(self._scopes)  # kinds of which the store may lack something
         self._unread = set(self._scopes)  # kinds that this process has not listed
         self._versions: dict[str, str] | None = None
-        self._was_current = False
+        self.was_current = was_current
         self._inbox = Inbox()
         self._stopping = threading.Event()
         self._connection: Connection | None = None
@@ -109,6 +119,7 @@ class ClusterFeed:
         if first:
             try:
                 self._begin(strict=True)
+                publication.refuse_old()
             except StoreError as error:
                 publication.tell_refused(error)
 
@@ -170,7 +181,7 @@ class ClusterFeed:
         """Follow for ever."""
         running = self._start()
         tasks = [
-            asyncio.create_task(self.publication.expire(lambda: self._was_current)),
+            asyncio.create_task(self.publication.expire(lambda: self.was_current)),
             asyncio.create_task(self.publication.stay_current(self._current)),
             asyncio.create_task(self._tell_age()),
         ]
@@ -296,7 +307,7 @@ class ClusterFeed:
             self._observe(outcome.programmed)
             if complete:
                 self.publication.synced = True
-        self._was_current |= current
+        self.was_current |= current
         if self.publication.synced and not self._synced.is_set():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._synced.set)

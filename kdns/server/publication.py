@@ -119,19 +119,27 @@ class Publication:
             if is_current():
                 await self.touch()
 
+    def refuse_old(self) -> None:
+        """Do not begin to serve data from before the restart that is older than `snapshot_max_age`.
+
+        Raises StoreError.
+        """
+        if self.synced and self._servable() == 0:
+            self.publisher.expire()
+            self._tell_expired()
+
     async def expire(self, is_complete: Callable[[], bool]) -> None:
         """Stop serving data from before the restart once it is older than `snapshot_max_age`.
 
         is_complete: the source has been read since.
         """
-        limit, age = self.options.snapshot_max_age, self.publisher.age()
-        if limit is None or age is None or not self.synced:
+        seconds = self._servable()
+        if seconds is None or not self.synced:
             return
-        await asyncio.sleep(max(0.0, limit - age))
+        await asyncio.sleep(seconds)
         if is_complete():
             return
-        self.log.warning(f"its data is older than snapshot_max_age ({limit:g} s) and is not served any more")
-        self.synced = False
+        self._tell_expired()
         while True:
             try:
                 await asyncio.to_thread(self.publisher.expire)
@@ -139,3 +147,13 @@ class Publication:
             except StoreError as error:
                 self.log.error(str(error), key="store")
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _servable(self) -> float | None:
+        """For how many seconds the data in the store may be served; None for ever."""
+        limit, age = self.options.snapshot_max_age, self.publisher.age()
+        return None if limit is None or age is None else max(0.0, limit - age)
+
+    def _tell_expired(self) -> None:
+        limit = self.options.snapshot_max_age
+        self.log.warning(f"its data is older than snapshot_max_age ({limit:g} s) and is not served any more")
+        self.synced = False

@@ -263,7 +263,12 @@ class Supervisor:
     def _feed(self, publication: Publication) -> Feed:
         if publication.options.manifests:
             return ManifestFeed(publication)
-        return ClusterFeed(publication, self._own, first=self._running is None)
+        source, feeds = publication.publisher.source, self._running.feeds if self._running is not None else ()
+        before = [
+            feed for feed in feeds if isinstance(feed, ClusterFeed) and feed.publication.publisher.source == source
+        ]
+        was_current = any(feed.was_current for feed in before)
+        return ClusterFeed(publication, self._own, first=self._running is None, was_current=was_current)
 
     def _follow(self, running: Running) -> None:
         running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]
