@@ -233,7 +233,7 @@ def check(rig: Rig, fault: Fault, record: Record) -> None:
         assert len(requests) <= fault.requests
         assert bool(fault.reason) <= seen.errors[kind] <= (fault.errors if fault.reason else 0)
         if fault.reason:
-            assert re.search(rf"plugin/kubernetes: {kind}: {fault.says}", rig.server.log)
+            assert re.search(rf"plugin/kubernetes: kubernetes [^:]+: {kind}: {fault.says}", rig.server.log)
         assert len([request for request in lists(requests) if request.status == 200]) == fault.lists
         if not fault.lists:
             assert not lists(requests)
