@@ -333,6 +333,17 @@ def test_a_snapshot_expires_while_it_is_served(outage: Outage) -> None:
     wait_answer(server, WEB, ["10.96.0.1"], 3 + AT_ONCE)
 
 
+def test_a_snapshot_that_was_too_old_is_served_again_when_the_limit_is_lifted(outage: Outage) -> None:
+    _, start = outage
+    time.sleep(0.2)
+    server = start("namespaces a", "snapshot_max_age 100ms")
+    wait_answer(server, WEB, "SERVFAIL")
+    server.kill()
+    server = start("namespaces a")
+    wait_answer(server, WEB, ["10.96.0.1"])
+    assert answer(server, ABSENT) == "NXDOMAIN"
+
+
 def test_a_changed_option_holds_for_the_snapshot(outage: Outage) -> None:
     _, start = outage
     server = start("namespaces a", "ttl 77")

@@ -134,6 +134,10 @@ class Publisher:
         """Stop answering from the data, because it is too old, until all of it has been delivered."""
         self._store.write(lambda txn: self._set_state(txn, SYNCED, EXPIRED))
 
+    def revive(self) -> None:
+        """Take back what `expire` did: the data is not too old any more, by other settings."""
+        self._store.write(lambda txn: self._set_state(txn, EXPIRED, SYNCED))
+
     def _set_state(self, txn: Transaction, before: int, after: int) -> None:
         for zone in self.zones.values():
             if txn.zone(zone.number).state == before:

@@ -139,7 +139,7 @@ class Pace:
     silence: float = 75.0
     list_silence: float = 6.0
     first: float = 0.2
-    longest: float = 15.0
+    longest: float = 5.0
     steady: float = 5.0
     brief: float = 1.0
     absent: float = 15.0

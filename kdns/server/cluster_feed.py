@@ -109,6 +109,7 @@ class ClusterFeed:
         self._reflectors: list[Reflector] = []
         self._missing = set(self._scopes)  # kinds of which the store may lack something
         self._unread = set(self._scopes)  # kinds that this process has not listed
+        self._replacing = False  # what the store has is of another cluster
         self._versions: dict[str, str] | None = None
         self.was_current = was_current
         self._inbox = Inbox()
@@ -217,7 +218,7 @@ class ClusterFeed:
     async def _tell_age(self) -> None:
         """Say in the log when the data begin to be old, and when they are no longer."""
         log, old = self.publication.log, 0.0
-        if self.publication.synced and (age := self.publication.publisher.age()) is not None and not self._current():
+        if self.publication.synced and not self.was_current and (age := self.publication.publisher.age()) is not None:
             log.info(f"{self.publication.title}: data of {age:.0f} s ago is served until the API server is heard")
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
@@ -263,6 +264,7 @@ class ClusterFeed:
                 if self.publication.publisher.identify(identity):
                     self._versions = {}
                     self._missing = set(self._scopes)
+                    self._replacing = True
                 if unusable:
                     self.publication.log.info(f"{title}: the API server's configuration can be used now")
                 return True
@@ -288,7 +290,8 @@ class ClusterFeed:
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what has come, if anything has."""
-        wanted = frozenset() if self.publication.synced else frozenset(self._missing)
+        together = self._replacing or not self.publication.synced
+        wanted = frozenset(self._missing if together else ())
         found = self._inbox.take(wanted, _LOOK_SECONDS)
         listed = {delivery.kind for delivery in found if delivery.complete}
         missing, unread = self._missing - listed, self._unread - listed
@@ -305,6 +308,7 @@ class ClusterFeed:
             self._missing, self._unread = missing, unread
             self.publication.tell(outcome)
             self._observe(outcome.programmed)
+            self._replacing &= bool(missing)
             if complete:
                 self.publication.synced = True
         self.was_current |= current

@@ -70,6 +70,8 @@ class Publication:
         self.log = log
         self._committed = committed
         self.publisher = Publisher(store, source_id(block), settings(self.options, listens))
+        if self._servable() != 0:
+            self.publisher.revive()
         self.synced = self.publisher.synced
 
     @property
