@@ -19,6 +19,8 @@ import dns.reversename
 import dns.rrset
 import pytest
 
+from tests.support import ports
+
 Answer = Callable[[dns.message.Message, str], bytes]
 
 
@@ -46,7 +48,7 @@ def played(answer: Answer) -> Iterator[str]:
     class Streams(socketserver.TCPServer):
         allow_reuse_address = True  # connections of others to this port may be in TIME_WAIT
 
-    with socketserver.UDPServer(("127.0.0.1", 0), Udp) as udp:
+    with socketserver.UDPServer(("127.0.0.1", ports.free_port(("127.0.0.1",))), Udp) as udp:
         port = udp.server_address[1]
         with Streams(("127.0.0.1", port), Tcp) as tcp:
             threads = [threading.Thread(target=each.serve_forever, args=(0.02,)) for each in (udp, tcp)]
