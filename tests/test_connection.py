@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -1199,6 +1200,64 @@ def test_no_message_has_a_secret(connect: Connections, kubeconfig: Kubeconfig) -
     error = failure(lambda: get(connect(kubeconfig=kubeconfig.write())))
     assert "id-token" in str(error)
     assert "hidden" not in str(error)
+
+
+INNER = ("xy\nzzy", "xy\r\nzzy", "xy\0zzy", "xy\tzzy", "xy\x7fzzy", "xy\u00e9zzy", "xy\u20aczzy")
+"""Tokens that no header can have."""
+
+
+@pytest.fixture(params=["token", "tokenFile", "plugin", "pod"])
+def give_token(
+    request: pytest.FixtureRequest,
+    certificates: Certificates,
+    kubeconfig: Kubeconfig,
+    plugin: Plugin,
+    pod: Pod,
+    tmp_path: Path,
+) -> Callable[[Api, str], dict[str, Any]]:
+    """Put a token where it is read from; returns the arguments of Access."""
+
+    def give(api: Api, token: str) -> dict[str, Any]:
+        kubeconfig.cluster = {"server": api.url, "certificate-authority": certificates.ca_file}
+        if request.param == "pod":
+            pod.token_file.write_text(token, newline="")
+            return pod.enter(api)
+        if request.param == "plugin":
+            kubeconfig.users["main"] = plugin(credential(token).replace("<<END", "<<'END'"))
+        elif request.param == "token":
+            kubeconfig.users["main"] = {"token": token}
+        else:
+            (tmp_path / "given").write_text(token, newline="")
+            kubeconfig.users["main"] = {"tokenFile": "given"}
+        return {"kubeconfig": kubeconfig.write()}
+
+    return give
+
+
+def test_a_token_may_have_space_around_it(
+    connect: Connections, certificates: Certificates, give_token: Callable[[Api, str], dict[str, Any]]
+) -> None:
+    with Api(fine, certificates.context) as api:
+        ask(connect(**give_token(api, "\n token\r\n\n")))
+    assert api.requests[0].headers["authorization"].split(" ")[1:] == ["token"]
+
+
+def test_a_token_that_no_header_can_have_is_a_mistake_that_is_told_without_it(
+    connect: Connections, certificates: Certificates, give_token: Callable[[Api, str], dict[str, Any]]
+) -> None:
+    with Api(fine, certificates.context) as api:
+        for token in INNER:
+            connection = connect(**give_token(api, token))
+            error = failure(lambda of=connection: get(of))  # type: ignore[misc]
+            assert error.reason == "configuration"
+            assert str(error).endswith(
+                ": its credentials have characters that no header can have; accepted: a token of one line"
+            )
+            assert "zzy" not in "".join(traceback.format_exception(error))
+        assert not api.requests
+        give_token(api, "good")
+        assert ask(connection) == b"{}"
+    assert api.requests[0].headers["authorization"].split(" ")[1:] == ["good"]
 
 
 # Exec plugins

@@ -275,7 +275,11 @@ class Connection:
             with self._changed:
                 if renewals == self._renewals:
                     self._session = session
-        return session, session.credentials()
+        try:
+            return session, session.credentials()
+        except ApiError:
+            self.renew()  # the next `get` reads what may have been repaired by then
+            raise
 
     def _throttle(self, host: str) -> None:
         start = time.monotonic()
@@ -397,13 +401,21 @@ class _Session:
     identity: str
 
     def credentials(self) -> dict[str, str]:
-        """Headers that authenticate. Reads a token file again, or runs a plugin, when that is due."""
+        """Headers that authenticate. Reads a token file again, or runs a plugin, when that is due.
+
+        Raises ApiError "configuration".
+        """
         try:
             with _logged():  # a plugin that fails now leaves the old token, which may still do
                 headers = self.client.param_serialize(_VERB, "/", auth_settings=["BearerToken"])[2]
         except Exception as error:
             raise _unusable(f"{self.title}: {_words(error)}", "credentials that can be read") from error
-        return {name: value.strip() for name, value in headers.items()}
+        headers = {name: _trimmed(value) for name, value in headers.items()}
+        if not all(value.isascii() and value.isprintable() for value in headers.values()):
+            raise _unusable(
+                f"{self.title}: its credentials have characters that no header can have", "a token of one line"
+            )
+        return headers
 
     def send(
         self, path: str, query: Mapping[str, str], headers: dict[str, str], connect: float, silence: float
@@ -558,6 +570,12 @@ def _from_cluster(configuration: Any, access: Access) -> None:
     _check_file(access.token_file, "token of the service account")
     _check_file(access.ca_file, "authorities of the service account")
     InClusterConfigLoader(access.token_file, access.ca_file, environ=os.environ).load_and_set(configuration)
+
+
+def _trimmed(value: str) -> str:
+    """A header's value without the line end that a token has from its file; the token is after the scheme."""
+    scheme, _, token = value.partition(" ")
+    return f"{scheme} {token.strip()}".strip()
 
 
 def _check_certificates(configuration: Any, title: str) -> None:
