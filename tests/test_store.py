@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -279,6 +280,270 @@ def test_after_a_large_transaction_everybody_goes_on(
     assert _get(store, zone, _name("a")) == _a("10.0.0.1")
     store.sync()
     assert store.clear_dead_readers() == 0
+
+
+# An environment that cannot be opened again
+
+
+class Opening:
+    """Stands for lmdb.open: fails as often as it was told to.
+
+    envs: what it has opened.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        self.envs: list[lmdb.Environment] = []
+        self._open = lmdb.open
+
+    def __call__(self, *arguments: Any, **options: Any) -> lmdb.Environment:
+        if self.failures:
+            raise self.failures.pop()
+        self.envs.append(self._open(*arguments, **options))
+        return self.envs[-1]
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> Opening:
+    """Every transaction that fills in names opens the environment anew."""
+    instead = Opening()
+    monkeypatch.setattr(lmdb, "open", instead)
+    monkeypatch.setattr(store_module, "_MANY_NAMES", 1)
+    return instead
+
+
+def _fill(store: Store, zone: Zone, *texts: str) -> str:
+    def action(txn: Transaction) -> str:
+        txn.fill(zone, [(_name(text), _a("10.0.0.1")) for text in texts])
+        return "filled"
+
+    return store.write(action)
+
+
+def _names(store: Store) -> set[bytes]:
+    return _contents(store).keys() - {ORIGIN}
+
+
+USES: dict[str, Callable[[Store, Zone], object]] = {
+    "write": lambda store, zone: _put(store, zone, _name("b"), _a("10.0.0.2")),
+    "read": lambda store, zone: _get(store, zone, _name("a")),
+    "sync": lambda store, zone: store.sync(),
+    "clear_dead_readers": lambda store, zone: store.clear_dead_readers(),
+}
+REFUSALS = [lmdb.MemoryError("no address space"), OSError(24, "Too many open files")]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("use", USES)
+def test_what_is_committed_stands_when_the_environment_cannot_be_opened_again(
+    use: str, refusal: Exception, store: Store, opening: Opening
+) -> None:
+    zone = _zone(store)
+    seen, size = store.changes.generation, store.size
+    opening.failures = [refusal] * 3
+    assert _fill(store, zone, "a", *(f"n{number}" for number in range(500))) == "filled"
+    assert store.changes.since(seen) == (seen + 1, None), "readers are told"
+    assert store.size > size
+    assert len(opening.failures) == 2
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"{store.directory}/data.mdb: .*{refusal.args[-1]}"):
+            USES[use](store, zone)
+    USES[use](store, zone)
+    assert not opening.failures
+    assert _get(store, zone, _name("a")) == _a("10.0.0.1")
+    assert _put(store, zone, _name("c"), _a("10.0.0.3"))
+    store.sync()
+    assert store.clear_dead_readers() == 0
+
+
+def test_readers_are_told_before_the_environment_is_opened_anew(
+    store: Store, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = _zone(store)
+    seen = store.changes.generation
+    told: list[bool] = []
+
+    def look(*arguments: Any, **options: Any) -> lmdb.Environment:
+        told.append(store.changes.generation > seen)
+        return opening(*arguments, **options)
+
+    monkeypatch.setattr(lmdb, "open", look)
+    _fill(store, zone, "a")
+    assert told == [True]
+
+
+def test_an_environment_that_is_opened_by_half_is_closed_again(
+    store: Store, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB does not open a file a second time."""
+    zone = _zone(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_DATABASES", tuple(b"%d" % number for number in range(9)))
+        assert _fill(store, zone, "a") == "filled"
+        with pytest.raises(StoreError, match="MDB_DBS_FULL"):
+            _names(store)
+    assert _names(store) == {_name("a")}
+
+
+@pytest.mark.parametrize("reopens", [True, False])
+def test_a_store_that_could_not_be_opened_again_can_be_closed(
+    reopens: bool, opened: Callable[..., Store], opening: Opening, warnings: Warnings
+) -> None:
+    store = opened()
+    zone = _zone(store)
+    opening.failures = [lmdb.Error("no")] * (1 if reopens else 2)
+    _fill(store, zone, "a")
+    store.close()
+    store.close()
+    assert not opening.failures
+    assert _elsewhere(_ask_held, store.directory) == [False] * 3
+    assert _names(opened()) == {_name("a")}
+    assert warnings == []
+
+
+def test_a_closed_store_refuses_and_stays_closed(store: Store, opening: Opening) -> None:
+    zone = _zone(store)
+    store.close()
+    store.sync()
+    for use in ("write", "read", "clear_dead_readers"):
+        with pytest.raises(StoreError, match=r"data\.mdb: it is closed"):
+            USES[use](store, zone)
+    assert opening.envs == []
+
+
+def test_an_action_that_lmdb_refuses_leaves_the_store_as_it_was(store: Store) -> None:
+    zone = _zone(store)
+    _put(store, zone, _name("a"), _a("10.0.0.1"))
+    seen, long = store.changes.generation, "x" * 600
+
+    def action(txn: Transaction) -> None:
+        txn.put(zone, _name("b"), _a("10.0.0.1"))
+        txn.put_object("test", "Pod", long, b"")
+
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"data\.mdb: .*MDB_BAD_VALSIZE"):
+            store.write(action)
+        with pytest.raises(StoreError, match=r"data\.mdb: .*Permission denied"):
+            store.read(lambda txn: txn.put_object("test", "Pod", "a/b", b""))
+    assert store.changes.generation == seen
+    assert _names(store) == {_name("a")}
+    assert _put(store, zone, _name("b"), _a("10.0.0.1"))
+
+
+def test_a_map_that_cannot_grow_refuses_the_transaction_and_nothing_else(
+    store: Store, follower: Callable[[Store], Follower]
+) -> None:
+    zone = _zone(store)
+    other = follower(store)
+    runs = 0
+
+    def action(txn: Transaction) -> None:
+        """Does not end before the machine has no more addresses."""
+        nonlocal runs
+        runs += 1
+        txn.put(zone, _name("b"), _a("10.0.0.1"))
+        raise lmdb.MapFullError("larger")
+
+    for _ in range(2):
+        with pytest.raises(StoreError, match="Cannot allocate memory"):
+            store.write(action)
+        assert _names(store) == set()
+    assert runs > 2
+    _put(store, zone, _name("a"), _a("10.0.0.1"))
+    assert other.ask(zone, _name("a"), _name("b"))[2] == [(_a("10.0.0.1"), True), (None, False)]
+
+
+class Panicking:
+    """An environment of which LMDB says that it is of no use any more."""
+
+    panics = False
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def begin(self, **options: Any) -> Any:
+        if self.panics:
+            raise lmdb.PanicError("MDB_PANIC")
+        return self._env.begin(**options)
+
+
+@pytest.mark.parametrize("use", ["write", "read"])
+def test_an_environment_that_lmdb_gives_up_is_opened_anew(
+    use: str, opened: Callable[..., Store], opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Panicking] = []
+
+    def panicking(*arguments: Any, **options: Any) -> Panicking:
+        made.append(Panicking(opening(*arguments, **options)))
+        return made[-1]
+
+    monkeypatch.setattr(lmdb, "open", panicking)
+    store = opened()
+    zone = _zone(store)
+    made[0].panics = True
+    with pytest.raises(StoreError, match="MDB_PANIC"):
+        USES[use](store, zone)
+    USES[use](store, zone)
+    assert len(made) == 2
+
+
+def test_threads_go_on_while_the_environment_is_opened_anew(
+    store: Store, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One opening in three fails: whoever is met by it gets StoreError, and what is read is whole."""
+    zone = _zone(store)
+    _fill(store, zone, "a", "b")
+    turn = 0
+
+    def sometimes(*arguments: Any, **options: Any) -> lmdb.Environment:
+        nonlocal turn
+        turn += 1
+        if turn % 3 == 0:
+            raise lmdb.MemoryError("no address space")
+        return opening(*arguments, **options)
+
+    monkeypatch.setattr(lmdb, "open", sometimes)
+    over = threading.Event()
+    done = dict.fromkeys(("read", "sync", "clear"), 0)
+    wrong: list[object] = []
+
+    def again(what: str, use: Callable[[], object], wanted: object) -> None:
+        while not over.wait(0.001):
+            try:
+                found = use()
+            except StoreError:
+                continue
+            except Exception as error:
+                wrong.append(error)
+                return
+            done[what] += 1
+            if found != wanted:
+                wrong.append(found)
+
+    uses: list[tuple[str, Callable[[], object], object]] = [
+        ("read", lambda: _names(store), {_name("a"), _name("b")}),
+        ("sync", store.sync, None),
+        ("clear", store.clear_dead_readers, 0),
+    ]
+    threads = [threading.Thread(target=again, args=use) for use in (*uses, uses[0])]
+    for thread in threads:
+        thread.start()
+    written = 0
+    deadline = time.monotonic() + 20
+    while (written < 30 or not all(done.values())) and time.monotonic() < deadline and not wrong:
+        with contextlib.suppress(StoreError):
+            _fill(store, zone, "a", "b")
+            written += 1
+    over.set()
+    for thread in threads:
+        thread.join(20)
+    assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
+    assert written >= 30
+    assert all(done.values())
 
 
 # Serials and notes

@@ -59,6 +59,7 @@ _DATABASES = (b"names", b"zones", b"objects", b"meta")
 
 Result = TypeVar("Result")
 Records = tuple[RRset, ...]
+_Opened = tuple[lmdb.Environment, "list[lmdb._Database]"]
 
 
 class Zone(msgspec.Struct, frozen=True):
@@ -131,19 +132,22 @@ def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
 class Store:
     """The writing side. One per state directory, held by a lock on its file `lock`.
 
-    commits: how many there were. size: bytes that the data takes on disk.
+    size: bytes that the data takes on disk.
     """
 
-    def __init__(self, directory: Path, env: lmdb.Environment, lock: int, changes: Changes) -> None:
+    def __init__(self, directory: Path, opened: _Opened, lock: int, changes: Changes) -> None:
+        env, _ = opened
         self.directory = directory
         self.changes = changes
-        self._env = env
+        self._opened: _Opened | None = opened  # None: closed, and to be opened again by whoever needs it
+        self._map_size = int(env.info()["map_size"])
         self._lock = lock
-        self._databases = [env.open_db(name) for name in _DATABASES]
         self._dirty = False
+        # The environment is closed, and its map moved, with both locks; it is used with either and opened with the
+        # second.
         self._mutex = threading.Lock()
-        self._mapping = threading.Lock()  # the map must not move while somebody else reads its first pages
-        self.size = self._used()
+        self._mapping = threading.RLock()
+        self.size = _used(env)
 
     @classmethod
     def open(
@@ -170,9 +174,9 @@ class Store:
                 if path.exists() and (reason := _damage(directory)):
                     aside = _set_aside(path)
                     warn(f"zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
-                env = _open(directory, max(map_size, _file_size(path) * 2))
-                undo.callback(env.close)
-                store = cls(directory, env, lock, changes)
+                opened = _open(directory, max(map_size, _file_size(path) * 2))
+                undo.callback(opened[0].close)
+                store = cls(directory, opened, lock, changes)
             except (lmdb.Error, OSError) as error:
                 raise StoreError(f"zone store {path}: {error}") from error
             store.write(lambda txn: txn.put_meta("version", VERSION))
@@ -185,82 +189,121 @@ class Store:
         The action may run more than once, from the start, when the map has to grow. Raises StoreError when the disk
         refuses; the store is then as it was.
         """
-        with self._mutex:
-            try:
-                result, txn = self._commit(action)
-            except (lmdb.Error, OSError) as error:
-                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+        with self._mutex, self._store_errors():
+            result, txn = self._commit(action)
             self._dirty = True
-            self.size = self._used()
-            if txn.filled >= _MANY_NAMES:
-                self._renew()
             if txn.everything:
                 self.changes.note_everything()
             elif txn.changed:
                 self.changes.note(txn.changed)
+            # What is committed is never refused: what goes wrong from here on, the next transaction meets again.
+            with contextlib.suppress(lmdb.Error, StoreError):
+                self.size = _used(self._environment()[0])
+            if txn.filled >= _MANY_NAMES:
+                self._renew()
         return result
 
     def _commit(self, action: Callable[[Transaction], Result]) -> tuple[Result, Transaction]:
         while True:
             try:
-                with self._env.begin(write=True) as raw:
-                    txn = Transaction(raw, self._databases)
+                with self._transaction(write=True) as txn:
                     result = action(txn)
                     txn.raise_serials()
                 return result, txn
             except lmdb.MapFullError:
-                with self._mapping:
-                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                self._grow()
+
+    @contextlib.contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Transaction]:
+        env, databases = self._environment()
+        try:
+            with env.begin(write=write) as raw:
+                yield Transaction(raw, databases)
+        except lmdb.PanicError:  # after a commit that the disk refused half-way, LMDB wants to be opened anew
+            self._close()
+            raise
+
+    def _grow(self) -> None:
+        """Make the map twice as large."""
+        with self._mapping:
+            env, _ = self._environment()
+            try:
+                env.set_mapsize(self._map_size * 2)
+            except lmdb.Error:
+                self._close()  # the old map is gone, and it cannot be used without one
+                raise
+            self._map_size *= 2
 
     def _renew(self) -> None:
-        """Open the environment anew, as it keeps the memory that the pages of its largest transaction took for ever."""
-        with self._mapping:
-            size = self._env.info()["map_size"]
-            self._env.close()
-            try:
-                self._env = _open(self.directory, size)
-            except lmdb.Error as error:
-                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
-            self._databases = [self._env.open_db(name) for name in _DATABASES]
-        import ctypes
+        """Open the environment anew, as it keeps the memory that the pages of its largest transaction took for ever.
 
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc: what is free between other things is not given back otherwise
-            libc.malloc_trim(0)
+        Where that fails it stays closed until it is needed.
+        """
+        with self._mapping:
+            self._close()
+            with contextlib.suppress(StoreError):
+                self._environment()
+        _give_memory_back()
+
+    def _environment(self) -> _Opened:
+        """The environment and its databases, opened again if they are closed. Raises StoreError."""
+        if self._opened is not None:
+            return self._opened
+        with self._mapping, self._store_errors():
+            if self._opened is None:
+                if self._lock < 0:
+                    raise StoreError(f"zone store {self.directory / DATA_FILE}: it is closed")
+                self._opened = _open(self.directory, self._map_size)
+            return self._opened
+
+    def _close(self) -> None:
+        with self._mapping:
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                opened[0].close()
+
+    @contextlib.contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        """Make StoreError of what LMDB and the operating system raise inside."""
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
 
     def read(self, action: Callable[[Transaction], Result]) -> Result:
-        """Run `action` in a transaction that sees the last commit and writes nothing."""
-        with self._mutex, self._env.begin() as raw:
-            return action(Transaction(raw, self._databases))
+        """Run `action` in a transaction that sees the last commit and writes nothing. Raises StoreError."""
+        with self._mutex, self._store_errors(), self._transaction(write=False) as txn:
+            return action(txn)
 
     def sync(self) -> None:
         """Bring what was committed to the disk. Raises StoreError when the disk refuses."""
         if self._dirty:
             self._dirty = False
             try:
-                with self._mapping:
-                    self._env.sync(True)
-            except lmdb.Error as error:
+                with self._mapping, self._store_errors():
+                    self._environment()[0].sync(True)
+            except StoreError:
                 self._dirty = True
-                raise StoreError(f"zone store {self.directory / DATA_FILE}: {error}") from error
+                raise
 
     def clear_dead_readers(self) -> int:
-        """Free the slots, and the old pages, of readers whose process has ended; returns how many there were."""
-        with self._mapping:
-            return int(self._env.reader_check())
+        """Free the slots, and the old pages, of readers whose process has ended; returns how many there were.
 
-    def _used(self) -> int:
-        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+        Raises StoreError.
+        """
+        with self._mapping, self._store_errors():
+            return int(self._environment()[0].reader_check())
 
     def close(self) -> None:
         """Sync, close, and let go of the directory. Does nothing the second time."""
         with self._mutex:
-            lock, self._lock = self._lock, -1
-            if lock < 0:
+            if self._lock < 0:
                 return
             with contextlib.suppress(StoreError):
                 self.sync()
-            self._env.close()
+            with self._mapping:
+                lock, self._lock = self._lock, -1
+                self._close()
             os.close(lock)
 
 
@@ -650,8 +693,28 @@ def _take_lock(path: Path) -> int:
     return fd
 
 
-def _open(directory: Path, map_size: int) -> lmdb.Environment:
-    return lmdb.open(str(directory), map_size=map_size, max_dbs=8, sync=False)
+def _open(directory: Path, map_size: int) -> _Opened:
+    env = lmdb.open(str(directory), map_size=map_size, max_dbs=8, sync=False)
+    try:
+        return env, [env.open_db(name) for name in _DATABASES]
+    except BaseException:
+        env.close()
+        raise
+
+
+def _used(env: lmdb.Environment) -> int:
+    """Bytes of the pages that are in use or were."""
+    return int((env.info()["last_pgno"] + 1) * env.stat()["psize"])
+
+
+def _give_memory_back() -> None:
+    """Let glibc return what is free between other things, which it does not do by itself."""
+    with contextlib.suppress(ImportError, OSError):
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def _file_size(path: Path) -> int:
