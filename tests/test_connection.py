@@ -1478,6 +1478,93 @@ def test_a_cluster_is_its_url_and_its_authorities(
     assert len(same | others) == 4
 
 
+def is_elsewhere(error: ApiError) -> bool:
+    return error.reason == "configuration" and str(error).endswith(
+        ": the configuration leads to another API server, or one with another authority, than before"
+    )
+
+
+def test_a_configuration_that_is_read_again_may_change_all_but_the_cluster(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig
+) -> None:
+    with Api(fine, certificates.context) as api:
+        kubeconfig.cluster = {"server": api.url, "certificate-authority": certificates.ca_file}
+        connection = connect(kubeconfig=kubeconfig.write())
+        identity = connection.identity()
+        kubeconfig.users["main"] = {"token": "rotated"}
+        kubeconfig.cluster = {"server": f"{api.url}/", "certificate-authority-data": encoded(certificates.ca_file)}
+        kubeconfig.write()
+        connection.renew()
+        assert ask(connection) == b"{}"
+        assert (connection.identity(), connection.moved) == (identity, False)
+    assert api.requests[0].headers["authorization"] == "Bearer rotated"
+
+
+@pytest.mark.parametrize("change", ["server", "authority"])
+def test_a_configuration_that_leads_to_another_cluster_ends_a_connection(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, change: str
+) -> None:
+    def respond(request: Request) -> None:
+        request.send(CHUNKED, chunk(b"abc"))
+        go.wait(5)
+        request.send(chunk(b"def"), LAST)
+
+    go = threading.Event()
+    with Api(respond, certificates.context) as old, Api(fine, certificates.context) as new:
+        kubeconfig.cluster = {"server": old.url, "certificate-authority": certificates.ca_file}
+        connection = connect(kubeconfig=kubeconfig.write())
+        watch = get(connection)
+        before = dict(kubeconfig.cluster)
+        if change == "server":
+            kubeconfig.cluster["server"] = new.url
+        else:
+            both = Path(certificates.ca_file).read_bytes() + trustme.CA().cert_pem.bytes()
+            kubeconfig.cluster["certificate-authority"] = certificates.write("both.crt", both)
+        kubeconfig.write()
+        connection.renew()
+        assert not connection.moved
+        assert is_elsewhere(failure(lambda: get(connection)))
+        assert connection.moved
+        assert is_elsewhere(failure(connection.identity))
+        kubeconfig.cluster = before
+        kubeconfig.write()
+        connection.renew()
+        assert is_elsewhere(failure(lambda: get(connection)))
+        assert (len(old.requests), len(new.requests)) == (1, 0)
+        go.set()
+        assert watch.read(100) == b"abcdef"
+        connection.close()
+        assert failure(lambda: get(connection)).reason == "closed"
+
+
+@pytest.mark.parametrize("limit", [{"qps": 0.1, "burst": 2}, {"max_inflight": 1}])
+def test_what_waits_to_ask_asks_nothing_once_there_is_another_cluster(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, limit: dict[str, Any]
+) -> None:
+    def respond(request: Request) -> bool:
+        if request.path == "/silent":
+            request.gone()
+        return fine(request)
+
+    with Api(respond, certificates.context) as api:
+        kubeconfig.cluster = {"server": api.url, "certificate-authority": certificates.ca_file}
+        connection = connect(kubeconfig=kubeconfig.write(), **limit)
+        ask(connection)
+        in_thread(lambda: get(connection, "/silent", silence=5))
+        time.sleep(0.1)
+        wait = in_thread(lambda: get(connection))
+        time.sleep(0.1)
+        kubeconfig.cluster["server"] = "https://127.0.0.1:1"
+        kubeconfig.write()
+        connection.renew()
+        assert is_elsewhere(failure(lambda: get(connection)))
+        error, seconds = wait()
+        assert is_elsewhere(error)
+        assert seconds < SOON
+        assert [request.path for request in api.requests] == ["/x", "/silent"]
+        connection.close()
+
+
 # Proxies
 
 

@@ -184,6 +184,9 @@ class Connection:
     Configuration and credentials are read when they are needed first, and again after `renew`. Files of certificates
     are read again for each new TCP connection, a service account's token once a minute; a plugin runs again when its
     token is about to expire.
+
+    moved: what was read after `renew` is not of the `identity` that was read first. It may be another cluster, to which
+    no version of the first one's objects means anything: from then on this asks nothing more.
     """
 
     def __init__(
@@ -199,6 +202,8 @@ class Connection:
         self._inflight = 0
         self._answers: set[Answer] = set()
         self._session: _Session | None = None
+        self._identity = ""
+        self.moved = False
         self._renewals = 0
         self._login: _Task[tuple[_Session, dict[str, str]]] | None = None
         self._closed = False
@@ -206,7 +211,7 @@ class Connection:
     def identity(self) -> str:
         """Text that tells this cluster from another: it depends on the server's URL and its authorities only.
 
-        Raises ApiError.
+        Raises ApiError as `get` does.
         """
         return self._authenticated()[0].identity
 
@@ -214,7 +219,8 @@ class Connection:
         """Ask for a path, and wait for the headers of the answer; its status may be any.
 
         Waits before that for the rate limit, and for `max_inflight`. silence: seconds without a byte after which this,
-        or reading the answer, fails. Raises ApiError: "configuration", "connection", "tls", "silent", "closed".
+        or reading the answer, fails. Raises ApiError: "configuration", also once it has `moved`; "connection", "tls",
+        "silent", "closed".
         """
         session, headers = self._authenticated()
         self._throttle(session.host)
@@ -247,14 +253,21 @@ class Connection:
         if session is not None:
             session.client.close()
 
-    def _check_open(self) -> None:
+    def _check(self) -> None:
+        """Raises ApiError if nothing may be asked any more."""
         if self._closed:
             raise _closed(_title(self._access))
+        if self.moved:
+            raise ApiError(
+                f"{_title(self._access)}: the configuration leads to another API server, or one with another"
+                " authority, than before",
+                "configuration",
+            )
 
     def _authenticated(self) -> tuple[_Session, dict[str, str]]:
         """The server, and headers that say who we are. However many ask, one thread finds out."""
         with self._changed:
-            self._check_open()
+            self._check()
             if self._login is None or self._login.done:
                 self._login = self._start(self._authenticate)
             login = self._login
@@ -273,6 +286,10 @@ class Connection:
         if session is None:
             session = _load(self._access)
             with self._changed:
+                self._identity = self._identity or session.identity
+                if session.identity != self._identity:
+                    self.moved = True
+                self._check()
                 if renewals == self._renewals:
                     self._session = session
         try:
@@ -284,16 +301,16 @@ class Connection:
     def _throttle(self, host: str) -> None:
         start = time.monotonic()
         with self._changed:
-            self._check_open()
-            self._changed.wait_for(lambda: self._closed, self._bucket.reserve(start))
-            self._check_open()
+            self._check()
+            self._changed.wait_for(lambda: self._closed or self.moved, self._bucket.reserve(start))
+            self._check()
         self._observer.throttled(_VERB, host, time.monotonic() - start)
 
     def _enter(self) -> None:
         limit = self._access.max_inflight
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not limit or self._inflight < limit)
-            self._check_open()
+            self._changed.wait_for(lambda: self._closed or self.moved or not limit or self._inflight < limit)
+            self._check()
             self._inflight += 1
 
     def _leave(self) -> None:
@@ -351,7 +368,7 @@ class Connection:
             self._changed.wait_for(lambda: task.done or self._closed, seconds)
             if not task.done:
                 task.abandoned = True
-                self._check_open()
+                self._check()
                 raise TimeoutError
         if task.error is not None:
             raise task.error
