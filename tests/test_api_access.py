@@ -476,7 +476,7 @@ def test_a_server_certificate_may_change(serve: Serve, tmp_path: Path) -> None:
         wait_for_answer(server, "new-ca", "10.96.0.3")
         api.wait_watches(3)
         assert server.metrics().value(ERRORS, reason="tls") <= 3 * 6
-        assert not lists(api.requests())
+        assert len(lists(api.requests())) == 3, "another authority may be that of another cluster: all is read anew"
 
 
 def is_current(server: Server) -> bool:

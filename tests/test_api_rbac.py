@@ -249,6 +249,10 @@ def test_after_a_restart_with_an_option_that_needs_another_permission_what_is_un
     assert rcode(server, "web.shop.svc.cluster.local") == "NOERROR"
     assert rcode(server, "10-1-0-1.shop.pod.cluster.local") == "SERVFAIL"
     assert rcode(server, "nothing.shop.svc.cluster.local") == "SERVFAIL"
+    api.update(service("web", "shop", ips=["10.96.0.77"]))
+    procs.wait_until(
+        lambda: server.texts("web.shop.svc.cluster.local") == ["10.96.0.77"], SOON, "what is known, as it is"
+    )
     assert server.ready().status == 503
     api.forbid()
     procs.wait_until(lambda: server.ready().status == 200, RECOVERY, "/ready")

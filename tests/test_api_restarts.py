@@ -126,7 +126,7 @@ def test_ten_restarts_the_last_five_without_the_api_server(rig: Rig, record: Rec
         assert sorted(request.path.rpartition("/")[2] for request in requests) == sorted(KINDS)
         assert {request.kind for request in requests} == {"watch"}
         assert {request.query["resourceVersion"] for request in requests} == {str(version)}
-        assert rig.server.metrics().value(AGE) == 0
+        procs.wait_until(lambda: rig.server.metrics().value(AGE) == 0, 3, "current data")
     rig.settle()
     before = [rig.address]
     rig.api.down()
@@ -153,7 +153,7 @@ def test_ten_restarts_the_last_five_without_the_api_server(rig: Rig, record: Rec
     rig.wait_current()
     record("current_again_ms", since(begin))
     assert {request.kind for request in rig.api.requests()} == {"watch"}
-    assert rig.server.metrics().value(AGE) == 0
+    procs.wait_until(lambda: rig.server.metrics().value(AGE) == 0, 3, "current data")
     assert rig.server.ready().body.strip() == "OK"
     rig.server.terminate()
 

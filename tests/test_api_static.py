@@ -321,6 +321,7 @@ def test_a_snapshot_expires_while_it_is_served(outage: Outage) -> None:
     api.wait_watches(3)
     api.update(service("web", "a", ips=["10.96.0.5"]))
     wait_answer(server, WEB, ["10.96.0.5"])
+    procs.wait_until(lambda: server.metrics().value("kdns_kubernetes_data_age_seconds") == 0, 3, "current data")
     begin = time.monotonic()
     server.kill()
     api.down()
@@ -392,6 +393,27 @@ def test_another_cluster_behind_the_kubeconfig_takes_over_without_a_blink(
             other.wait_watches(3)
             time.sleep(0.2)
             summary = pacer.finish()
+        assert not summary.lost
+        assert set(summary.rcodes) == {"0"}
+        assert summary.variants[0] == 1
+        assert sorted(lists(other)) == ["endpointslices", "namespaces", "services"]
+
+
+def test_another_cluster_behind_the_kubeconfig_takes_over_while_kdns_runs(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    with ApiServer(tmp_path / "first") as first, ApiServer(tmp_path / "other") as other:
+        first.load(cluster())
+        first.kubeconfig(config)
+        other.load([namespace("a"), service("web", "a", ips=["10.96.0.1"]), service("new", "a", ips=["10.96.0.9"])])
+        with ImpatientServer(tmp_path / "kdns", corefile=COREFILE, kubernetes=f"kubeconfig {config}") as server:
+            first.wait_watches(3)
+            with Pacer(server.port, [(WEB, "A"), ("a.svc.cluster.local", "A")], rate=2000) as pacer:
+                other.kubeconfig(config)
+                first.set_tokens({})
+                first.break_connections()
+                wait_answer(server, "new.a.svc.cluster.local", ["10.96.0.9"], 15 + AT_ONCE)
+                wait_answer(server, "old.a.svc.cluster.local", "NXDOMAIN")
+                summary = pacer.finish()
         assert not summary.lost
         assert set(summary.rcodes) == {"0"}
         assert summary.variants[0] == 1

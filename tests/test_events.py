@@ -367,3 +367,12 @@ def test_a_body_that_is_no_list_is_not_taken_for_an_empty_one(body: bytes) -> No
         made.page(body)
     assert caught.value.reason == "malformed"
     assert made.take() is None
+
+
+def test_versions_of_objects_that_are_not_wanted_are_told_by_the_next_bookmark() -> None:
+    intake = Intake("Service", frozenset({"mine"}), "7", print)
+    assert intake.feed(event("ADDED", service("x/a", 9))) is None
+    delivery = intake.feed(bookmark(9))
+    assert delivery is not None
+    assert (delivery.version, delivery.rows) == ("9", {})
+    assert intake.feed(bookmark(9)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -492,6 +493,44 @@ def test_zones_are_synced_by_the_first_replacement_and_stay_so(store: Store) -> 
     assert not publisher.synced
     publisher.replace([])
     assert store.read(lambda txn: {zone.state for zone in txn.zones()}) == {SYNCED}
+
+
+def test_data_that_is_being_written_anew_does_not_expire(store: Store) -> None:
+    publisher = Publisher(store, "main", PLAIN)
+    publisher.replace([])
+    being_written = threading.Event()
+
+    def write(txn: Transaction) -> None:
+        time.sleep(0.1)
+        being_written.set()
+
+    writing = threading.Thread(target=store.write, args=(write,))
+    writing.start()
+    assert not publisher.expire(being_written.is_set)  # it has to wait for the writer before it asks
+    writing.join()
+    assert publisher.synced
+    assert publisher.expire(lambda: False)
+    assert publisher.expired
+
+
+def test_age_and_counts_do_not_wait_for_a_writer(store: Store) -> None:
+    publisher = Publisher(store, "main", PLAIN)
+    publisher.replace([Namespace("x")])
+    done, go_on = threading.Event(), threading.Event()
+
+    def write(txn: Transaction) -> None:
+        done.set()
+        go_on.wait(10)
+
+    writing = threading.Thread(target=store.write, args=(write,))
+    writing.start()
+    assert done.wait(10)
+    begin = time.monotonic()
+    assert publisher.age() is not None
+    assert publisher.counts()["Namespace"] == 1
+    assert time.monotonic() - begin < 1
+    go_on.set()
+    writing.join()
 
 
 def test_a_zone_that_was_never_synced_does_not_expire(store: Store) -> None:

@@ -679,17 +679,52 @@ def test_nothing_is_behind_while_a_kind_is_unknown() -> None:
         assert case.reflector.behind() == 0.0
 
 
-def test_a_kind_that_becomes_unknown_has_no_objects_any_more() -> None:
-    with imports(closing(IMPORTED + bookmark(9, ends=True)), refusal(404), refusal(404)) as case:
-        case.wait(lambda: len(case.api.requests) == 4)
-        assert case.api.how() == ["stream", "watch 9", "stream", "stream"]
+def test_a_kind_that_becomes_unknown_and_stays_so_has_no_objects_any_more() -> None:
+    unknown = (refusal(404) for _ in range(100))
+    with imports(closing(IMPORTED + bookmark(9, ends=True)), *unknown) as case:
+        case.wait_deliveries(2)
+        assert case.api.how()[:4] == ["stream", "watch 9", "watch 9", "watch 9"]
+        first, last = case.api.requests[1].time, [one for one in case.api.requests if one.how == "watch 9"][-1].time
+        assert last - first >= FAST.absent * 0.9
         assert case.deliveries == [("9", True, {"x/a"}), ("", True, set())]
+        assert set(case.faults) == {"not_found"}
 
 
-def test_a_kind_that_is_unknown_after_a_restart_has_no_objects_any_more() -> None:
-    with imports(refusal(404), version="7") as case:
+def test_a_kind_that_is_unknown_after_a_restart_and_stays_so_has_no_objects_any_more() -> None:
+    with imports(*(refusal(404) for _ in range(100)), version="7") as case:
         case.wait_deliveries(1)
         assert case.deliveries == [("", True, set())]
+        assert case.api.how()[:2] == ["watch 7", "watch 7"]
+
+
+@pytest.mark.parametrize("between", [(), (refusal(500),)])
+def test_a_server_that_does_not_know_a_kind_for_a_moment_takes_nothing_away(between: tuple[Reply, ...]) -> None:
+    pace = replace(FAST, absent=0.5)
+    steps = refusal(404), *between, refusal(404), Reply(event("ADDED", service("a", 8)))
+    with Case(*steps, version="7", resource=IMPORTS, pace=pace) as case:
+        case.wait_deliveries(1)
+        assert not any(delivery.complete for delivery in case.inbox.all)
+        assert case.faults.count("not_found") == 2
+        assert case.lists == []
+
+
+def test_each_moment_of_not_knowing_counts_for_itself() -> None:
+    pace = replace(FAST, absent=0.05, first=0.03, longest=0.03)
+    steps = [step for _ in range(6) for step in (refusal(404), refusal(500))]
+    with Case(*steps, version="7", resource=IMPORTS, pace=pace) as case:
+        case.wait(lambda: len(case.api.requests) > len(steps))
+        assert case.deliveries == []
+
+
+def test_a_resumed_watch_is_no_proof_before_something_came_or_it_has_lasted() -> None:
+    pace = replace(FAST, brief=0.2)
+    with Case(Reply(), version="7", pace=pace) as case:
+        case.wait_requests("watch 7")
+        assert case.reflector.behind() != 0.0
+        case.wait(lambda: case.reflector.behind() == 0.0)
+        assert time.monotonic() - case.api.requests[0].time >= 0.19
+    with Case(Reply(bookmark(8)), version="7", pace=replace(FAST, brief=30)) as case:
+        case.wait(lambda: case.reflector.behind() == 0.0)
 
 
 def test_a_version_of_an_unknown_kind_is_none() -> None:

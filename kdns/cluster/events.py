@@ -132,6 +132,7 @@ class Intake:
         self._news = False
         self._puzzled = False  # told of an unknown type of event, which is enough
         self.version = version
+        self._told = version  # what the last delivery said
         self._number = _number(version or "")
         self.listing = version is None
         self.error: ApiError | None = None
@@ -179,6 +180,7 @@ class Intake:
             return None
         delivery, self._delivery = self._delivery, Delivery(self._kind)
         delivery.version = self.version or ""
+        self._told = self.version
         self._news = False
         return delivery
 
@@ -238,7 +240,8 @@ class Intake:
             self._note("malformed", f"a bookmark that is none: {error}")
             return
         if not self.listing:
-            self._news |= version != self.version and self._advance(version)
+            self._advance(version)
+            self._news |= self.version != self._told
         elif ends and version:
             self._complete(version)
         elif ends:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MethodType
+from typing import TypeVar
 
 from kdns.cluster import objects, records
 from kdns.cluster.delivery import Delivery
@@ -28,6 +29,7 @@ from kdns.wire.rrset import RRset
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Records, Store, Transaction, Zone
 
 Matches = Callable[[Mapping[str, str]], bool]
+Result = TypeVar("Result")
 
 _PORTION = 2000
 """Entries that are written together when a zone is filled."""
@@ -103,6 +105,7 @@ class Publisher:
         self._fingerprint = settings.fingerprint
         self._scopes: Mapping[str, str] = {}
         self.zones = store.write(self._zones)
+        self._look()
 
     def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
         """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
@@ -120,19 +123,46 @@ class Publisher:
 
     def age(self) -> float | None:
         """Seconds since the objects in the store were last known to be current; None if they never were."""
-        stamp = self._store.read(lambda txn: txn.get_meta(f"current {self.source}"))
-        return None if stamp is None else max(0.0, time.time() - float(stamp))
+        return None if self._stamped is None else max(0.0, time.time() - self._stamped)
+
+    def _write(self, action: Callable[[Transaction], Result]) -> Result:
+        """Commit, and remember what is asked for often: nobody who asks waits for a transaction of somebody else."""
+        result = self._store.write(action)
+        self._look()
+        return result
+
+    def _look(self) -> None:
+        def action(txn: Transaction) -> tuple[bytes | None, dict[str, int]]:
+            return txn.get_meta(f"current {self.source}"), counts(txn, self.source)
+
+        stamp, self._counts = self._store.read(action)
+        self._stamped = None if stamp is None else float(stamp)
 
     def touch(self) -> None:
         """Note that the objects in the store are current now."""
-        self._store.write(self._stamp)
+        self._write(self._stamp)
 
     def _stamp(self, txn: Transaction) -> None:
         txn.put_meta(f"current {self.source}", f"{time.time():.3f}".encode())
 
-    def expire(self) -> None:
-        """Stop answering from the data, because it is too old, until all of it has been delivered."""
-        self._store.write(lambda txn: self._set_state(txn, SYNCED, EXPIRED))
+    def expire(self, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Stop answering from the data, because it is too old, until all of it has been delivered.
+
+        unless: is asked when nothing else can be written; with this, nothing is done. Returns whether it was.
+        """
+
+        def action(txn: Transaction) -> bool:
+            if unless():
+                return False
+            self._set_state(txn, SYNCED, EXPIRED)
+            return True
+
+        return self._store.write(action)
+
+    @property
+    def expired(self) -> bool:
+        """True if the data is too old to be answered from."""
+        return self._store.read(lambda txn: any(txn.zone(zone.number).state == EXPIRED for zone in self.zones.values()))
 
     def revive(self) -> None:
         """Take back what `expire` did: the data is not too old any more, by other settings."""
@@ -150,7 +180,7 @@ class Publisher:
 
     def counts(self) -> dict[str, int]:
         """How many objects of each kind there are."""
-        return self._store.read(lambda txn: counts(txn, self.source))
+        return self._counts
 
     # Objects of an API server
 
@@ -179,7 +209,7 @@ class Publisher:
                 self._set_state(txn, SYNCED, UNSYNCED)
             return {kind: version for kind, version in found.items() if version}
 
-        found = self._store.write(action)
+        found = self._write(action)
         self._scopes = dict(scopes)
         return found
 
@@ -224,7 +254,7 @@ class Publisher:
             outcome.programmed = _programmed(Inventory(txn, self.source), found)
             return outcome
 
-        return self._store.write(action)
+        return self._write(action)
 
     def _version_key(self, kind: str) -> str:
         return f"version {kind} {self.source}"
@@ -254,7 +284,7 @@ class Publisher:
             outcome.warnings = warnings + outcome.warnings
             return outcome
 
-        return self._store.write(action)
+        return self._write(action)
 
     def apply(self, puts: Iterable[Object], deletes: Iterable[Key], *, current: bool = True) -> Outcome:
         """Put and delete objects, deletes first, in one transaction.
@@ -277,7 +307,7 @@ class Publisher:
             outcome.warnings = warnings + outcome.warnings
             return outcome
 
-        return self._store.write(action)
+        return self._write(action)
 
     # All of them
 

@@ -131,9 +131,11 @@ class Pace:
     silence: without a byte on a watch until it counts as dead; API servers send a bookmark every minute. list_silence:
     without another object until a streaming list that is not complete counts as one that never will be. first,
     longest: of the waits after faults in a row, which double. steady: how long a watch has to live until faults are
-    forgotten. brief: a watch that brought nothing and ended sooner is a fault. absent: between looks for a kind that
-    the server does not know. retry_after: the longest that is waited because the server said so. watch: after which the
-    server is asked to end a watch, from and to. streaming: until a streaming list is tried again where it was refused.
+    forgotten. brief: a watch that brought nothing and ended sooner is a fault, and one that is resumed counts as open
+    after it if it brought nothing. absent: between looks for a kind that the server does not know, and how long it has
+    to say so until what there was is gone. retry_after: the longest that is waited because the server said so. watch:
+    after which the server is asked to end a watch, from and to. streaming: until a streaming list is tried again where
+    it was refused.
     """
 
     silence: float = 75.0
@@ -201,6 +203,9 @@ class Reflector:
         self._thread = threading.Thread(target=self._run, name=f"watch {resource.kind}", daemon=True)
         self._current = False
         self._absent = False
+        self._known = bool(version)  # there may be objects of an optional kind
+        self._unknown_at: float | None = None  # since when the server says that it does not know the kind
+        self._open_at: float | None = None  # when a resumed watch began, of which nothing has come yet
         self._heard: float | None = None
         self._fault_at: float | None = None
         self._watched: float | None = None  # when the last watch began
@@ -230,7 +235,8 @@ class Reflector:
 
         None if it has not been heard at all.
         """
-        if self._current:
+        open_at = self._open_at
+        if self._current or (open_at is not None and time.monotonic() - open_at >= self._pace.brief):
             return 0.0
         heard = self._heard
         return None if heard is None else time.monotonic() - heard
@@ -315,8 +321,8 @@ class Reflector:
             self._check(version)
         answer = self._get("watch", self._watch_query({"resourceVersion": version}))
         with closing(answer):
-            self._opened()
-            opened = self._watched = self._heard or 0.0
+            opened = self._open_at = self._watched = self._heard = time.monotonic()
+            self._over()
             self._follow(answer, self._intake(version))
         brief = time.monotonic() - opened < self._pace.brief
         if brief and self._version == version and not self._stopping.is_set():
@@ -347,12 +353,13 @@ class Reflector:
             for chunk in answer.stream():
                 self._heard = time.monotonic()
                 self._accept(intake, intake.feed(chunk), "stream")
+                self._current |= not intake.listing
             self._accept(intake, intake.end(), "stream")
             self._heard = time.monotonic()
         finally:
-            if self._current and time.monotonic() - began >= self._pace.steady:
+            if self.behind() == 0.0 and time.monotonic() - began >= self._pace.steady:
                 self._failures = self._expiries = 0
-            self._current = False
+            self._current, self._open_at = False, None
 
     def _intake(self, version: str | None) -> Intake:
         return Intake(self.resource.kind, self.resource.namespaces, version, self._note)
@@ -366,6 +373,7 @@ class Reflector:
             self._strikes = 0
         if delivery is not None and delivery.complete:
             self._strikes = self._broken_lists = 0
+            self._known = True
             if how == "stream":
                 self._opened()
             self._current = True  # before anybody sees what was listed
@@ -393,7 +401,12 @@ class Reflector:
     def _opened(self) -> None:
         """What was delivered is current."""
         self._heard = time.monotonic()
-        self._current, self._absent = True, False
+        self._current = True
+        self._over()
+
+    def _over(self) -> None:
+        """The server does again what it is asked for."""
+        self._absent, self._unknown_at = False, None
         if self._fault_at is not None:
             self._recovered(self.resource.kind, time.monotonic() - self._fault_at)
             self._fault_at = None
@@ -420,7 +433,9 @@ class Reflector:
         """What follows from a fault. Returns the seconds to wait before going on."""
         if self._stopping.is_set():
             return 0.0
-        if error.reason == "not_found" and self.resource.optional:
+        if error.reason != "not_found":
+            self._unknown_at = None
+        elif self.resource.optional and self._is_unknown():
             return self._none_there()
         if error.reason == "closed":  # by one of us, which is no fault
             self._current = False
@@ -446,9 +461,18 @@ class Reflector:
         pace = self._pace
         return min(pace.first * 2.0 ** min(failures - 1, 30), pace.longest) * self._uniform(0.5, 1.5)
 
+    def _is_unknown(self) -> bool:
+        """True if the API server does not know this kind, and no objects are at stake or it has said so for some time.
+
+        One that starts, or a proxy before it, may say so for a moment.
+        """
+        if self._unknown_at is None:
+            self._unknown_at = time.monotonic()
+        return not self._known or time.monotonic() - self._unknown_at >= self._pace.absent
+
     def _none_there(self) -> float:
         """The API server does not know this kind: there are none, until it does."""
-        absent = self._absent
+        absent, self._known = self._absent, False
         self._version, self._failures = None, 0
         self._opened()
         self._absent = True

@@ -186,7 +186,7 @@ class Options:
     """What the directive says.
 
     zones, fallthrough, multicluster: lower case with their last dot; fallthrough: the zones in which it holds ("." for
-    all of them). manifests: paths, resolved against `root`; without any it is the Kubernetes API. endpoint: URL. tls:
+    all of them). manifests: paths, resolved against `root`; without any it is the Kubernetes API. endpoints: URLs. tls:
     files of certificate, key and authority. context: "" for the file's own. namespaces: empty for all. pods: one of
     POD_MODES. ttl: seconds. startup_timeout: seconds. snapshot_max_age: seconds, None for any age. apiserver_*: 0 for
     the default.

@@ -112,6 +112,7 @@ class ClusterFeed:
         self._replacing = False  # what the store has is of another cluster
         self._versions: dict[str, str] | None = None
         self.was_current = was_current
+        self._told_current = False  # the store knows that its data is current
         self._inbox = Inbox()
         self._stopping = threading.Event()
         self._connection: Connection | None = None
@@ -242,10 +243,12 @@ class ClusterFeed:
             if not self._identify(connection):
                 return
             versions = self._versions or {}
+            if self.publication.publisher.expired:  # all of it is read anew: how old it is cannot be told otherwise
+                versions, self._missing = {}, set(self._scopes)
             self._reflectors = [self._reflector(each, connection, versions.get(each.kind)) for each in self._resources]
             for reflector in self._reflectors:
                 reflector.start()
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and not connection.moved:
                 self._step(loop)
         finally:
             connection.close()
@@ -289,30 +292,40 @@ class ClusterFeed:
         )
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Write what has come, if anything has."""
-        together = self._replacing or not self.publication.synced
-        wanted = frozenset(self._missing if together else ())
+        """Write what has come, if anything has.
+
+        What has nothing yet, or that of another cluster, waits for all kinds. With data from before that is not
+        complete for the options of now, what comes is written as it comes: nothing is denied until all is there.
+        """
+        publication = self.publication
+        publication.synced = publication.publisher.synced  # it may have expired
+        nothing_yet = not publication.synced and self._missing == set(self._scopes)
+        wanted = frozenset(self._missing if self._replacing or nothing_yet else ())
         found = self._inbox.take(wanted, _LOOK_SECONDS)
         listed = {delivery.kind for delivery in found if delivery.complete}
         missing, unread = self._missing - listed, self._unread - listed
         current = not missing and self._live()
-        complete = not missing and (current or not unread or self.publication.synced)
-        if found or (complete and not self.publication.synced):
+        renewed = current or not (missing or unread)
+        complete = renewed or (publication.synced and not missing)
+        self.was_current |= renewed
+        self._told_current &= current
+        news = (complete and not publication.synced) or (current and not self._told_current)
+        if found or news:
             try:
-                outcome = self.publication.publisher.deliver(found, complete=complete, current=current)
+                outcome = publication.publisher.deliver(found, complete=complete, current=current)
             except StoreError as error:
-                self.publication.tell_refused(error)
+                publication.tell_refused(error)
                 self._inbox.put_back(found)
                 self._stopping.wait(RETRY_SECONDS)
                 return
             self._missing, self._unread = missing, unread
-            self.publication.tell(outcome)
+            self._told_current = current
+            publication.tell(outcome)
             self._observe(outcome.programmed)
             self._replacing &= bool(missing)
             if complete:
-                self.publication.synced = True
-        self.was_current |= current
-        if self.publication.synced and not self._synced.is_set():
+                publication.synced = True
+        if publication.synced and not self._synced.is_set():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._synced.set)
 

@@ -25,6 +25,7 @@ class ManifestFeed:
         self._source = ManifestSource(publication.options.manifests)
         self._problems = 0
         self._complete = False  # everything that the source has now is in the store
+        self._was_read = False  # the source could be read as a whole once, and is or will be in the store
 
     @property
     def problems(self) -> int:
@@ -48,7 +49,7 @@ class ManifestFeed:
     async def follow(self) -> None:
         """Publish everything, if that was not done, then what changes, for ever."""
         tasks = [
-            asyncio.create_task(self.publication.expire(lambda: self._complete)),
+            asyncio.create_task(self.publication.expire(lambda: self._was_read)),
             asyncio.create_task(self.publication.stay_current(lambda: self._current)),
         ]
         try:
@@ -92,6 +93,7 @@ class ManifestFeed:
         unusable = self._source.unusable
         self._problems = len(unusable)
         found = list(items)
+        self._was_read |= not unusable
         publisher = self.publication.publisher
         await self.publication.write(lambda: publisher.replace(found, keep=bool(unusable)))
         self._complete = not unusable

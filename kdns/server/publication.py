@@ -130,21 +130,19 @@ class Publication:
             self.publisher.expire()
             self._tell_expired()
 
-    async def expire(self, is_complete: Callable[[], bool]) -> None:
+    async def expire(self, was_read: Callable[[], bool]) -> None:
         """Stop serving data from before the restart once it is older than `snapshot_max_age`.
 
-        is_complete: the source has been read since.
+        was_read: the source has been read since, or is being written with what was read; asked in any thread.
         """
         seconds = self._servable()
         if seconds is None or not self.synced:
             return
         await asyncio.sleep(seconds)
-        if is_complete():
-            return
-        self._tell_expired()
         while True:
             try:
-                await asyncio.to_thread(self.publisher.expire)
+                if await asyncio.to_thread(self.publisher.expire, was_read):
+                    self._tell_expired()
                 return
             except StoreError as error:
                 self.log.error(str(error), key="store")

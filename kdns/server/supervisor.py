@@ -376,7 +376,7 @@ class Supervisor:
             await asyncio.sleep(SYNC_SECONDS)
             try:
                 await asyncio.to_thread(self._store.sync)
-                self._store.clear_dead_readers()
+                await asyncio.to_thread(self._store.clear_dead_readers)
             except StoreError as error:
                 self._log.error(str(error), key="sync")
 
