@@ -8,11 +8,13 @@ import datetime
 import email.utils
 import json
 import logging
+import os
 import shlex
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -1258,6 +1260,223 @@ def test_a_token_that_no_header_can_have_is_a_mistake_that_is_told_without_it(
         give_token(api, "good")
         assert ask(connection) == b"{}"
     assert api.requests[0].headers["authorization"].split(" ")[1:] == ["good"]
+
+
+# Files of what a kubeconfig has inline
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's folder for temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def all_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def closing(request: Request) -> None:
+    """Answer, and have the next request come with a connection, for which certificates are read, of its own."""
+    request.send(OK)
+
+
+def inline(kubeconfig: Kubeconfig, api: Api, certificates: Certificates, name: str = "kdns") -> str:
+    """A kubeconfig with an authority, a client's certificate, and its key."""
+    cert, key = certificates.client(name)
+    kubeconfig.cluster = {"server": api.url, "certificate-authority-data": encoded(certificates.ca_file)}
+    kubeconfig.users["main"] = {"client-certificate-data": encoded(cert), "client-key-data": encoded(key)}
+    return kubeconfig.write()
+
+
+def test_files_of_inline_certificates_are_for_nobody_else_and_stay_as_long_as_they_are_needed(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
+) -> None:
+    with Api(closing, certificates.mutual) as api:
+        connection = connect(kubeconfig=inline(kubeconfig, api, certificates))
+        for number in range(4):
+            inline(kubeconfig, api, certificates, f"client-{number}")
+            connection.renew()
+            assert not all_files(temporary)
+            for _ in range(2):
+                ask(connection)
+            assert len(all_files(temporary)) == 3
+        assert {path.stat().st_mode & 0o777 for path in temporary.iterdir()} == {0o700}
+        assert {path.stat().st_mode & 0o777 for path in all_files(temporary)} == {0o600}
+        connection.close()
+    assert not list(temporary.iterdir())
+    assert [common_name(request) for request in api.requests[::2]] == [f"client-{number}" for number in range(4)]
+
+
+def test_connections_of_the_same_kubeconfig_have_files_of_their_own(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
+) -> None:
+    with Api(closing, certificates.mutual) as api:
+        file = inline(kubeconfig, api, certificates)
+        first, second, third = (connect(kubeconfig=file) for _ in range(3))
+        for connection in (first, second, third):
+            ask(connection)
+        assert len(all_files(temporary)) == 9
+        first.close()
+        third.renew()
+        for connection in (second, third, connect(kubeconfig=file)):
+            ask(connection)
+        third.close()
+        ask(second)
+    assert len(all_files(temporary)) == 6
+
+
+def test_a_certificate_and_its_key_may_be_one_text(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
+) -> None:
+    with Api(closing, certificates.mutual) as api:
+        inline(kubeconfig, api, certificates)
+        both = base64.b64encode(b"".join(Path(path).read_bytes() for path in certificates.client("kdns"))).decode()
+        kubeconfig.users["main"] = {"client-certificate-data": both, "client-key-data": both}
+        connection = connect(kubeconfig=kubeconfig.write())
+        ask(connection)
+        connection.renew()
+        ask(connection)
+    assert len(all_files(temporary)) == 2
+
+
+def test_threads_that_read_a_kubeconfig_at_once_do_not_take_files_from_each_other(
+    connect: Connections,
+    certificates: Certificates,
+    kubeconfig: Kubeconfig,
+    plugin: Plugin,
+    tmp_path: Path,
+    temporary: Path,
+) -> None:
+    go = tmp_path / "go"
+    with Api(closing, certificates.mutual) as api:
+        cert, key = (Path(path).read_text() for path in certificates.client("kdns"))
+        inline(kubeconfig, api, certificates)
+        # As long as a plugin hangs, others do not wait for whoever reads.
+        wait = f"for i in $(seq 200); do test -e {shlex.quote(str(go))} && break; sleep 0.05; done"
+        kubeconfig.users["main"] = plugin(wait, credential(clientCertificateData=cert, clientKeyData=key))
+        file = kubeconfig.write()
+        connections = [connect(kubeconfig=file) for _ in range(4)]
+        found: list[bytes] = []
+
+        def insist(connection: Connection) -> None:
+            for _ in range(20):
+                with contextlib.suppress(ApiError):
+                    found.append(ask(connection))
+                    return
+
+        threads = [threading.Thread(target=insist, args=(each,), daemon=True) for each in connections]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        go.touch()
+        for thread in threads:
+            thread.join(10)
+        assert found == [b"{}"] * 4
+        connections.pop().close()
+        for connection in connections:
+            assert ask(connection) == b"{}"
+    assert len(all_files(temporary)) == 9
+
+
+def test_a_request_that_waits_keeps_the_files_that_it_needs(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
+) -> None:
+    with Api(closing, certificates.mutual) as api:
+        connection = connect(kubeconfig=inline(kubeconfig, api, certificates, "old"), qps=2.0, burst=1)
+        ask(connection)
+        found: list[bytes] = []
+        thread = threading.Thread(target=lambda: found.append(ask(connection)), daemon=True)
+        thread.start()
+        time.sleep(0.2)
+        inline(kubeconfig, api, certificates, "new")
+        connection.renew()
+        thread.join(10)
+        assert (found, all_files(temporary)) == ([b"{}"], [])
+        ask(connection)
+    assert [common_name(request) for request in api.requests] == ["old", "old", "new"]
+
+
+@pytest.mark.parametrize("fault", ["key", "server", "moved"])
+def test_a_kubeconfig_that_cannot_be_used_leaves_no_files(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path, fault: str
+) -> None:
+    with Api(closing, certificates.mutual) as api:
+        connection = connect(kubeconfig=inline(kubeconfig, api, certificates))
+        if fault == "key":
+            kubeconfig.users["main"]["client-key-data"] = encoded(certificates.client("other")[1])
+        elif fault == "server":
+            kubeconfig.cluster["server"] = "https://"
+        else:
+            ask(connection)
+            connection.renew()
+            kubeconfig.cluster["server"] = "https://127.0.0.1:1"
+        kubeconfig.write()
+        error = failure(lambda: get(connection))
+    assert error.reason == "configuration"
+    assert not list(temporary.iterdir())
+
+
+def test_where_nothing_can_be_written_a_kubeconfig_may_have_files(
+    connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
+) -> None:
+    context = certificates.context()
+    temporary.rmdir()
+    with Api(fine, lambda: context) as api:
+        error = failure(lambda: get(connect(kubeconfig=inline(kubeconfig, api, certificates))))
+        assert (error.reason, str(kubeconfig.path) in str(error)) == ("configuration", True)
+        kubeconfig.cluster = {"server": api.url, "certificate-authority": certificates.ca_file}
+        kubeconfig.users["main"] = {"token": "secret"}
+        assert ask(connect(kubeconfig=kubeconfig.write())) == b"{}"
+
+
+def test_a_plugin_that_ends_after_the_connection_leaves_no_files(
+    connect: Connections,
+    certificates: Certificates,
+    kubeconfig: Kubeconfig,
+    plugin: Plugin,
+    temporary: Path,
+) -> None:
+    with Api(fine, certificates.mutual) as api:
+        inline(kubeconfig, api, certificates)
+        cert, key = (Path(path).read_text() for path in certificates.client("kdns"))
+        kubeconfig.users["main"] = plugin("sleep 0.5", credential(clientCertificateData=cert, clientKeyData=key))
+        connection = connect(kubeconfig=kubeconfig.write())
+        wait = in_thread(lambda: get(connection))
+        time.sleep(0.2)
+        connection.close()
+        assert wait()[0].reason == "closed"
+        assert list(temporary.iterdir())
+        for _ in range(100):
+            if not list(temporary.iterdir()):
+                break
+            time.sleep(0.05)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("lines", [(), ("sleep 3",)])
+def test_a_process_that_ends_leaves_no_files(
+    certificates: Certificates, kubeconfig: Kubeconfig, plugin: Plugin, temporary: Path, lines: tuple[str, ...]
+) -> None:
+    with Api(fine, certificates.mutual) as api:
+        inline(kubeconfig, api, certificates)
+        if lines:
+            kubeconfig.users["main"] = plugin(*lines)
+        code = f"""
+import contextlib, os, tempfile
+from kdns.cluster.connection import Access, Connection
+from kdns.errors import ApiError
+connection = Connection(Access(kubeconfig={kubeconfig.write()!r}), None, login_seconds={0.2 if lines else 30})
+with contextlib.suppress(ApiError):
+    connection.identity()
+print(len(os.listdir(tempfile.gettempdir())))
+"""
+        environ = {**os.environ, "TMPDIR": str(temporary)}
+        done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert not list(temporary.iterdir())
 
 
 # Exec plugins

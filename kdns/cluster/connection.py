@@ -15,9 +15,13 @@ import http.client
 import logging
 import os
 import re
+import shutil
 import ssl
+import tempfile
 import threading
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +52,8 @@ _loading = threading.Lock()
 """Held while a kubeconfig is read: the package's threads share temporary files that one of them has yet to write."""
 _LOADING_SECONDS = 1.0
 """A reader waits so long for others, of which one may have a plugin that hangs."""
+_FOLDER = "kdns-inline-"
+"""How the name of a folder begins that has what a kubeconfig has inline."""
 _importing = threading.Lock()
 """Held while the package is imported: its parts import each other, so that two threads may wait for one another."""
 
@@ -183,7 +189,9 @@ class Connection:
 
     Configuration and credentials are read when they are needed first, and again after `renew`. Files of certificates
     are read again for each new TCP connection, a service account's token once a minute; a plugin runs again when its
-    token is about to expire.
+    token is about to expire. A plugin that hangs cannot be ended: it outlives this, and kdns. Certificates and keys
+    that a kubeconfig has inline, or that a plugin gives, are files in the system's folder for temporary ones for as
+    long as they are in use.
 
     moved: what was read after `renew` is not of the `identity` that was read first. It may be another cluster, to which
     no version of the first one's objects means anything: from then on this asks nothing more.
@@ -202,6 +210,7 @@ class Connection:
         self._inflight = 0
         self._answers: set[Answer] = set()
         self._session: _Session | None = None
+        self._users = Counter[_Session]()
         self._identity = ""
         self.moved = False
         self._renewals = 0
@@ -223,7 +232,51 @@ class Connection:
         "silent", "closed".
         """
         session, headers = self._authenticated()
-        self._throttle(session.host)
+        with self._using(session):
+            self._throttle(session.host)
+            return self._ask(session, headers, path, query, silence)
+
+    def renew(self) -> None:
+        """Forget configuration and credentials: the next `get` reads files and runs plugins again."""
+        with self._changed:
+            session, self._session = self._session, None
+            self._renewals += 1
+        if session is not None:
+            self._retire(session)
+
+    def close(self) -> None:
+        """End every `get`, and every read of an answer, with ApiError "closed"; for good."""
+        with self._changed:
+            self._closed = True
+            answers = tuple(self._answers)
+            self._changed.notify_all()
+        for answer in answers:
+            answer.close()
+        self.renew()
+
+    @contextlib.contextmanager
+    def _using(self, session: _Session) -> Iterator[None]:
+        """Keep a session as it is, though another may take its place meanwhile."""
+        with self._changed:
+            self._users[session] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users[session] -= 1
+            self._retire(session)
+
+    def _retire(self, session: _Session) -> None:
+        """Close a session unless it is the one to use, or still in use."""
+        with self._changed:
+            if session is self._session or self._users[session]:
+                return
+            del self._users[session]
+        session.close()
+
+    def _ask(
+        self, session: _Session, headers: dict[str, str], path: str, query: Mapping[str, str], silence: float
+    ) -> Answer:
         self._enter()
         code, start = _NO_ANSWER, time.monotonic()
         try:
@@ -233,25 +286,6 @@ class Connection:
         finally:
             self._leave()
             self._observer.request(_VERB, session.host, code, time.monotonic() - start)
-
-    def renew(self) -> None:
-        """Forget configuration and credentials: the next `get` reads files and runs plugins again."""
-        with self._changed:
-            self._session = None
-            self._renewals += 1
-            if self._login is not None and self._login.done:
-                self._login = None  # the last that holds the client: its idle connections close
-
-    def close(self) -> None:
-        """End every `get`, and every read of an answer, with ApiError "closed"; for good."""
-        with self._changed:
-            self._closed = True
-            answers, session = tuple(self._answers), self._session
-            self._changed.notify_all()
-        for answer in answers:
-            answer.close()
-        if session is not None:
-            session.client.close()
 
     def _check(self) -> None:
         """Raises ApiError if nothing may be asked any more."""
@@ -285,18 +319,26 @@ class Connection:
             session, renewals = self._session, self._renewals
         if session is None:
             session = _load(self._access)
-            with self._changed:
-                self._identity = self._identity or session.identity
-                if session.identity != self._identity:
-                    self.moved = True
-                self._check()
-                if renewals == self._renewals:
-                    self._session = session
+            try:
+                self._accept(session, renewals)
+            except ApiError:
+                session.close()
+                raise
         try:
             return session, session.credentials()
         except ApiError:
             self.renew()  # the next `get` reads what may have been repaired by then
             raise
+
+    def _accept(self, session: _Session, renewals: int) -> None:
+        """Use a session, which was loaded after so many renewals, from now on. Raises ApiError if it must not be."""
+        with self._changed:
+            self._identity = self._identity or session.identity
+            if session.identity != self._identity:
+                self.moved = True
+            self._check()
+            if renewals == self._renewals:
+                self._session = session
 
     def _throttle(self, host: str) -> None:
         start = time.monotonic()
@@ -403,12 +445,39 @@ class _Bucket:
         return max(0.0, -self._tokens / self._rate)
 
 
-@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that nobody else may read. It goes with `remove`, with whoever holds this, and with the process."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self.path = Path(tempfile.mkdtemp(prefix=_FOLDER))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def take(self, configuration: Any) -> None:
+        """Give the files that the package has written for a configuration other names in here. Raises OSError.
+
+        It would hand them to the next reader of a kubeconfig with the same content too, for as long as they are there.
+        """
+        options = {name: getattr(configuration, name) for name in ("ssl_ca_cert", "cert_file", "key_file")}
+        written = {path for path in options.values() if path and self._is_ours(Path(path))}
+        names = {path: str(self.path / f"{number}.pem") for number, path in enumerate(written)}
+        for path, name in names.items():
+            shutil.copy(path, name)
+            if Path(path).parent == self.path:  # else another thread's, which is about to do this
+                Path(path).unlink()
+        for option, path in options.items():
+            setattr(configuration, option, names.get(path, path))
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.parent.parent == self.path.parent and path.parent.name.startswith(_FOLDER)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Session:
     """What one reading of the configuration gave.
 
     client: kubernetes.client.ApiClient. host: `name:port` of the server's URL. authority: file with the certificate
-    authorities, "" for the system's.
+    authorities, "" for the system's. folder: files that are of this session only, None for none.
     """
 
     client: Any
@@ -416,6 +485,13 @@ class _Session:
     host: str
     authority: str
     identity: str
+    folder: _Folder | None
+
+    def close(self) -> None:
+        """Let go of idle connections and of files."""
+        self.client.close()
+        if self.folder is not None:
+            self.folder.remove()
 
     def credentials(self) -> dict[str, str]:
         """Headers that authenticate. Reads a token file again, or runs a plugin, when that is due.
@@ -500,46 +576,52 @@ class _Session:
 
 def _load(access: Access) -> _Session:
     """Read the configuration and make a client of it. Raises ApiError "configuration"."""
+    folder = None
+    if access.kubeconfig:
+        with contextlib.suppress(OSError):  # nothing can be written, which not every kubeconfig needs
+            folder = _Folder()
+    try:
+        return _session(access, folder)
+    except Exception as error:  # the package raises whatever a mistake in a kubeconfig leads to
+        if folder is not None:
+            folder.remove()
+        if isinstance(error, ApiError):
+            raise
+        raise _unusable(f"{_title(access)}: {_words(error)}", "a configuration that kubectl accepts") from error
+
+
+def _session(access: Access, folder: _Folder | None) -> _Session:
     with _importing:
         import urllib3
         from kubernetes.client import ApiClient, Configuration
 
     title = _title(access)
-    try:
-        configuration = Configuration()
-        if access.kubeconfig:
-            _from_kubeconfig(configuration, access)
-        elif access.endpoint:
-            configuration.host, configuration.ssl_ca_cert = access.endpoint.rstrip("/"), access.ca or None
-            configuration.cert_file, configuration.key_file = access.cert or None, access.key or None
-        else:
-            _from_cluster(configuration, access)
-        configuration.retries = False
-        configuration.keep_alive = True
-        configuration.connection_pool_maxsize = _POOL
-        url = urlsplit(configuration.host)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise _unusable(
-                f"{title}: the server's URL is {configuration.host!r}", "a URL such as https://10.0.0.1:6443"
-            )
-        if url.scheme == "https":
-            _check_certificates(configuration, title)
-            if not configuration.verify_ssl:
-                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        authority = (configuration.ssl_ca_cert or "") if url.scheme == "https" else ""
-        digest = hashlib.sha256(
-            configuration.host.encode() + b"\0" + (Path(authority).read_bytes() if authority else b"")
-        )
-        client = ApiClient(configuration)
-    except ApiError:
-        raise
-    except Exception as error:  # the package raises whatever a mistake in a kubeconfig leads to
-        raise _unusable(f"{title}: {_words(error)}", "a configuration that kubectl accepts") from error
+    configuration = Configuration()
+    if access.kubeconfig:
+        _from_kubeconfig(configuration, access, folder)
+    elif access.endpoint:
+        configuration.host, configuration.ssl_ca_cert = access.endpoint.rstrip("/"), access.ca or None
+        configuration.cert_file, configuration.key_file = access.cert or None, access.key or None
+    else:
+        _from_cluster(configuration, access)
+    configuration.retries = False
+    configuration.keep_alive = True
+    configuration.connection_pool_maxsize = _POOL
+    url = urlsplit(configuration.host)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise _unusable(f"{title}: the server's URL is {configuration.host!r}", "a URL such as https://10.0.0.1:6443")
+    if url.scheme == "https":
+        _check_certificates(configuration, title)
+        if not configuration.verify_ssl:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    authority = (configuration.ssl_ca_cert or "") if url.scheme == "https" else ""
+    digest = hashlib.sha256(configuration.host.encode() + b"\0" + (Path(authority).read_bytes() if authority else b""))
+    client = ApiClient(configuration)
     client.user_agent = f"kdns/{__version__}"
-    return _Session(client, title, _netloc(url.netloc), authority, digest.hexdigest())
+    return _Session(client, title, _netloc(url.netloc), authority, digest.hexdigest(), folder)
 
 
-def _from_kubeconfig(configuration: Any, access: Access) -> None:
+def _from_kubeconfig(configuration: Any, access: Access, folder: _Folder | None) -> None:
     from kubernetes.config import ConfigException, load_kube_config
 
     _check_file(access.kubeconfig, "kubeconfig")
@@ -551,7 +633,10 @@ def _from_kubeconfig(configuration: Any, access: Access) -> None:
                 context=access.context or None,
                 client_configuration=configuration,
                 persist_config=False,
+                temp_file_path=folder and str(folder.path),
             )
+        if folder is not None:
+            folder.take(configuration)
     except ConfigException as error:
         known = ", ".join(_contexts(access.kubeconfig)) or "none"
         raise _unusable(
