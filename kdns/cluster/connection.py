@@ -457,6 +457,7 @@ class _Folder:
         """Give the files that the package has written for a configuration other names in here. Raises OSError.
 
         It would hand them to the next reader of a kubeconfig with the same content too, for as long as they are there.
+        Where there are none, the folder goes.
         """
         options = {name: getattr(configuration, name) for name in ("ssl_ca_cert", "cert_file", "key_file")}
         written = {path for path in options.values() if path and self._is_ours(Path(path))}
@@ -467,6 +468,8 @@ class _Folder:
                 Path(path).unlink()
         for option, path in options.items():
             setattr(configuration, option, names.get(path, path))
+        if not names:
+            self.remove()
 
     def _is_ours(self, path: Path) -> bool:
         return path.parent.parent == self.path.parent and path.parent.name.startswith(_FOLDER)
