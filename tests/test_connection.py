@@ -1310,7 +1310,7 @@ def test_files_of_inline_certificates_are_for_nobody_else_and_stay_as_long_as_th
     assert [common_name(request) for request in api.requests[::2]] == [f"client-{number}" for number in range(4)]
 
 
-def test_a_kubeconfig_with_nothing_inline_leaves_no_folder_even_if_the_process_is_killed(
+def test_a_kubeconfig_with_nothing_inline_has_no_folder(
     connect: Connections, certificates: Certificates, kubeconfig: Kubeconfig, temporary: Path
 ) -> None:
     kubeconfig.cluster["certificate-authority"] = certificates.ca_file
