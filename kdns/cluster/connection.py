@@ -39,6 +39,9 @@ _T = TypeVar("_T")
 QPS, BURST = 5.0, 10
 """Requests a second, and how many may come at once, unless Access says otherwise: as client-go (rest.Config)."""
 
+IN_CLUSTER = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
+"""Environment variables of every pod: where its cluster's API server is."""
+
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _VERB = "GET"
 _NO_ANSWER = "<error>"
@@ -666,7 +669,7 @@ def _contexts(kubeconfig: str) -> list[str]:
 def _from_cluster(configuration: Any, access: Access) -> None:
     from kubernetes.config.incluster_config import InClusterConfigLoader
 
-    missing = [name for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT") if not os.environ.get(name)]
+    missing = [name for name in IN_CLUSTER if not os.environ.get(name)]
     if missing:
         raise _unusable(
             f"this is not a pod of a cluster: {' and '.join(missing)} not in the environment",

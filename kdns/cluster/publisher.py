@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MethodType
 from typing import TypeVar
@@ -104,8 +104,7 @@ class Publisher:
         self._store = store
         self._fingerprint = settings.fingerprint
         self._scopes: Mapping[str, str] = {}
-        self.zones = store.write(self._zones)
-        self._look()
+        self.zones = self._write(self._zones)
 
     def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
         """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
@@ -127,16 +126,13 @@ class Publisher:
 
     def _write(self, action: Callable[[Transaction], Result]) -> Result:
         """Commit, and remember what is asked for often: nobody who asks waits for a transaction of somebody else."""
-        result = self._store.write(action)
-        self._look()
-        return result
 
-    def _look(self) -> None:
-        def action(txn: Transaction) -> tuple[bytes | None, dict[str, int]]:
-            return txn.get_meta(f"current {self.source}"), counts(txn, self.source)
+        def with_state(txn: Transaction) -> tuple[Result, bytes | None, dict[str, int]]:
+            return action(txn), txn.get_meta(f"current {self.source}"), counts(txn, self.source)
 
-        stamp, self._counts = self._store.read(action)
+        result, stamp, self._counts = self._store.write(with_state)
         self._stamped = None if stamp is None else float(stamp)
+        return result
 
     def touch(self) -> None:
         """Note that the objects in the store are current now."""
@@ -251,7 +247,6 @@ class Publisher:
                 self._sync(txn)
             if current:
                 self._stamp(txn)
-            outcome.programmed = _programmed(Inventory(txn, self.source), found)
             return outcome
 
         return self._write(action)
@@ -311,7 +306,7 @@ class Publisher:
 
     # All of them
 
-    def _publish(self, txn: Transaction, deliveries: Iterable[Delivery]) -> Outcome:
+    def _publish(self, txn: Transaction, deliveries: Sequence[Delivery]) -> Outcome:
         """Write the objects that differ, and the records that this changes."""
         inventory = Inventory(txn, self.source)
         for delivery in deliveries:
@@ -325,7 +320,7 @@ class Publisher:
             _Update(entries).run()
             changed = inventory.changed
         inventory.finish()
-        return Outcome(changed, inventory.warnings)
+        return Outcome(changed, inventory.warnings, _programmed(inventory, deliveries))
 
     def _sync(self, txn: Transaction) -> None:
         for zone in self.zones.values():

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from kdns.cluster.connection import Access, Connection
+from kdns.cluster.connection import IN_CLUSTER, Access, Connection
 from kdns.cluster.delivery import Inbox
 from kdns.cluster.watch import Reflector, Resource, resources
 from kdns.errors import ApiError, ConfigError, Mistake, StoreError
@@ -30,7 +30,6 @@ IDENTITY_SECONDS = 5.0
 """Between two attempts to read a configuration that cannot be used."""
 _LOOK_SECONDS = 1.0
 _SECOND = 1_000_000_000
-_IN_CLUSTER = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 
 
 def access(options: kubernetes.Options) -> Access:
@@ -136,9 +135,9 @@ class ClusterFeed:
 
     def _check(self, environ: Mapping[str, str]) -> None:
         options = self._options
-        if not (options.kubeconfig or options.endpoints or all(map(environ.get, _IN_CLUSTER))):
+        if not (options.kubeconfig or options.endpoints or all(map(environ.get, IN_CLUSTER))):
             token = self.publication.block.keys[0].token
-            message = f"kubernetes: this is no pod of a cluster: {' and '.join(_IN_CLUSTER)} are not set"
+            message = f"kubernetes: this is no pod of a cluster: {' and '.join(IN_CLUSTER)} are not set"
             accepted = "kubeconfig FILE, endpoint URL or manifests PATH... in the directive"
             raise ConfigError([Mistake(token.file, token.line, message, accepted)])
         if len(options.endpoints) > 1:

@@ -157,7 +157,7 @@ class Supervisor:
         from kdns.server.pages import Pages
 
         self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
-        self._pages.prepare(self._config, self._checks(first.feeds), lambda: self._notes(self._current.feeds))()
+        self._pages.prepare(self._config, self._checks(first.feeds), self._notes)()
         if waiting:
             await self._wait_for_sources(first, waiting)
             await first.crew.start()
@@ -263,11 +263,12 @@ class Supervisor:
     def _feed(self, publication: Publication) -> Feed:
         if publication.options.manifests:
             return ManifestFeed(publication)
-        source, feeds = publication.publisher.source, self._running.feeds if self._running is not None else ()
-        before = [
-            feed for feed in feeds if isinstance(feed, ClusterFeed) and feed.publication.publisher.source == source
-        ]
-        was_current = any(feed.was_current for feed in before)
+        feeds = self._running.feeds if self._running is not None else []
+        was_current = any(
+            feed.was_current
+            for feed in feeds
+            if isinstance(feed, ClusterFeed) and feed.publication.publisher.source == publication.publisher.source
+        )
         return ClusterFeed(publication, self._own, first=self._running is None, was_current=was_current)
 
     def _follow(self, running: Running) -> None:
@@ -293,7 +294,7 @@ class Supervisor:
         new = await self._build(config)
         try:
             await new.crew.start()
-            serve_pages = self._pages.prepare(config, self._checks(new.feeds), lambda: self._notes(self._current.feeds))
+            serve_pages = self._pages.prepare(config, self._checks(new.feeds), self._notes)
         except BaseException:
             await new.crew.stop()
             await self._stop_feeds(new.feeds)
@@ -405,9 +406,9 @@ class Supervisor:
         """For /ready: which directives have to be ready."""
         return {kubernetes.NAME: lambda: all(feed.publication.synced for feed in feeds)} if feeds else {}
 
-    def _notes(self, feeds: list[Feed]) -> list[str]:
+    def _notes(self) -> list[str]:
         """For /ready: whose data is not current."""
-        ages = [(feed.publication.title, feed.age()) for feed in feeds]
+        ages = [(feed.publication.title, feed.age()) for feed in self._current.feeds]
         return [f"{title}: data of {age:.0f} s ago" for title, age in ages if age]
 
     def _announce(self) -> None:
