@@ -211,7 +211,7 @@ class Intake:
         key: str | None
         packed = trigger = None
         try:
-            key, version, _, packed, trigger, _ = objects.read(self._kind, data)
+            key, version, _, packed, trigger = objects.read(self._kind, data)
         except objects.ObjectError as error:
             key, version = objects.identify(self._kind, data), _version(data)
             if not gone and self._selected(key):

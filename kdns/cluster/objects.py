@@ -158,7 +158,6 @@ def unpack(data: bytes) -> Object:
 
 class _Annotations(Struct, frozen=True, gc=False):
     trigger_time: Any = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
-    initial_events_end: Any = field(name="k8s.io/initial-events-end", default=None)
 
 
 class _Meta(Struct, frozen=True, gc=False, rename="camel"):
@@ -445,7 +444,7 @@ class Read(NamedTuple):
 
     key: as in the store ("namespace/name"; of a Namespace its name). version: its resourceVersion, "" for none.
     packed: see `pack`. trigger: when the change happened that made an EndpointSlice what it is now (Unix time), as far
-    as it says so. initial_events_end: it carries the annotation that ends a streaming list.
+    as it says so.
     """
 
     key: str
@@ -453,7 +452,6 @@ class Read(NamedTuple):
     item: Object
     packed: bytes
     trigger: float | None
-    initial_events_end: bool
 
 
 def read(kind: str, data: bytes | msgspec.Raw) -> Read:
@@ -473,7 +471,6 @@ def read(kind: str, data: bytes | msgspec.Raw) -> Read:
         item,
         _packer.encode(item),
         _unix_time(notes.trigger_time) if notes is not None and kind == "EndpointSlice" else None,
-        notes is not None and notes.initial_events_end == "true",
     )
 
 
