@@ -56,6 +56,7 @@ OURS = {
     "kdns_malformed_total": ("counter", {"reason"}),
     "kdns_dropped_total": ("counter", {"reason"}),
     "kdns_tcp_connections": ("gauge", set()),
+    "kdns_tcp_accept_errors_total": ("counter", set()),
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),
     "kdns_manifest_errors": ("gauge", set()),
     "kdns_log_dropped_total": ("counter", set()),

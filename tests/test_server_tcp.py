@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 import dns.message
 import pytest
 
 from kdns.server import tcp
 from tests.conftest import Serve
-from tests.support import objects
+from tests.support import objects, procs
 from tests.support.server import Server, read_message
 
 CLUSTER = [objects.service("web", ips=["10.96.0.1"])]
@@ -63,11 +65,11 @@ def test_a_client_that_sends_nothing_but_nonsense_is_closed_and_holds_up_nobody(
     assert server.metrics().value("kdns_tcp_connections_closed_total", reason="unanswerable") == 1
 
 
-def ask_with_pauses(server: Server, stop: threading.Event, lost: list[str]) -> None:
-    """Connections of one query each, which comes a moment after the connection is made."""
+def ask_after(pause: float, server: Server, stop: threading.Event, lost: list[str]) -> None:
+    """Connections of one query each, which comes so many seconds after the connection is made."""
     while not stop.is_set():
         with server.tcp_socket() as sock:
-            time.sleep(0.05)
+            time.sleep(pause)
             try:
                 sock.sendall(query(1))
                 if read_message(sock) is None:
@@ -76,10 +78,11 @@ def ask_with_pauses(server: Server, stop: threading.Event, lost: list[str]) -> N
                 lost.append(repr(error))
 
 
-def test_a_reload_closes_no_connection_whose_query_is_on_its_way(serve: Serve) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_a_reload_closes_no_connection_whose_query_is_on_its_way(pause: float, serve: Serve) -> None:
     server = serve(CLUSTER, workers=2)
     stop, lost = threading.Event(), list[str]()
-    threads = [threading.Thread(target=ask_with_pauses, args=(server, stop, lost)) for _ in range(8)]
+    threads = [threading.Thread(target=ask_after, args=(pause, server, stop, lost)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for ttl in range(20, 25):
@@ -91,3 +94,21 @@ def test_a_reload_closes_no_connection_whose_query_is_on_its_way(serve: Serve) -
     for thread in threads:
         thread.join()
     assert not lost
+
+
+def test_connections_that_there_is_no_descriptor_for_wait_and_are_accepted_later(
+    serve: Serve, needs: Callable[..., None]
+) -> None:
+    needs("prlimit")
+    server = serve(CLUSTER, workers=1, prefix=["prlimit", "--nofile=100:100"])
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(server.tcp_socket()) for _ in range(120)]
+        procs.wait_until(lambda: server.metrics().value("kdns_tcp_accept_errors_total") > 0, 5, "no descriptor")
+        before = procs.cpu_seconds(server.worker_pids())
+        assert server.texts(WEB) == ["10.96.0.1"]
+        time.sleep(1)
+        assert procs.cpu_seconds(server.worker_pids()) - before < 0.3
+        for sock in sockets[:60]:
+            sock.close()
+        sockets[-1].sendall(query(1))
+        assert read_message(sockets[-1])

@@ -57,9 +57,9 @@ async def serving(host: str = "127.0.0.1") -> AsyncIterator[tuple[tuple[str, int
     connections = Connections(region)
     tcp = TcpServer(streams, responder, changes, connections)
     udp.start()
-    await tcp.start()
+    tcp.start()
     yield ("127.0.0.1", datagrams.getsockname()[1]), streams.getsockname(), reported, region
-    tcp.stop()
+    await tcp.stop()
     await udp.stop()
     await connections.drain(1)
     datagrams.close()

@@ -14,7 +14,6 @@ from collections import OrderedDict
 
 from kdns.observe.counters import Region
 from kdns.server.packet_cache import Entry, PacketCache
-from kdns.server.plan import BACKLOG
 from kdns.server.respond import Pending, Responder, Via
 from kdns.zone.changes import Changes
 
@@ -30,6 +29,11 @@ TURN = 100
 """Queries of a connection that are answered before others have their turn. If not one of them can be, it is closed."""
 QUIET = 1.0
 """Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
+_ACCEPTED = 100
+"""Connections that are accepted before others have their turn."""
+_PAUSE = 0.5
+"""Seconds without accepting when the system has no room for more."""
+_DRAIN_TURN = 0.01
 PENDING = 256
 """Queries of a connection that may wait for an answer at once; no more is read until some have it."""
 
@@ -68,12 +72,16 @@ class Connections:
 
     async def drain(self, patience: float) -> None:
         """Close each connection when it has its answers and asks no more, all of them after `patience` seconds."""
-        until = time.monotonic() + patience
+        last = time.monotonic()
+        until = last + patience
+        stood = 0.0  # what the machine did not run for is no silence of a client's
         while self.open:  # each turn closes what it can, and all of it in the end
+            await asyncio.sleep(_DRAIN_TURN)
             now = time.monotonic()
+            stood += max(0.0, now - last - 5 * _DRAIN_TURN)
+            last = now
             for connection in list(self.open):
-                connection.drain(now, late=now > until)
-            await asyncio.sleep(0.01)
+                connection.drain(now - stood, late=now > until)
 
 
 class TcpServer:
@@ -90,18 +98,40 @@ class TcpServer:
         self.local: tuple[str, int] = sock.getsockname()[:2]
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
         self.misses = self.region.series(("count", "kdns_packet_cache_misses_total"), 1)
-        self._server: asyncio.Server | None = None
+        self._arriving: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin to accept."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
+        self._socket.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
-    def stop(self) -> None:
-        """Accept no more; what is connected stays, and what waits in the socket is left to others that share it."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+    async def stop(self) -> None:
+        """Accept no more; what is connected stays, and what waits in the socket is left to others that share it.
+
+        (asyncio's own server would drop what it has accepted in the same moment.)
+        """
+        asyncio.get_running_loop().remove_reader(self._socket)
+        if self._pause is not None:
+            self._pause.cancel()
+        await asyncio.gather(*self._arriving, return_exceptions=True)
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_ACCEPTED):
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # nothing is left of descriptors or memory: the next try is not at once
+                self.region.count(("count", "kdns_tcp_accept_errors_total"))
+                loop.remove_reader(self._socket)
+                self._pause = loop.call_later(_PAUSE, self.start)
+                return
+            sock.setblocking(False)
+            arriving = loop.create_task(loop.connect_accepted_socket(lambda: Connection(self), sock))
+            self._arriving.add(arriving)
+            arriving.add_done_callback(self._arriving.discard)
 
 
 class Connection(asyncio.Protocol):

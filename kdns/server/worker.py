@@ -94,7 +94,7 @@ class Worker:
         for udp in self._udp:
             udp.start()
         for tcp in self._tcp:
-            await tcp.start()
+            tcp.start()
         background = [asyncio.create_task(self._connections.sweep()), asyncio.create_task(self._report())]
         self._control.setblocking(False)
         with contextlib.suppress(OSError):
@@ -131,8 +131,7 @@ class Worker:
         return False
 
     async def _stop(self) -> None:
-        for tcp in self._tcp:
-            tcp.stop()
+        await asyncio.gather(*(tcp.stop() for tcp in self._tcp))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(udp.stop() for udp in self._udp))
