@@ -45,6 +45,7 @@ def test_a_reload_to_another_zone_never_answers_for_it_before_it_is_read(serve: 
 
     procs.wait_until(moved, 10, "the new zone")
     assert seen <= {dns.rcode.NOERROR, dns.rcode.SERVFAIL}
+    procs.wait_until(lambda: "Running configuration" in server.log, 10, "the end of the reload")
     assert server.texts("web.default.svc.other.test") == ["10.96.0.2"]
     assert server.metrics().value(FAILED) == 0
 

@@ -160,8 +160,9 @@ def test_more_sockets_than_a_process_may_have_by_default_are_opened_and_handed_o
     needs("prlimit")
     addresses = ["127.0.0.1", *(f"127.0.1.{number}" for number in range(1, 131))]
     server = serve(CLUSTER, workers=4, addresses=addresses, prefix=["prlimit", "--nofile=1000:"])
-    os.kill(server.worker_pids()[0], signal.SIGKILL)
-    procs.wait_until(lambda: len(server.worker_pids()) == 4, 5, "a new worker")
+    victim = server.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    procs.wait_until(lambda: victim not in (now := server.worker_pids()) and len(now) == 4, 10, "a new worker")
     assert all(server.query(WEB, address=address).answer for address in addresses)
     server.terminate()
 
