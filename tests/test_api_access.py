@@ -90,7 +90,7 @@ def requests(api: ApiServer, way: str) -> list[Request]:
 
 
 def lists(found: list[Request]) -> list[Request]:
-    return [request for request in found if request.kind in ("list", "stream")]
+    return [request for request in found if request.is_list]
 
 
 def refused(found: list[Request]) -> list[str]:

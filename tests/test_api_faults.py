@@ -73,15 +73,6 @@ ABSENT = [(f"host{number}.example.com.team-0.svc.cluster.local", "A") for number
 NAMES = EXISTING + ABSENT
 
 
-class PatchedServer(Server):
-    """`kdns serve` by ENTRY."""
-
-    def command(self) -> list[str]:
-        """The command line."""
-        python, _, _, *arguments = super().command()
-        return [python, "-c", ENTRY, *arguments]
-
-
 @dataclass(frozen=True, slots=True)
 class Rig:
     """An API server and a kdns that follows it."""
@@ -118,7 +109,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         api.settings(bookmark_seconds=1.0)
         kubeconfig = api.kubeconfig(folder / "kubeconfig", user="tokenFile")
         options = f"kubeconfig {kubeconfig}"
-        with PatchedServer(folder / "kdns", corefile=API_COREFILE, kubernetes=options, workers=2) as server:
+        with Server(folder / "kdns", corefile=API_COREFILE, kubernetes=options, workers=2, program=ENTRY) as server:
             yield Rig(api, server)
             server.terminate()
 
@@ -216,7 +207,7 @@ def assert_clients_saw_nothing(summary: Summary) -> None:
 
 def lists(requests: list[Request]) -> list[Request]:
     """Streaming lists, and the first pages of others."""
-    return [r for r in requests if r.kind in ("list", "stream") and "continue" not in r.query]
+    return [r for r in requests if r.is_list and "continue" not in r.query]
 
 
 def check(rig: Rig, fault: Fault, record: Record) -> None:

@@ -120,15 +120,6 @@ class Late:
     installed: float
 
 
-class EagerServer(Server):
-    """`kdns serve` by ENTRY."""
-
-    def command(self) -> list[str]:
-        """The command line."""
-        python, _, _, *arguments = super().command()
-        return [python, "-c", ENTRY, *arguments]
-
-
 LATE = [f"web.{SET}", "shop.svc.clusterset.local", f"inner.{OWN}", f"in.inner.{OWN}"]
 
 
@@ -139,7 +130,7 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Late]:
     with ApiServer(folder / "api") as api:
         api.load(item for item in CLUSTER if item["kind"] != "ServiceImport")
         options = f"kubeconfig {api.kubeconfig(folder / 'kubeconfig')}\n{MULTICLUSTER}"
-        with EagerServer(folder / "kdns", corefile=with_zones(API_COREFILE), kubernetes=options) as server:
+        with Server(folder / "kdns", corefile=with_zones(API_COREFILE), kubernetes=options, program=ENTRY) as server:
             before = {name: ask(server, name).rcode for name in LATE}
             api.install()
             api.create(WEB, DB)

@@ -107,7 +107,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def lists(api: ApiServer, kind: str) -> int:
-    return len(api.requests("stream", kind)) + len(api.requests("list", kind))
+    return sum(request.is_list for request in api.requests(path=kind))
 
 
 def test_ten_restarts_the_last_five_without_the_api_server(rig: Rig, record: Record) -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,15 +40,6 @@ PROGRAMMING = "coredns_kubernetes_dns_programming_duration_seconds"
 REST = "coredns_kubernetes_rest_client"
 AT_ONCE = 3.0
 """Seconds for what happens without waiting for anything, on a busy machine."""
-
-
-class ImpatientServer(Server):
-    """`kdns serve` by IMPATIENT."""
-
-    def command(self) -> list[str]:
-        """The command line."""
-        python, _, _, *arguments = super().command()
-        return [python, "-c", IMPATIENT, *arguments]
 
 
 def cluster() -> list[Object]:
@@ -108,7 +98,7 @@ def ttls(server: Server) -> set[int]:
 
 
 def lists(api: ApiServer) -> list[str]:
-    return [request.path.rpartition("/")[2] for request in api.requests() if request.kind in ("list", "stream")]
+    return [request.path.rpartition("/")[2] for request in api.requests() if request.is_list]
 
 
 # Starts without a snapshot
@@ -208,7 +198,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_and_tried_again(
     if content is not None:
         path.write_text(content)
     lines = f"kubeconfig {path}\n        startup_timeout 300ms"
-    with started(ImpatientServer(tmp_path / "kdns", corefile=COREFILE, kubernetes=lines)) as server:
+    with started(Server(tmp_path / "kdns", corefile=COREFILE, kubernetes=lines, program=IMPATIENT)) as server:
         wait_answer(server, WEB, "SERVFAIL")
         assert answer(server, "example.org") == []
         assert re.search(
@@ -405,7 +395,9 @@ def test_another_cluster_behind_the_kubeconfig_takes_over_while_kdns_runs(tmp_pa
         first.load(cluster())
         first.kubeconfig(config)
         other.load([namespace("a"), service("web", "a", ips=["10.96.0.1"]), service("new", "a", ips=["10.96.0.9"])])
-        with ImpatientServer(tmp_path / "kdns", corefile=COREFILE, kubernetes=f"kubeconfig {config}") as server:
+        with Server(
+            tmp_path / "kdns", corefile=COREFILE, kubernetes=f"kubeconfig {config}", program=IMPATIENT
+        ) as server:
             first.wait_watches(3)
             with Pacer(server.port, [(WEB, "A"), ("a.svc.cluster.local", "A")], rate=2000) as pacer:
                 other.kubeconfig(config)
@@ -440,7 +432,7 @@ def test_a_reload_to_an_api_server_that_cannot_be_read_leaves_all_as_it_was(
 ) -> None:
     with (
         ApiServer(tmp_path / "other") as other,
-        ImpatientServer(tmp_path / "kdns", corefile=COREFILE, kubernetes=kubeconfig) as server,
+        Server(tmp_path / "kdns", corefile=COREFILE, kubernetes=kubeconfig, program=IMPATIENT) as server,
         Pacer(server.port, [(WEB, "A"), (DATABASE, "A"), ("example.org", "A")], rate=2000) as pacer,
     ):
         other.load([namespace("a"), service("new", "a", ips=["10.98.0.9"])])
@@ -510,22 +502,6 @@ def test_killed_workers_and_a_killed_nursery_miss_no_change(
         assert server.metrics().value("kdns_worker_restarts_total") >= 2
         assert not api.requests()
         server.terminate()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid():
-        pytest.skip("mounting a tmpfs needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "kdns-test", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mount: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def test_what_came_while_the_disk_was_full_is_written_when_it_no_longer_is(

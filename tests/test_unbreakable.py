@@ -392,22 +392,6 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid():
-        pytest.skip("mounting a tmpfs needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "kdns-test", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mount: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
 def test_a_full_disk_stops_updates_but_no_answer(small_disk: Path, tmp_path: Path) -> None:
     with Server(tmp_path / "server", cluster(), state_dir=small_disk / "state") as server:
         pids = server.pids()

@@ -55,6 +55,11 @@ class Record:
     """Bytes of the response so far, head included, before TLS."""
     ended: float | None = None
 
+    @property
+    def is_list(self) -> bool:
+        """A list, be it a stream, or a page of one."""
+        return self.kind in ("list", "stream")
+
 
 @dataclass(slots=True)
 class Fault:

@@ -90,6 +90,7 @@ class Server:
     corefile: text in which `$dns`, `$metrics`, `$health`, `$ready`, `$host`, `$addresses`, `$manifests`, `$kubernetes`,
     `$plugins` stand for this server's values. kubernetes, plugins: lines that go into COREFILE. prefix: a command to
     run it under (`ip netns exec ...`). environ: added to the environment. dns_port: None takes a free one.
+    program: Python that stands for `-m kdns`, to change what no option does before it calls `kdns.cli.app`.
     connect: the address that this process reaches it at; None if it cannot (another namespace: then no waiting).
     """
 
@@ -108,8 +109,10 @@ class Server:
         prefix: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
+        program: str = "",
     ) -> None:
         self.folder = folder
+        self.program = program
         self.workers = workers
         self.prefix = list(prefix)
         self.environ = dict(environ or {})
@@ -157,8 +160,9 @@ class Server:
 
     def command(self) -> list[str]:
         """The command line."""
-        own = [sys.executable, "-m", "kdns", "serve", "--conf", str(self.conf), "--state-dir", str(self.state_dir)]
-        return [*self.prefix, *own, "--workers", str(self.workers)]
+        kdns = ["-c", self.program] if self.program else ["-m", "kdns"]
+        own = ["serve", "--conf", str(self.conf), "--state-dir", str(self.state_dir), "--workers", str(self.workers)]
+        return [*self.prefix, sys.executable, *kdns, *own]
 
     def start(self, *, wait: bool = True) -> Self:
         """Start it in a session of its own; wait until it is ready unless told not to."""
