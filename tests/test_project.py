@@ -26,11 +26,12 @@ ROOMS: dict[str, set[str]] = {
     "zone": {"wire"},
     "cluster": {"wire", "zone"},
     "corefile": set(),
-    "plugins": {"wire", "zone", "corefile"},
     "observe": {"corefile"},
+    "upstream": {"wire", "observe"},
+    "plugins": {"wire", "zone", "corefile", "observe", "upstream"},
     "node": {"corefile"},
-    "server": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "node"},
-    "cli": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "node", "server"},
+    "server": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "upstream", "node"},
+    "cli": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "upstream", "node", "server"},
 }
 """Each package of kdns, and those that it may import. `kdns.errors` and `kdns.__version__` are for all."""
 

@@ -1,0 +1,30 @@
+"""What a plugin's handler may use of the worker that it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from kdns.observe.counters import Region
+from kdns.observe.logs import Log
+from kdns.wire.message import Query, Response
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """The surroundings of a handler in one server block of one worker.
+
+    zones: those of the server block, as in metrics ("." or "cluster.local."). token: random text, the same in all
+    workers of a configuration. debug: whether the server block has `debug`. ask: what this server answers to a query,
+    all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in the event
+    loop for as long as the worker serves.
+    """
+
+    region: Region
+    log: Log
+    zones: tuple[str, ...]
+    token: str
+    debug: bool
+    ask: Callable[[Query], Awaitable[Response]]
+    background: Callable[[Coroutine[Any, Any, None]], None]
