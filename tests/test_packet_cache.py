@@ -6,9 +6,9 @@ import pytest
 
 from kdns.observe.counters import QueryCounters, Region
 from kdns.server import packet_cache
-from kdns.server.packet_cache import Entry, PacketCache, Turns
+from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.server.respond import Block
-from kdns.wire.message import Query, Response, Rotation
+from kdns.wire.message import Aging, Query, Response, Rotation
 from kdns.zone.changes import SLOTS, Changes, name_hash
 
 WEB, MAIL = name_hash(b"\x03web\0"), name_hash(b"\x04mail\0")
@@ -57,11 +57,11 @@ def test_answers_in_the_old_generation_go_too(cache: PacketCache, changes: Chang
     cache.put(b"web A", entry(block, WEB), cache.seen)
     for number in range(packet_cache.ENTRIES):
         cache.put(b"%d" % number, entry(block), cache.seen)
-    assert cache.from_old(b"web A") is not None
+    assert cache.from_old(b"web A", 0) is not None
     changes.note([WEB])
     cache.sync()
     assert b"web A" not in cache.young
-    assert cache.from_old(b"web A") is None
+    assert cache.from_old(b"web A", 0) is None
 
 
 def test_what_was_made_before_a_change_is_not_kept_after_it(cache: PacketCache, changes: Changes, block: Block) -> None:
@@ -85,7 +85,7 @@ def test_entries_are_bounded_and_those_in_use_stay(cache: PacketCache, block: Bl
     for number in range(5 * packet_cache.ENTRIES):
         cache.put(b"%d" % number, entry(block), cache.seen)
         if number % 1000 == 0:
-            assert b"web A" in cache.young or cache.from_old(b"web A") is not None
+            assert b"web A" in cache.young or cache.from_old(b"web A", 0) is not None
     assert cache.report()[0] <= 2 * packet_cache.ENTRIES
 
 
@@ -100,7 +100,7 @@ def test_every_address_comes_first_in_its_turn() -> None:
     records = b"".join(b"owner record %02d" % number for number in range(5))
     turns = Turns(Rotation(12, 12 + len(records), 15, records), 3)
     response = bytes(10) + records + b"tail"
-    got = [turns.next(response) for _ in range(10)]
+    got = [turns.next(response, 0) for _ in range(10)]
     assert {one[10:25] for one in got} == {b"owner record %02d" % number for number in range(5)}
     assert all(len(one) == len(response) and one.endswith(b"tail") for one in got)
     assert got[:5] == got[5:]
@@ -109,7 +109,7 @@ def test_every_address_comes_first_in_its_turn() -> None:
 def test_turns_of_a_truncated_answer_bring_every_address() -> None:
     records = b"".join(b"owner record %02d" % number for number in range(5))
     turns = Turns(Rotation(2, 2 + 30, 15, records), 0)
-    got = [turns.next(records[:30]) for _ in range(5)]
+    got = [turns.next(records[:30], 0) for _ in range(5)]
     assert {one[:15] for one in got} == {records[at : at + 15] for at in range(0, 75, 15)}
     assert all(len(one) == 30 for one in got)
 
@@ -122,3 +122,31 @@ def test_queries_that_never_repeat_are_not_kept(cache: PacketCache) -> None:
     kept = sum(cache.wants(b"random %d" % number) for number in range(10 * packet_cache.ASKED))
     assert kept < 4 * packet_cache.ASKED
     assert [cache.wants(b"web A") for _ in range(2)][1] is True
+
+
+def test_ttls_count_down_by_whole_seconds_and_each_answer_is_told() -> None:
+    told: list[None] = []
+    aging = Aging(103.0, 102.0, True, lambda: told.append(None))
+    record = b"head" + bytes(4) + b"rest"
+    countdown = Countdown(aging, len(record), (4,), None, 0)
+    got = [countdown.next(record, int(now * 1e9))[4:8] for now in (100.0, 100.5, 101.0, 101.01, 102.9, 103.0, 110.0)]
+    assert [int.from_bytes(ttl, "big") for ttl in got] == [3, 3, 2, 2, 1, 0, 0]
+    assert len(told) == 7
+    kept = Countdown(aging._replace(counts_down=False), len(record), (4,), None, 0)
+    assert kept.next(record, int(101e9)) is record
+
+
+def test_addresses_take_turns_while_their_ttls_count_down() -> None:
+    records = b"".join(bytes((number,)) + bytes(4) for number in range(3))
+    rotation = Rotation(2, 17, 5, records)
+    countdown = Countdown(Aging(103.0, 103.0, True, lambda: None), 15, (1, 6, 11), rotation, 0)
+    got = [countdown.next(records, int(now * 1e9)) for now in (100.5, 100.6, 101.5, 101.6)]
+    assert [(answer[0], answer[4], answer[9]) for answer in got] == [(1, 3, 3), (2, 3, 3), (0, 2, 2), (1, 2, 2)]
+
+
+def test_an_entry_whose_time_is_over_is_not_taken_from_the_old_generation(cache: PacketCache, block: Block) -> None:
+    countdown = Countdown(Aging(103.0, 102.0, True, lambda: None), 8, (), None, 0)
+    cache.put(b"web A", Entry(b"response", 0, countdown, block, ()), cache.seen)
+    cache.old, cache.young = cache.young, {}
+    assert cache.from_old(b"web A", int(102e9)) is None
+    assert cache.from_old(b"web A", int(101.9e9)) is not None

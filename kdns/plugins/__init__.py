@@ -5,6 +5,8 @@ may be repeated in a server block; and Handler if it takes part in answering:
 
     Handler(options); await handler(query, next) -> Response
 
+or Handler(options, site), with a Site, if it says SITED = True.
+
 Its docstring is its manual page.
 """
 
@@ -81,6 +83,11 @@ def loads(
 ) -> Config:
     """The same for a Corefile that is not in a file. file: the name for messages, and where imports are looked for."""
     return _understand(parse_text(text, file, environ or {}, default_port))
+
+
+def sited(name: str) -> bool:
+    """Whether a plugin's Handler takes a Site."""
+    return getattr(MODULES[name], "SITED", False)
 
 
 def _understand(parsed: Parsed) -> Config:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, Protocol, TypeAlias
 
 from kdns.wire.message import Query, Response
 
-Next: TypeAlias = Callable[[Query], Awaitable[Response]]
+Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
 
 
@@ -37,6 +37,25 @@ def in_task() -> Generator[None, None, None]:
         yield
 
 
+def attempt(steps: Coroutine[Any, Any, Response]) -> Response | None:
+    """What the rest of the chain answers, if it can do so without waiting.
+
+    None if it has to wait, or may wait as this is a task already: then it goes on as a task of its own,
+    `asyncio.create_task(steps)`, or is dropped by `steps.close()`.
+    """
+    try:
+        if asyncio.current_task() is not None:
+            return None
+    except RuntimeError:
+        pass
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        response: Response = end.value
+        return response
+    return None
+
+
 def link(handlers: Iterable[Handler], last: Next) -> Next:
     """The chain of these handlers, ending in `last`."""
     chain = last
@@ -46,7 +65,7 @@ def link(handlers: Iterable[Handler], last: Next) -> Next:
 
 
 def _bind(handler: Handler, following: Next) -> Next:
-    def call(query: Query) -> Awaitable[Response]:
+    def call(query: Query) -> Coroutine[Any, Any, Response]:
         return handler(query, following)
 
     return call

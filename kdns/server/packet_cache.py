@@ -6,6 +6,9 @@ one socket, so that protocol, address family and server block are the same for e
 A query is remembered, as one bit by its hash, before its answer is kept: what is asked only once (the usual miss under
 a search suffix, or a flood of random names) takes no room from what is asked again and again.
 
+What a plugin keeps for a time of its own (`cache`) is answered from here too, with TTLs that count down, until the
+plugin wants to be asked again. Times are those of `time.monotonic_ns()`.
+
 Two generations of entries bound the cache without a list of uses: new entries go into `young`; when that is full it
 becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`.
 """
@@ -17,7 +20,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdns.observe.counters import Region
-from kdns.wire.message import Rotation
+from kdns.wire.message import Aging, Rotation
 from kdns.zone.changes import Changes
 
 if TYPE_CHECKING:
@@ -41,7 +44,10 @@ class Turns:
     Offsets count from behind the message's ID, as responses in the cache do.
     """
 
-    __slots__ = ("at", "end", "size", "start", "step", "twice")
+    __slots__ = ("at", "bytes", "end", "size", "start", "step", "twice")
+
+    until = 1 << 62
+    """When an entry with these is over: never."""
 
     def __init__(self, rotation: Rotation, first: int) -> None:
         self.start = rotation.start - 2
@@ -49,40 +55,88 @@ class Turns:
         self.size = len(rotation.records)
         self.step = rotation.step
         self.twice = rotation.records * 2
+        self.bytes = len(self.twice)
         self.at = first % (self.size // self.step) * self.step
 
-    def next(self, response: bytes) -> bytes:
+    def next(self, response: bytes, _: int) -> bytes:
         """The response with the next record in front."""
         self.at = at = (self.at + self.step) % self.size
         return response[: self.start] + self.twice[at : at + self.end - self.start] + response[self.end :]
 
 
+class Countdown:
+    """The TTLs of a response, one less each second, and its address records in turns.
+
+    aging: see there. size: of the response in bytes. ttls: offsets from behind the message's ID. rotation: None
+    without `loadbalance`.
+    """
+
+    __slots__ = ("_aging", "_current", "_expires", "_left", "_rotation", "_ttls", "_turns", "bytes", "until")
+
+    def __init__(self, aging: Aging, size: int, ttls: tuple[int, ...], rotation: Rotation | None, first: int) -> None:
+        self.until = int(aging.until * 1e9)
+        self._aging = aging
+        self._expires = int(aging.expires * 1e9)
+        self._ttls = ttls
+        self._rotation = rotation
+        self._turns = Turns(rotation, first) if rotation is not None else None
+        self._left = -1
+        self._current = b""
+        self.bytes = size + (self._turns.bytes if self._turns is not None else 0)
+
+    def next(self, response: bytes, now: int) -> bytes:
+        """The response with the TTLs that it has now."""
+        self._aging.served()
+        if not self._aging.counts_down:
+            return response if self._turns is None else self._turns.next(response, now)
+        left = -((now - self._expires) // 1_000_000_000)
+        current = self._current
+        if left != self._left:
+            current = self._at(response, left)
+        return current if self._turns is None else self._turns.next(current, now)
+
+    def _at(self, response: bytes, left: int) -> bytes:
+        """Write the TTL into every record."""
+        patched = bytearray(response)
+        stamp = max(left, 0).to_bytes(4, "big")
+        for at in self._ttls:
+            patched[at : at + 4] = stamp
+        self._current = current = bytes(patched)
+        self._left = left
+        if self._turns is not None and self._rotation is not None:
+            start, end, step, _ = self._rotation
+            records = current[start - 2 : end - 2]
+            self._turns = Turns(Rotation(start, end, step, records), self._turns.at // step)
+        return current
+
+
 class Entry(NamedTuple):
     """What answers a query.
 
-    response: the message behind its ID. cell: where the query is counted. turns: see Turns. block: the server block
+    response: the message behind its ID. cell: where the query is counted. turns: what changes from one answer to the
+    next, see Turns and Countdown. block: the server block
     that it belongs to. hashes: of the names that it depends on.
     """
 
     response: bytes
     cell: int
-    turns: Turns | None
+    turns: Turns | Countdown | None
     block: Block
     hashes: tuple[int, ...]
 
     def answer(self, query: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, started: int) -> bytes:
         """The whole response to a query, counted and logged: for answers that go out one by one.
 
-        started: `time.perf_counter_ns()` when the query was read.
+        started: `time.monotonic_ns()` when the query was read.
         """
-        response = query[:2] + (self.response if self.turns is None else self.turns.next(self.response))
+        response = query[:2] + (self.response if self.turns is None else self.turns.next(self.response, started))
         counters = self.block.counters
         cells, cell = counters.cells, self.cell
         size, length = len(query), len(response)
         cells[cell] += 1
         cells[cell + 1] += size
         cells[cell + 2] += length
-        elapsed = time.perf_counter_ns() - started
+        elapsed = time.monotonic_ns() - started
         counters.duration(elapsed)
         if self.block.log is not None:
             self.block.log(query, response, client, local, proto, elapsed / 1e9)
@@ -90,7 +144,7 @@ class Entry(NamedTuple):
 
 
 class PacketCache:
-    """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key)`."""
+    """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key, now)`."""
 
     __slots__ = (
         "_asked", "_cells", "_changes", "_lock", "_marked", "_old_index", "_young_bytes", "_young_index", "old", "seen",
@@ -122,11 +176,12 @@ class PacketCache:
         self._marked += 1
         return False
 
-    def from_old(self, key: bytes) -> Entry | None:
-        """An entry of the old generation, which becomes young by this."""
+    def from_old(self, key: bytes, now: int) -> Entry | None:
+        """An entry of the old generation, which becomes young by this; None if it is over, or there is none."""
         entry = self.old.get(key)
-        if entry is not None:
-            self.put(key, entry, self.seen)
+        if entry is None or (entry.turns is not None and entry.turns.until <= now):
+            return None
+        self.put(key, entry, self.seen)
         return entry
 
     def put(self, key: bytes, entry: Entry, seen: int) -> None:
@@ -136,7 +191,7 @@ class PacketCache:
         """
         size = len(key) + len(entry.response) + OVERHEAD + PER_NAME * len(entry.hashes)
         if entry.turns is not None:
-            size += len(entry.turns.twice)
+            size += entry.turns.bytes
         with self._lock:
             if seen != self.seen or size > LARGEST:
                 return

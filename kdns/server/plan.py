@@ -49,8 +49,9 @@ class Server:
 class Plan:
     """A worker's task; it can be pickled.
 
-    zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. The worker
-    gets the sockets in the order of `places`.
+    zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
+    text by which the workers of one configuration know each other. The worker gets the sockets in the order of
+    `places`.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Plan:
     servers: tuple[Server, ...]
     zones: tuple[tuple[tuple[bytes, int], ...], ...]
     state_dir: str
+    token: str = ""
 
     @property
     def places(self) -> tuple[Place, ...]:

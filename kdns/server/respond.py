@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 from kdns.errors import FormatError
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.chain import Next
-from kdns.server.packet_cache import Entry, PacketCache, Turns
+from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.wire import message, names, rr
-from kdns.wire.message import Query, Response
+from kdns.wire.message import Aging, Encoded, Query, Response
 from kdns.zone.changes import name_hash
 
 WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int], str, float], None]
@@ -74,6 +74,7 @@ class Responder:
     """
 
     def __init__(self, label: str, blocks: dict[bytes, Block], region: Region, report: Callable[[str], None]) -> None:
+        self._label = label
         self._blocks = names.Zones(blocks)
         self._region = region
         self._report = report
@@ -96,6 +97,7 @@ class Responder:
             return self._plain(data, rr.FORMERR, via)
         if query.edns is not None and query.edns.version:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
+        query.server = self._label
         block = self._blocks.find(query.lname) or self.dropped
         if query.klass == rr.IN and block is not self.dropped:
             if query.type in (rr.AXFR, rr.IXFR):
@@ -136,10 +138,11 @@ class Responder:
     def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:
         """Encode, count, and keep what may be kept."""
         try:
-            wire, rotation = message.encode(query, response)
+            encoded = message.encode(query, response)
         except Exception as error:
             response = self.panic(error)
-            wire, rotation = message.encode(query, response)
+            encoded = message.encode(query, response)
+        wire = encoded.wire
         cell = block.counters.key(
             via.proto,
             via.family_label,
@@ -150,7 +153,7 @@ class Responder:
             len(query.data),
             len(wire),
         )
-        turns = Turns(rotation, random.randrange(1 << 16)) if rotation is not None else None
+        turns = _turns(encoded, response.aging)
         if not (response.cacheable and via.cache.wants(key := query.data[2:])):
             return Entry(wire[2:], cell, turns, block, ())
         entry = Entry(wire[2:], cell, turns, block, tuple(map(name_hash, response.depends)))
@@ -172,6 +175,15 @@ class Responder:
         self._region.cells[self._panics] += 1
         self._report("".join(traceback.format_exception(error)).rstrip())
         return Response(rcode=rr.SERVFAIL)
+
+
+def _turns(encoded: Encoded, aging: Aging | None) -> Turns | Countdown | None:
+    """What changes from one answer to the next."""
+    wire, rotation, ttls = encoded
+    first = random.randrange(1 << 16)
+    if aging is not None:
+        return Countdown(aging, len(wire), tuple([at - 2 for at in ttls]), rotation, first)
+    return Turns(rotation, first) if rotation is not None else None
 
 
 async def _refuse(_: Query) -> Response:

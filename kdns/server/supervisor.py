@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import secrets
 import signal
 import socket
 import traceback
@@ -215,6 +216,7 @@ class Supervisor:
                 servers,
                 tuple(zones.get(id(block), ()) for block in config.blocks),
                 str(self._start.state_dir),
+                secrets.token_hex(8),
             )
             for place in plan.places:
                 for index in range(self._count):

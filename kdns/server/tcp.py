@@ -218,11 +218,13 @@ class Connection(asyncio.Protocol):
         """The reply to a message; None if it gets none, or gets it later."""
         server = self._server
         cells = server.region.cells
-        started = time.perf_counter_ns()
+        started = time.monotonic_ns()
         if server.changes.counters[0] != server.cache.seen:
             server.cache.sync()
         key = query[2:]
-        entry = server.cache.young.get(key) or server.cache.from_old(key)
+        entry = server.cache.young.get(key)
+        if entry is None or (entry.turns is not None and entry.turns.until <= started):
+            entry = server.cache.from_old(key, started)
         if entry is not None:
             cells[server.hits] += 1
         else:

@@ -106,7 +106,7 @@ class UdpServer:
             if not isinstance(error, InterruptedError | BlockingIOError):
                 self._region.count(("count", "kdns_dropped_total", "reason", "receive"))
             return False
-        started = time.perf_counter_ns()
+        started = time.monotonic_ns()
         if self._changes.counters[0] != self.cache.seen:
             self.cache.sync()
         self._answer(count, started)
@@ -121,13 +121,14 @@ class UdpServer:
         block: Block | None = None
         same = 0  # how many answers in a row are of `block`
         logged: list[tuple[int, WriteDown, bytes, bytes]] = []
+        waiting: list[tuple[Pending, Envelope]] = []
         for slot, size in enumerate(batch.lengths[:count].tolist()):
             at = slot * SLOT
             key = data[at + 2 : at + size]
             entry = young.get(key)
-            if entry is None:
+            if entry is None or (entry[2] is not None and entry[2].until <= started):
                 misses += 1
-                entry = self._miss(slot, data[at : at + size])
+                entry = self._miss(slot, data[at : at + size], started, waiting)
                 young = cache.young
                 if entry is None:
                     self._send(first, slot)
@@ -135,7 +136,7 @@ class UdpServer:
                     continue
             response, cell, turns, owner, _ = entry
             if turns is not None:
-                response = turns.next(response)
+                response = turns.next(response, started)
             length = len(response) + 2
             data[at + 2 : at + length] = response
             reply_lengths[slot] = length
@@ -144,14 +145,16 @@ class UdpServer:
             cells[cell + 2] += length
             if owner is not block:
                 if block is not None:
-                    block.counters.duration(time.perf_counter_ns() - started, same)
+                    block.counters.duration(time.monotonic_ns() - started, same)
                 block = owner
                 same = 0
             same += 1
             if owner.log is not None:
                 logged.append((slot, owner.log, data[at : at + 2] + key, data[at : at + length]))
         self._send(first, count)
-        elapsed = time.perf_counter_ns() - started
+        if waiting:
+            self._loop.call_soon_threadsafe(self._finish_later, waiting, started)
+        elapsed = time.monotonic_ns() - started
         if block is not None:
             block.counters.duration(elapsed, same)
         cells[self._misses] += misses
@@ -160,22 +163,24 @@ class UdpServer:
         for slot, write_down, query, reply in logged:
             write_down(query, reply, batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
 
-    def _miss(self, slot: int, query: bytes) -> Entry | None:
-        """What the young generation of the cache does not have."""
-        entry = self.cache.from_old(query[2:])
+    def _miss(self, slot: int, query: bytes, started: int, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
+        """What the young generation of the cache does not have. What has to wait for its answer goes to `waiting`."""
+        entry = self.cache.from_old(query[2:], started)
         if entry is not None:
             return entry
         result = self._responder.respond(query, self._via, self._batch.client(slot), self._local(slot))
         if isinstance(result, Pending):
-            started = time.perf_counter_ns()
-            self._loop.call_soon_threadsafe(self._finish_later, result, self._batch.envelope(slot), started)
+            waiting.append((result, self._batch.envelope(slot)))
             return None
         return result
 
-    def _finish_later(self, pending: Pending, envelope: Envelope, started: int) -> None:
-        """In the event loop: wait for an answer and send it."""
-        self._pending += 1
+    def _finish_later(self, waiting: list[tuple[Pending, Envelope]], started: int) -> None:
+        """In the event loop: wait for answers and send them."""
+        self._pending += len(waiting)
+        for pending, envelope in waiting:
+            self._finish(pending, envelope, started)
 
+    def _finish(self, pending: Pending, envelope: Envelope, started: int) -> None:
         def deliver(entry: Entry) -> None:
             self._pending -= 1
             if self._done is not None and not self._pending:

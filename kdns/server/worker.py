@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 import traceback
+from collections.abc import Coroutine
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins import chaos, errors, kubernetes, log, prometheus
 from kdns.plugins.chain import Handler, Next, link
+from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
 from kdns.server.respond import Block, Responder, WriteDown
 from kdns.server.tcp import Connections, TcpServer
@@ -77,11 +79,14 @@ class Worker:
         self._connections = Connections(self._region)
         self._udp: list[UdpServer] = []
         self._tcp: list[TcpServer] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._reached: dict[int, names.Zones[Next]] = {}
 
     async def work(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         chains = [self._chains(index, config) for index, config in enumerate(self._plan.blocks)]
+        self._reached = self._reach(chains)
         sockets = iter(self._sockets)
         for server in self._plan.servers:
             responder = self._responder(server, chains)
@@ -95,7 +100,8 @@ class Worker:
             udp.start()
         for tcp in self._tcp:
             tcp.start()
-        background = [asyncio.create_task(self._connections.sweep()), asyncio.create_task(self._report())]
+        self._start(self._connections.sweep())
+        self._start(self._report())
         self._control.setblocking(False)
         with contextlib.suppress(OSError):
             self._control.send(READY)
@@ -103,9 +109,21 @@ class Worker:
             for udp in self._udp:
                 udp.turn_away()
         await self._stop()
-        for task in background:
+        for task in list(self._background):
             task.cancel()
         self._log.flush()
+
+    def _start(self, steps: Coroutine[Any, Any, None]) -> None:
+        """Run something for as long as the worker serves."""
+        task = asyncio.get_running_loop().create_task(steps)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed("".join(traceback.format_exception(error)).rstrip())
 
     async def _until_told(self) -> bool:
         """Wait for the supervisor's word; False at the end of being an orphan, whose sockets nobody else has."""
@@ -183,8 +201,38 @@ class Worker:
             return kubernetes.Handler(options, views, self._store)
         if name == errors.NAME:
             return errors.Handler(options, self._write_line)
-        handler: Handler | None = module.Handler(options) if hasattr(module, "Handler") else None
+        if not hasattr(module, "Handler"):
+            return None
+        handler: Handler = (
+            module.Handler(options, self._site(index)) if plugins.sited(name) else module.Handler(options)
+        )
         return handler
+
+    def _site(self, index: int) -> Site:
+        config = self._plan.blocks[index]
+
+        async def ask(query: Query) -> Response:
+            chain = self._reached[index].find(query.lname)
+            return await (chain or _refuse)(query)
+
+        return Site(
+            self._region,
+            self._log,
+            tuple(key.zone for key in config.keys),
+            self._plan.token,
+            "debug" in config.plugins,
+            ask,
+            self._start,
+        )
+
+    def _reach(self, chains: list[tuple[Next, Next | None, WriteDown | None]]) -> dict[int, names.Zones[Next]]:
+        """For each server block, who answers what is asked at the first address that it listens to."""
+        found: dict[int, names.Zones[Next]] = {}
+        for server in self._plan.servers:
+            zones = {names.lower(names.from_text(key.zone)): chains[index][0] for key, index in server.routes}
+            for index in server.blocks - found.keys():
+                found[index] = names.Zones(zones)
+        return found
 
     def _write_line(self, text: str) -> None:
         self._log.raw(text.rstrip("\n"))

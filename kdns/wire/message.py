@@ -6,17 +6,19 @@ Bytes from the network raise FormatError and nothing else, and no loop runs long
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 from kdns.errors import FormatError
 from kdns.wire import names, rr
+from kdns.wire.relay import Relay
 from kdns.wire.rrset import RRset
 
 HEADER = struct.Struct("!HHHHHH")
 QUESTION_AT = HEADER.size
-QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE = 0x7800
 DO = 0x8000
 NSID = 3
@@ -53,7 +55,7 @@ class Query:
 
     data: the whole message. name: the question's name as asked, uncompressed; lname: in lower case.
     question_end: offset behind the question. limit: the largest response in bytes that may be sent.
-    udp_size: what our OPT offers. client, local: address and port.
+    udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it.
     """
 
     data: bytes
@@ -70,12 +72,28 @@ class Query:
     local: tuple[str, int]
     limit: int
     udp_size: int = DEFAULT_UDP
+    server: str = ""
+
+
+class Aging(NamedTuple):
+    """How the TTLs of a kept response count down. Times are those of time.monotonic(), in seconds.
+
+    expires: when they are 0. until: as long as the packet cache may answer without asking the plugins again.
+    counts_down: False if they stay as they are. served: called for each answer from the packet cache, in any thread.
+    """
+
+    expires: float
+    until: float
+    counts_down: bool
+    served: Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
 class Response:
     """What a plugin answers. Sections are lists of an owner name (lower case) and an RRset.
 
+    relay: answer with another server's response instead; ttl: for all of its records, None as they are; aging: see
+    there, for a relay that is cacheable. set_flags, clear_flags: masks of header flags, which overrule all else.
     edns_options: options of our OPT in wire format, sent only if the query had an OPT.
     recursion: RA. cacheable: whether the packet cache may hold it; depends: the names in our zones that it was made
     of (lower case), whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
@@ -94,6 +112,16 @@ class Response:
     rotate: bool = False
     plugin: str = ""
     error: str = ""
+    relay: Relay | None = None
+    ttl: int | None = None
+    aging: Aging | None = None
+    set_flags: int = 0
+    clear_flags: int = 0
+
+    def __post_init__(self) -> None:
+        if self.relay is not None:
+            self.rcode = self.relay.rcode
+            self.authoritative = bool(self.relay.flags & AA)
 
 
 class Rotation(NamedTuple):
@@ -110,10 +138,11 @@ class Rotation(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A response as bytes, what of it may be rotated, and how many answer records it holds."""
+    """A response as bytes, what of it may be rotated, and the offsets of TTLs that count down."""
 
     wire: bytes
     rotation: Rotation | None
+    ttls: tuple[int, ...] = ()
 
 
 def question_end(data: bytes) -> int:
@@ -235,6 +264,8 @@ def encode(query: Query, response: Response) -> Encoded:
     if query.edns is not None:
         flags = (response.rcode >> 4) << 24 | (DO if query.edns.do else 0)
         opt = _OPT.pack(0, rr.OPT, query.udp_size, flags, len(response.edns_options)) + response.edns_options
+    if response.relay is not None:
+        return _relay(query, response, response.relay, opt)
     writer = _Writer(query, query.limit - len(opt))
     if not response.answer and not response.additional and len(response.authority) == 1:
         counts = [0, writer.negative(*response.authority[0]), 0]
@@ -244,17 +275,72 @@ def encode(query: Query, response: Response) -> Encoded:
             writer.section(response.authority, False),
             writer.section(response.additional, False),
         ]
-    flags = QR | query.flags & (OPCODE | RD | CD) | response.rcode & 0xF
-    if response.authoritative:
-        flags |= AA
-    if response.recursion:
-        flags |= RA
-    if writer.full:
-        flags |= TC
+    flags = _flags(query, response) | (TC if writer.full else 0)
     header = HEADER.pack(query.id, flags, 1, counts[0], counts[1], counts[2] + bool(opt))
     writer.parts[0] = header
     writer.parts.append(opt)
     return Encoded(b"".join(writer.parts), writer.rotation)
+
+
+def _flags(query: Query, response: Response) -> int:
+    """The header's second 16 bits, but for TC. An rcode over 15 needs an OPT (RFC 6891 6.1.3): SERVFAIL without one."""
+    rcode = response.rcode if response.rcode < 16 or query.edns is not None else rr.SERVFAIL
+    flags = QR | query.flags & (OPCODE | RD | CD) | rcode & 0xF
+    if response.authoritative:
+        flags |= AA
+    if response.recursion:
+        flags |= RA
+    return flags & ~response.clear_flags | response.set_flags
+
+
+def _relay(query: Query, response: Response, relay: Relay, opt: bytes) -> Encoded:
+    """Another server's response under our header, question and OPT.
+
+    The question is as long as the one that was asked there, so all offsets hold. AD is for those who can make something
+    of it (RFC 6840 5.7).
+    """
+    ttls = relay.ttls
+    flags = _flags(query, response) | relay.flags & TC
+    if query.flags & AD or (query.edns is not None and query.edns.do):
+        flags |= relay.flags & AD
+    body, counts = relay.body, relay.counts
+    if len(body) + len(opt) > query.limit:
+        flags |= TC
+        kept = _fitting(relay, query.limit - len(opt))
+        ttls = ttls[:kept]
+        counts = _first(counts, kept)
+        body = relay.cut(counts)
+    if response.ttl is not None:
+        patched = bytearray(body)
+        stamp = response.ttl.to_bytes(4, "big")
+        for at in ttls:
+            patched[at : at + 4] = stamp
+        body = bytes(patched)
+    header = HEADER.pack(query.id, flags, 1, counts[0], counts[1], counts[2] + bool(opt))
+    question = query.data[QUESTION_AT : query.question_end]
+    rotation = _run(relay, body) if response.rotate and not flags & TC else None
+    return Encoded(header + question + body[query.question_end :] + opt, rotation, ttls)
+
+
+def _fitting(relay: Relay, size: int) -> int:
+    """How many records of a relay fit, from the first."""
+    kept = len(relay.ttls)
+    while kept and relay.end_of(kept - 1) > size:
+        kept -= 1
+    return kept
+
+
+def _first(counts: tuple[int, int, int], kept: int) -> tuple[int, int, int]:
+    """The first records, by section."""
+    answers = min(counts[0], kept)
+    authorities = min(counts[1], kept - answers)
+    return answers, authorities, kept - answers - authorities
+
+
+def _run(relay: Relay, body: bytes) -> Rotation | None:
+    """The address records of a relay's answer that may be sent in any order."""
+    start, step, count = relay.addresses()
+    return Rotation(start, start + step * count, step, body[start : start + step * count]) if count else None
 
 
 class _Writer:
@@ -410,3 +496,20 @@ def error(data: bytes, rcode: int) -> bytes:
         except FormatError:
             question = b""
     return HEADER.pack(ident, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0) + question
+
+
+def question(query: Query) -> bytes:
+    """Name, type and class as they were asked."""
+    return query.data[QUESTION_AT : query.question_end]
+
+
+def upstream_query(query: Query, ident: int, *, edns: bool = True) -> bytes:
+    """The query that asks another server for the same.
+
+    RD and CD are the client's. AD asks for the AD bit, whoever can use it (RFC 6840 5.7). With an OPT of ours, if the
+    client sent one and `edns` is True.
+    """
+    opt = b""
+    if query.edns is not None and edns:
+        opt = _OPT.pack(0, rr.OPT, DEFAULT_UDP, DO if query.edns.do else 0, 0)
+    return HEADER.pack(ident, query.flags & (RD | CD) | AD, 1, 0, 0, bool(opt)) + question(query) + opt
