@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from kdns.observe.counters import HISTOGRAMS, QueryCounters, Region, Totals
-from kdns.observe.metrics import COUNTERS, GAUGES, Exposition, SupervisorState
+from kdns.observe.metrics import COUNTERS, GAUGES, SHARED, Exposition, SupervisorState
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 
@@ -36,8 +36,19 @@ COREDNS = {
     "coredns_kubernetes_rest_client_request_duration_seconds": ("histogram", {"verb", "host"}),
     "coredns_kubernetes_rest_client_rate_limiter_duration_seconds": ("histogram", {"verb", "host"}),
     "coredns_kubernetes_rest_client_requests_total": ("counter", {"code", "method", "host"}),
+    "coredns_hosts_entries": ("gauge", {"hostsfile"}),
+    "coredns_hosts_reload_timestamp_seconds": ("gauge", set()),
+    "coredns_local_localhost_requests_total": ("counter", set()),
+    "coredns_forward_healthcheck_broken_total": ("counter", set()),
+    "coredns_forward_max_concurrent_rejects_total": ("counter", set()),
+    "coredns_proxy_request_duration_seconds": ("histogram", {"proxy_name", "to", "rcode"}),
+    "coredns_proxy_healthcheck_failures_total": ("counter", {"proxy_name", "to"}),
+    "coredns_proxy_conn_cache_hits_total": ("counter", {"proxy_name", "to", "proto"}),
+    "coredns_proxy_conn_cache_misses_total": ("counter", {"proxy_name", "to", "proto"}),
 }
 OURS = {
+    "kdns_forward_discarded_total": ("counter", {"to", "reason"}),
+    "kdns_forward_resent_total": ("counter", {"to"}),
     "kdns_packet_cache_hits_total": ("counter", set()),
     "kdns_packet_cache_misses_total": ("counter", set()),
     "kdns_packet_cache_evictions_total": ("counter", set()),
@@ -58,6 +69,7 @@ OURS = {
     "kdns_tcp_connections": ("gauge", set()),
     "kdns_tcp_accept_errors_total": ("counter", set()),
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),
+    "kdns_loop_detected": ("gauge", {"zone"}),
     "kdns_manifest_errors": ("gauge", set()),
     "kdns_log_dropped_total": ("counter", set()),
     "kdns_metrics_refused_series_total": ("counter", set()),
@@ -116,6 +128,8 @@ def busy_region() -> Region:
         region.count(("count", family.name, *(text for label in family.labels for text in (label, "x"))), 3)
     for family in GAUGES:
         region.set(("gauge", family.name), 4)
+    for family in SHARED:
+        region.set(("shared", family.name, *(text for label in family.labels for text in (label, "x"))), 5)
     return region
 
 
@@ -213,6 +227,7 @@ def test_queries_are_counted_by_their_labels(totals: Totals) -> None:
         ("coredns_dns_request_size_bytes", SIZE_BUCKETS),
         ("coredns_dns_response_size_bytes", SIZE_BUCKETS),
         ("coredns_health_request_duration_seconds", PROBE_BUCKETS),
+        ("coredns_proxy_request_duration_seconds", DURATION_BUCKETS),
         ("coredns_kubernetes_dns_programming_duration_seconds", PROGRAMMING_BUCKETS),
         ("coredns_kubernetes_rest_client_request_duration_seconds", REST_BUCKETS),
         ("coredns_kubernetes_rest_client_rate_limiter_duration_seconds", REST_BUCKETS),
@@ -260,11 +275,14 @@ def test_a_dead_worker_keeps_its_counts_and_loses_its_gauges() -> None:
     dead, alive = busy_region(), busy_region()
     totals.add_region(dead)
     totals.add_region(alive)
+    dead.set(("shared", "coredns_hosts_entries", "hostsfile", "x"), 6)
     before = scrape(totals)
     assert value(before, "kdns_packet_cache_entries") == 8
+    assert value(before, "coredns_hosts_entries") == 6
     totals.retire(dead)
     after = scrape(totals)
     assert value(after, "kdns_packet_cache_entries") == 4
+    assert value(after, "coredns_hosts_entries") == 5
     assert value(after, "kdns_packet_cache_hits_total") == value(before, "kdns_packet_cache_hits_total") == 6
 
 

@@ -18,6 +18,9 @@ A series is a key (a tuple of texts) with one or more cells. The kinds, by the k
         1 cell: any other counter.
     ("gauge", metric name, label, value, label, value, ...)
         1 cell: a value of this process that may fall, 0 or more. It goes when its process goes.
+    ("shared", metric name, label, value, label, value, ...)
+        1 cell: a value that each process finds out for itself and that is the same in all of them, or will be. The
+        largest of those of the living processes counts.
 
 Layout of a region, in words of 64 bits, native byte order; an index into `cells` is a word's number:
 
@@ -245,7 +248,8 @@ def _checksum(head: int, text: bytes) -> int:
 class Totals:
     """The sums over all regions, of living processes and of dead ones. Safe to use from several threads.
 
-    A cell only grows and a dead process's cells are kept, so a sum never falls; gauges are summed over the living only.
+    A cell only grows and a dead process's cells are kept, so a sum never falls; gauges are summed over the living only,
+    and of what is shared it is the largest value of the living.
     """
 
     def __init__(self) -> None:
@@ -264,7 +268,7 @@ class Totals:
         with self._lock:
             self._regions.remove(region)
             cells = region.read()
-            _add(self._retired, {key: values for key, values in cells.items() if key[0] != "gauge"})
+            _add(self._retired, {key: values for key, values in cells.items() if key[0] not in ("gauge", "shared")})
             self._refused += region.refused
             region.close()
 
@@ -285,7 +289,12 @@ class Totals:
 def _add(sums: dict[Key, tuple[int, ...]], more: dict[Key, tuple[int, ...]]) -> None:
     for key, cells in more.items():
         have = sums.get(key)
-        sums[key] = cells if have is None else tuple(a + b for a, b in zip(have, cells, strict=True))
+        if have is None:
+            sums[key] = cells
+        elif key[0] == "shared":
+            sums[key] = max(have, cells)
+        else:
+            sums[key] = tuple(a + b for a, b in zip(have, cells, strict=True))
 
 
 class QueryCounters:
@@ -425,5 +434,11 @@ REST_LIMITER = Durations(
     ("verb", "host"),
     _REQUEST_BOUNDS,
 )
-HISTOGRAMS = (HEALTH_REQUESTS, PROGRAMMING, REST_REQUESTS, REST_LIMITER)
+PROXY_REQUESTS = Durations(
+    "coredns_proxy_request_duration_seconds",
+    "Time from a query to an upstream to its answer, by upstream and response code.",
+    ("proxy_name", "to", "rcode"),
+    TIME_BUCKETS,
+)
+HISTOGRAMS = (HEALTH_REQUESTS, PROGRAMMING, REST_REQUESTS, REST_LIMITER, PROXY_REQUESTS)
 """Bounds as CoreDNS has them; those without labels are shown from the start."""

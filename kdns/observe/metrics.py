@@ -52,7 +52,7 @@ class SupervisorState:
 
 
 class Family(NamedTuple):
-    """A metric whose values are kept under ("count", name, ...) or ("gauge", name, ...)."""
+    """A metric whose values are kept under ("count", name, ...), ("gauge", name, ...) or ("shared", name, ...)."""
 
     name: str
     help: str
@@ -63,6 +63,30 @@ COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
     Family("coredns_health_request_failures_total", "Requests to the own health endpoint that failed."),
+    Family(
+        "coredns_local_localhost_requests_total", "Queries for names below localhost or starting with it."
+    ),
+    Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
+    Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),
+    Family("coredns_proxy_healthcheck_failures_total", "Health checks of upstreams that failed.", ("proxy_name", "to")),
+    Family(
+        "coredns_proxy_conn_cache_hits_total",
+        "Queries to upstreams on a connection that was there, by protocol.",
+        ("proxy_name", "to", "proto"),
+    ),
+    Family(
+        "coredns_proxy_conn_cache_misses_total",
+        "Queries to upstreams that needed a new connection or socket, by protocol.",
+        ("proxy_name", "to", "proto"),
+    ),
+    Family(
+        "kdns_forward_discarded_total",
+        "Messages that came from upstreams, or as if from them, and answered nothing that was asked, by what is wrong.",
+        ("to", "reason"),
+    ),
+    Family(
+        "kdns_forward_resent_total", "Queries whose connection to an upstream ended before the answer came.", ("to",)
+    ),
     Family("kdns_packet_cache_hits_total", "Queries answered from the packet cache."),
     Family("kdns_packet_cache_misses_total", "Queries whose answer was not in the packet cache."),
     Family("kdns_packet_cache_evictions_total", "Answers dropped from the packet cache to make room."),
@@ -98,6 +122,12 @@ GAUGES = (
     Family("kdns_tcp_connections", "TCP connections of clients that are open."),
 )
 """Values of one cell that may fall, summed over the living processes."""
+SHARED = (
+    Family("coredns_hosts_entries", "Entries of a hosts file and of the Corefile, reverse ones too.", ("hostsfile",)),
+    Family("coredns_hosts_reload_timestamp_seconds", "When the hosts file that was read last was changed."),
+    Family("kdns_loop_detected", "Whether what is forwarded for a zone comes back to this server.", ("zone",)),
+)
+"""Values of one cell that all processes have alike."""
 
 
 class Exposition:
@@ -274,10 +304,11 @@ def _cumulative(
 
 
 def _simple(totals: Mapping[Key, tuple[int, ...]]) -> Iterator[Metric]:
-    """The families of COUNTERS and GAUGES, and those of a name in neither, with what labels they have."""
+    """The families of COUNTERS, GAUGES and SHARED, and those of a name in neither, with what labels they have."""
     values: dict[tuple[str, str], dict[Key, int]] = defaultdict(lambda: defaultdict(int))
-    declared = {("count", f.name): f for f in COUNTERS} | {("gauge", f.name): f for f in GAUGES}
-    for kind in ("count", "gauge"):
+    families = {"count": COUNTERS, "gauge": GAUGES, "shared": SHARED}
+    declared = {(kind, family.name): family for kind, members in families.items() for family in members}
+    for kind in families:
         for (name, *pairs), (value,) in _of_kind(totals, kind):
             labels = dict(zip(pairs[::2], pairs[1::2], strict=True))
             family = declared.setdefault((kind, name), Family(name, "A value without a description.", tuple(labels)))
