@@ -63,9 +63,7 @@ COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
     Family("coredns_health_request_failures_total", "Requests to the own health endpoint that failed."),
-    Family(
-        "coredns_local_localhost_requests_total", "Queries for names below localhost or starting with it."
-    ),
+    Family("coredns_local_localhost_requests_total", "Queries for names below localhost or starting with it."),
     Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
     Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),
     Family("coredns_proxy_healthcheck_failures_total", "Health checks of upstreams that failed.", ("proxy_name", "to")),
