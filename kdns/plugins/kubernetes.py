@@ -14,6 +14,9 @@ Without `kubeconfig` or `endpoint`, it is the API server of the cluster that kdn
 service account). What is needed of it: list and watch of services, namespaces, endpointslices.discovery.k8s.io; of pods
 with `pods verified`; of serviceimports.multicluster.x-k8s.io with `multicluster`.
 
+A Service of type ExternalName is a CNAME. Where it leads out of these zones, the addresses of its target are what this
+very server answers for that name, by *forward* for example; if that fails, the answer is SERVFAIL.
+
 Objects, records and how far the API was followed are kept in the state directory. After a restart the answers are
 there at once, and the API server is asked for nothing but what has changed since. As long as it cannot be reached the
 answers stay as they were: *ready* shows how old they are, and so do the log and `kdns_kubernetes_data_age_seconds`.
@@ -140,11 +143,12 @@ cluster.local clusterset.local {
 `apiserver_qps` and `apiserver_burst` have an effect; ServiceImports are not selected by `namespace_labels`, which
 CoreDNS takes for labels of the ServiceImports themselves. The duration of DNS programming does not count what was read
 in a list. `endpoint` or `tls` beside `kubeconfig` are refused, where CoreDNS takes the kubeconfig and says nothing. A
-port behind a zone is refused; CoreDNS drops it.
+port behind a zone is refused; CoreDNS drops it. An ExternalName whose target cannot be resolved is SERVFAIL; CoreDNS
+answers as if it had no address.
 
 ## See also
 
-*ready*, *root*, *loadbalance*.
+*forward*, *ready*, *root*, *loadbalance*.
 """
 
 from __future__ import annotations
@@ -153,14 +157,16 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from msgspec import structs
+
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.corefile.values import Selector
 from kdns.errors import ConfigValueError, Mistake
 from kdns.plugins import root
-from kdns.plugins.chain import Next
-from kdns.wire import names, rr
+from kdns.plugins.chain import Next, in_task
+from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.lookup import ZoneView
@@ -404,11 +410,12 @@ def _namespace(text: str) -> str:
 class Handler:
     """Answers from the zone store.
 
-    views: the zones, as they are numbered in the store.
+    views: the zones, as they are numbered in the store. ask: what this server answers to another query.
     """
 
-    def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader) -> None:
+    def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
         self._options = options
+        self._ask = ask
         self._views = names.Zones({view.origin: view for view in views})
         self._store = store
         self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
@@ -424,6 +431,36 @@ class Handler:
             depends = response.depends
             response = await next(query)
             response.depends += depends
+            return response
+        if response.answer and query.type in (rr.A, rr.AAAA) and (last := response.answer[-1][1]).type == rr.CNAME:
+            target = last.rdatas[0]
+            links = query.links + len(response.answer)
+            if links < _LONGEST_CHAIN and self._views.find(target.lower()) is None:
+                return await self._chase(message.follow(query, target, links), response)
+        return response
+
+    async def _chase(self, query: Query, response: Response) -> Response:
+        """Complete a CNAME chain that leaves our zones with what this server answers to its target.
+
+        Where nobody answers for the target the chain stays as it is. After a failure the client is to try again.
+        """
+        await in_task()
+        found = await self._ask(query)
+        if not found.plugin:
+            return response
+        if found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
+            error = f"{names.to_text(query.lname)}, which it leads to, is {rr.rcode_text(found.rcode)}"
+            return Response(rcode=rr.SERVFAIL, plugin=NAME, error=error)
+        if found.relay is None:
+            response.answer += found.answer
+        else:
+            ttl = found.ttl
+            response.answer += [
+                (owner, rrset if ttl is None else structs.replace(rrset, ttl=ttl))
+                for owner, rrset in found.relay.answer()
+            ]
+        response.cacheable = False
+        response.recursion = found.recursion
         return response
 
     def _answer(self, store: StoreReader, view: ZoneView, query: Query) -> Response:
@@ -474,7 +511,7 @@ class Handler:
             alias = _of_type(found, rr.CNAME)
             if alias is None:
                 return view
-            if len(response.answer) == _LONGEST_CHAIN:
+            if query.links + len(response.answer) == _LONGEST_CHAIN:
                 break
             response.answer.append((owner, alias))
             owner = alias.rdatas[0].lower()

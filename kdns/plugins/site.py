@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
-from kdns.wire.message import Query, Response
+from kdns.plugins.chain import Next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,5 +26,5 @@ class Site:
     zones: tuple[str, ...]
     token: str
     debug: bool
-    ask: Callable[[Query], Awaitable[Response]]
+    ask: Next
     background: Callable[[Coroutine[Any, Any, None]], None]

@@ -198,7 +198,7 @@ class Worker:
         module: ModuleType = plugins.MODULES[name]
         if name == kubernetes.NAME:
             views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
-            return kubernetes.Handler(options, views, self._store)
+            return kubernetes.Handler(options, views, self._store, self._site(index).ask)
         if name == errors.NAME:
             return errors.Handler(options, self._write_line)
         if not hasattr(module, "Handler"):

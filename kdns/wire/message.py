@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -55,7 +55,8 @@ class Query:
 
     data: the whole message. name: the question's name as asked, uncompressed; lname: in lower case.
     question_end: offset behind the question. limit: the largest response in bytes that may be sent.
-    udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it.
+    udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it. links:
+    CNAMEs that were followed until this was asked.
     """
 
     data: bytes
@@ -73,6 +74,7 @@ class Query:
     limit: int
     udp_size: int = DEFAULT_UDP
     server: str = ""
+    links: int = 0
 
 
 class Aging(NamedTuple):
@@ -501,6 +503,14 @@ def error(data: bytes, rcode: int) -> bytes:
 def question(query: Query) -> bytes:
     """Name, type and class as they were asked."""
     return query.data[QUESTION_AT : query.question_end]
+
+
+def follow(query: Query, name: bytes, links: int) -> Query:
+    """The same question about the name that a CNAME leads to, asked by ourselves. links: CNAMEs followed on the way."""
+    wire = name + query.data[query.question_end - 4 : query.question_end]
+    data = HEADER.pack(query.id, query.flags, 1, 0, 0, 0) + wire
+    lname, end = name.lower(), QUESTION_AT + len(wire)
+    return replace(query, data=data, name=name, lname=lname, question_end=end, limit=MAX_MESSAGE, links=links)
 
 
 def upstream_query(query: Query, ident: int, *, edns: bool = True) -> bytes:
