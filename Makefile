@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
-TEST_COMMANDS := dig delv kdig named-checkzone ip setpriv prlimit musl-gcc cc
-TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 util-linux musl-tools gcc libc6-dev
-BENCH_COMMANDS := knotd dnsmasq dnsperf taskset
-BENCH_PACKAGES := knot dnsmasq-base dnsperf util-linux
+TEST_COMMANDS := dig delv kdig named-checkzone ip setpriv prlimit musl-gcc cc unbound knotd nsd dnsmasq named
+TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 util-linux musl-tools gcc libc6-dev \
+	unbound knot nsd dnsmasq-base bind9
+BENCH_COMMANDS := dnsperf taskset
+BENCH_PACKAGES := dnsperf util-linux
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -37,7 +38,7 @@ packages: ## install the programs that the tests start (Debian; as root)
 	@missing=$$(for c in $(TEST_COMMANDS); do command -v $$c >/dev/null || printf ' %s' $$c; done); \
 	test -z "$$missing" || $(call debian,$(TEST_PACKAGES),$$missing)
 
-bench-packages: packages
+bench-packages: packages ## and those that the benchmarks need besides
 	@missing=$$(for c in $(BENCH_COMMANDS); do command -v $$c >/dev/null || printf ' %s' $$c; done); \
 	test -z "$$missing" || $(call debian,$(BENCH_PACKAGES),$$missing)
 
@@ -56,20 +57,24 @@ format: install ## let ruff put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install bench-packages ## measure kdns beside Knot and dnsmasq on this machine
+bench: install bench-packages ## measure kdns beside Knot, dnsmasq and Unbound on this machine
 	$(BIN)/python -m tests.bench
 
 clean: ## remove what was built, installed and cached here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find kdns tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call debian,PACKAGES,WHAT IS MISSING): a shell command that installs packages, or says why it cannot.
+# $(call debian,PACKAGES,WHAT IS MISSING): a shell command that installs packages, or says why it cannot. Meanwhile no
+# service is started (policy-rc.d): name servers among them would take port 53.
 define debian
 { if ! command -v apt-get >/dev/null; then \
     echo "missing: $(strip $(2)); Debian has it in: $(1)" >&2; exit 1; \
   elif [ "$$(id -u)" != 0 ]; then \
     echo "missing: $(strip $(2)); install it with: sudo apt-get install $(1)" >&2; exit 1; \
   else \
+    policy=/usr/sbin/policy-rc.d; \
+    test -e $$policy || { trap "rm -f $$policy" EXIT INT TERM; \
+      printf '#!/bin/sh\nexit 101\n' >$$policy && chmod 755 $$policy; }; \
     apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=120 $(1) >/dev/null; \
   fi; }

@@ -9,12 +9,13 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _numbers = itertools.count(1)
 
@@ -106,22 +107,19 @@ class Netns:
 
     def socket(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
         """A socket of this process that lives in this namespace."""
-        made: list[socket.socket | OSError] = []
+        return self.inside(lambda: socket.socket(family, kind))
 
-        def make() -> None:
-            libc = ctypes.CDLL(None, use_errno=True)
-            with Path(f"/run/netns/{self.name}").open() as file:
-                if libc.setns(file.fileno(), _CLONE_NEWNET):
-                    made.append(OSError(ctypes.get_errno(), "setns"))
-                else:
-                    made.append(socket.socket(family, kind))
+    def inside(self, work: Callable[[], T]) -> T:
+        """Do something in this namespace: sockets and processes that it makes live there."""
+        with ThreadPoolExecutor(1) as pool:  # setns moves only the thread that calls it
+            return pool.submit(self._enter_and, work).result()
 
-        thread = threading.Thread(target=make)  # setns moves only the thread that calls it
-        thread.start()
-        thread.join()
-        if isinstance(made[0], OSError):
-            raise made[0]
-        return made[0]
+    def _enter_and(self, work: Callable[[], T]) -> T:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(f"/run/netns/{self.name}").open() as file:
+            if libc.setns(file.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        return work()
 
 
 def _ip(*arguments: str) -> str:
