@@ -27,13 +27,17 @@ from kdns.plugins import (
 from kdns.plugins import (
     bind,
     bufsize,
+    cancel,
     chaos,
     errors,
+    header,
     health,
     import_,
     kubernetes,
     loadbalance,
+    local,
     log,
+    minimal,
     nsid,
     prometheus,
     ready,
@@ -54,8 +58,8 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, chaos, errors, health, kubernetes, loadbalance, log, nsid, prometheus, ready, reload, root,
-        whoami,
+        any_, bind, bufsize, cancel, chaos, errors, header, health, kubernetes, loadbalance, local, log, minimal, nsid,
+        prometheus, ready, reload, root, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""
