@@ -30,6 +30,7 @@ from kdns.plugins import (
     cancel,
     chaos,
     errors,
+    forward,
     header,
     health,
     import_,
@@ -58,8 +59,8 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, cancel, chaos, errors, header, health, kubernetes, loadbalance, local, log, minimal, nsid,
-        prometheus, ready, reload, root, whoami,
+        any_, bind, bufsize, cancel, chaos, errors, forward, header, health, kubernetes, loadbalance, local, log,
+        minimal, nsid, prometheus, ready, reload, root, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -1,0 +1,53 @@
+"""A question on its way to an upstream, and which messages can be its answer."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from kdns.wire.message import QUESTION_AT
+
+_HEADER = struct.Struct("!HHHHH")
+_RD = 0x0100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """A query without the ID, which each transmission has its own.
+
+    body: the message from its third byte on. question: name, type and class as asked.
+    """
+
+    body: bytes
+    question: bytes
+
+    @property
+    def has_opt(self) -> bool:
+        """Whether there is an OPT behind the question."""
+        return len(self.body) > QUESTION_AT - 2 + len(self.question)
+
+    def plain(self) -> Ask:
+        """The same without the OPT, for a server that does not know EDNS (RFC 6891 6.2.2 and 7)."""
+        return Ask(self.body[:8] + b"\0\0" + self.question, self.question)
+
+    def mismatch(self, data: bytes) -> str:
+        """Why a message with the right ID is no answer to this, as a label for metrics; "" if it is one.
+
+        Names compare without case. An error may come without the question: some servers send it so to what they do
+        not understand.
+        """
+        if len(data) < QUESTION_AT:
+            return "short"
+        if not data[2] & 0x80:
+            return "query"
+        asked = self.question
+        found = data[QUESTION_AT : QUESTION_AT + len(asked)]
+        if found == asked or (found[-4:] == asked[-4:] and found[:-4].lower() == asked[:-4].lower()):
+            return ""
+        return "" if data[4:6] == b"\0\0" and data[3] & 0xF else "question"
+
+
+def plain_ask(name: bytes, rtype: int, *, recursion: bool = True) -> Ask:
+    """A question of our own in class IN, without an OPT. name: in wire format."""
+    question = name + struct.pack("!HH", rtype, 1)
+    return Ask(_HEADER.pack(_RD if recursion else 0, 1, 0, 0, 0) + question, question)

@@ -1,0 +1,98 @@
+"""Queries over HTTPS (RFC 8484), with HTTP/2 where the server has it. Imported only where an upstream needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import httpx
+
+from kdns.upstream.ask import Ask
+from kdns.upstream.faults import ConnectionLostError, UpstreamError
+from kdns.upstream.settings import Settings, Target
+from kdns.wire.message import MAX_MESSAGE, QUESTION_AT
+
+PATH = "/dns-query"
+_TYPE = "application/dns-message"
+_CONNECT_SECONDS = 1.5
+_MAX_CONNECTIONS = 2
+_NO_ID = b"\0\0"
+
+
+class Https:
+    """The HTTP client for one address. To be used in the event loop only."""
+
+    def __init__(self, target: Target, settings: Settings, context: ssl.SSLContext) -> None:
+        """context: for this client alone, which sets ALPN in it."""
+        self._method = settings.doh_method
+        self._url = f"https://{target}{PATH}"
+        self._headers = {"accept": _TYPE}
+        if target.server_name:
+            port = "" if target.port == 443 else f":{target.port}"
+            self._headers["host"] = target.server_name + port
+        self._extensions = {"sni_hostname": target.server_name or target.host}
+        transport = httpx.AsyncHTTPTransport(
+            verify=context,
+            http2=True,
+            trust_env=False,
+            limits=httpx.Limits(
+                max_connections=_MAX_CONNECTIONS,
+                max_keepalive_connections=settings.max_idle or None,
+                keepalive_expiry=settings.expire,
+            ),
+            local_address=settings.source or None,
+        )
+        self._client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+
+    async def ask(self, ask: Ask, until: float) -> bytes:
+        """The answer. until: of the event loop's clock. Raises ConnectionLostError or UpstreamError."""
+        try:
+            async with asyncio.timeout_at(until):
+                async with self._stream(_NO_ID + ask.body) as response:
+                    data = await self._read(response)
+        except TimeoutError:
+            raise UpstreamError("no answer over HTTPS in time") from None
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            raise ConnectionLostError(f"the HTTPS connection ended: {_said(error)}") from None
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
+            raise UpstreamError(f"HTTPS: {_said(error)}") from None
+        wrong = ask.mismatch(data)
+        if wrong:
+            raise UpstreamError(f"malformed answer over HTTPS ({wrong})")
+        return data
+
+    def _stream(self, message: bytes) -> AbstractAsyncContextManager[httpx.Response]:
+        stream = partial(
+            self._client.stream,
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            extensions=self._extensions,
+        )
+        if self._method == "GET":
+            text = base64.urlsafe_b64encode(message).rstrip(b"=").decode()
+            return stream("GET", self._url, params={"dns": text}, headers=self._headers)
+        return stream("POST", self._url, content=message, headers=self._headers | {"content-type": _TYPE})
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """The body, which cannot be longer than a DNS message."""
+        found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code != httpx.codes.OK or found != _TYPE:
+            raise UpstreamError(f"HTTP status {response.status_code}, content type {found[:64]!r}")
+        data = b""
+        async for part in response.aiter_bytes():
+            data += part
+            if len(data) > MAX_MESSAGE:
+                raise UpstreamError(f"an answer of more than {MAX_MESSAGE} bytes")
+        if len(data) < QUESTION_AT:
+            raise UpstreamError(f"an answer of {len(data)} bytes")
+        return data
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._client.aclose()
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,59 @@
+"""What is counted of one upstream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kdns.observe.counters import PROXY_REQUESTS, Histogram, Region
+from kdns.wire import rr
+
+PROXY = "forward"
+"""The label proxy_name."""
+_KNOWN_RCODES = 24
+"""Response codes from here on are counted together: an upstream shall not choose how many series there are."""
+
+
+class Meter:
+    """The metrics of one upstream. wrong: is shown each message that is dropped, and why; None if nobody looks."""
+
+    def __init__(self, region: Region, to: str, wrong: Callable[[str, bytes], None] | None = None) -> None:
+        self._region = region
+        self._cells = region.cells
+        self._to = to
+        self._wrong = wrong
+        self._durations: dict[int, Histogram] = {}
+        self._connections: dict[tuple[str, bool], int] = {}
+
+    def connection(self, proto: str, *, hit: bool) -> None:
+        """Count a query that found a connection (hit) or needed a new one. proto: udp, tcp or tcp-tls."""
+        index = self._connections.get((proto, hit))
+        if index is None:
+            name = f"coredns_proxy_conn_cache_{'hits' if hit else 'misses'}_total"
+            key = ("count", name, "proxy_name", PROXY, "to", self._to, "proto", proto)
+            index = self._connections[proto, hit] = self._region.series(key, 1)
+        self._cells[index] += 1
+
+    def answered(self, rcode: int, started: int) -> None:
+        """Count an answer. started: time.perf_counter_ns() when the query was sent."""
+        rcode = min(rcode, _KNOWN_RCODES)
+        histogram = self._durations.get(rcode)
+        if histogram is None:
+            text = rr.rcode_text(rcode).removeprefix("RCODE") if rcode < _KNOWN_RCODES else "other"
+            histogram = self._durations[rcode] = PROXY_REQUESTS.histogram(self._region, PROXY, self._to, text)
+        histogram.observe(time.perf_counter_ns() - started)
+
+    def check_failed(self) -> None:
+        """Count a health check without an answer."""
+        name = "coredns_proxy_healthcheck_failures_total"
+        self._region.count(("count", name, "proxy_name", PROXY, "to", self._to))
+
+    def discarded(self, reason: str, data: bytes) -> None:
+        """Count a message that is no answer to anything that was asked."""
+        self._region.count(("count", "kdns_forward_discarded_total", "to", self._to, "reason", reason))
+        if self._wrong is not None:
+            self._wrong(f"{self._to}: wrong reply ({reason})", data)
+
+    def resent(self) -> None:
+        """Count a query that is asked again because its connection ended."""
+        self._region.count(("count", "kdns_forward_resent_total", "to", self._to))

@@ -1,0 +1,327 @@
+"""Queries over TCP and TLS: few connections, many queries in flight on each, answers in any order (RFC 7766 6.2).
+
+A query belongs to a connection from the moment that it is asked, connected or not. All queries that are put on a
+connection in one turn of the event loop leave in one write.
+
+Some servers close after a number of answers. When a connection ends with queries on it, that number is noted for a
+while, and no connection gets more queries than that, so that none are lost. If a server then does not close, it is
+forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from dataclasses import dataclass
+
+from kdns.upstream.ask import Ask
+from kdns.upstream.faults import ConnectionLostError, UpstreamError
+from kdns.upstream.meters import Meter
+from kdns.upstream.settings import Settings, Target
+
+CONNECT_SECONDS = 1.5
+"""How long a connection may take until it can be used, the TLS handshake included."""
+BUSY = 32
+"""Queries in flight on a connection from which on another one is opened beside it."""
+MAX_CONNECTIONS = 2
+MAX_LIMITED_CONNECTIONS = 64
+"""The same for a server that closes after a number of answers."""
+MAX_IN_FLIGHT = 16384
+LIMIT_SECONDS = 60.0
+_BUFFER = 1 << 17
+_QUIET = 0.5
+_PROOF = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A query in flight. sent, until: of the event loop's clock."""
+
+    future: asyncio.Future[bytes]
+    ask: Ask
+    sent: float
+    until: float
+
+
+class Streams:
+    """The connections to one address. To be used in the event loop only."""
+
+    def __init__(self, target: Target, settings: Settings, context: ssl.SSLContext | None, meter: Meter) -> None:
+        """context: None for plain TCP."""
+        self.target = target
+        self.settings = settings
+        self.context = context
+        self.meter = meter
+        self.proto = "tcp" if context is None else "tcp-tls"
+        self.limit = 0  # queries for each connection, 0 if there is no limit
+        self._limited_until = 0.0
+        self._connections: list[Connection] = []
+        self._room: asyncio.Future[None] | None = None
+
+    async def ask(self, ask: Ask, until: float) -> bytes:
+        """The answer, from its ID on. until: of the event loop's clock; noticed by `tick`.
+
+        Raises ConnectionLostError or UpstreamError.
+        """
+        connection = self._pick()
+        while connection is None:
+            await self._wait(until)
+            connection = self._pick()
+        return await connection.put(ask, until)
+
+    def tick(self, now: float) -> bool:
+        """End waits and connections whose time is over; False if no query is in flight."""
+        busy = False
+        for connection in list(self._connections):
+            connection.tick(now)
+            busy = busy or bool(connection.waiting)
+        return busy
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is any connection."""
+        return bool(self._connections)
+
+    def close(self) -> None:
+        """End all connections and what waits on them."""
+        for connection in list(self._connections):
+            connection.end("kdns is stopping")
+
+    def _pick(self) -> Connection | None:
+        """The connection for the next query; None if it has to wait."""
+        now = asyncio.get_running_loop().time()
+        if self.limit and now > self._limited_until:
+            self.limit = 0
+        best: Connection | None = None
+        for connection in self._connections:
+            if connection.takes_more(now) and (best is None or connection.load < best.load):
+                best = connection
+        most = MAX_LIMITED_CONNECTIONS if self.limit else MAX_CONNECTIONS
+        crowded = best is None or (len(best.waiting) >= BUSY and len(self._connections) < MAX_CONNECTIONS)
+        if crowded and len(self._connections) < most:
+            opened = Connection(self)
+            self._connections.append(opened)
+            self.meter.connection(self.proto, hit=False)
+            return best or opened
+        if best is not None:
+            self.meter.connection(self.proto, hit=True)
+        return best
+
+    async def _wait(self, until: float) -> None:
+        """Wait until a connection ends or is done with something."""
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout_at(until):
+                await asyncio.shield(self._room)
+        except TimeoutError:
+            raise UpstreamError(f"all of {len(self._connections)} connections were taken") from None
+
+    def moved(self) -> None:
+        """There may be room for those who wait."""
+        if self._room is not None:
+            room, self._room = self._room, None
+            room.set_result(None)
+
+    def idle(self, connection: Connection) -> None:
+        """A connection has no query in flight any more: close it if that is one too many."""
+        self.moved()
+        kept = self.settings.max_idle
+        spare = kept and sum(not other.waiting for other in self._connections) > kept
+        if spare or self.settings.expire <= 0:
+            connection.end("")
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        with contextlib.suppress(ValueError):
+            self._connections.remove(connection)
+        self.moved()
+
+    def learn(self, answers: int) -> None:
+        """The server ended a connection with queries on it after this many answers; 0: it does not do that."""
+        self.limit = answers
+        self._limited_until = asyncio.get_running_loop().time() + LIMIT_SECONDS
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One connection, from the moment that it is wanted."""
+
+    def __init__(self, pool: Streams) -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self.waiting: dict[int, _Waiter] = {}
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._ended = False
+        self._put = 0
+        self._answers = 0
+        self._opened = self._heard = self._loop.time()
+        self._idle_since = self._opened
+        self._connecting = self._loop.create_task(self._connect())
+
+    @property
+    def load(self) -> tuple[bool, int]:
+        """Which of two connections is to be preferred, the lesser one: one that is connected, with fewer queries."""
+        return self._transport is None, len(self.waiting)
+
+    def takes_more(self, now: float) -> bool:
+        """Whether another query may be put on it."""
+        pool = self._pool
+        if self._ended or (pool.limit and self._put >= pool.limit) or len(self.waiting) >= MAX_IN_FLIGHT:
+            return False
+        return not pool.settings.max_age or now - self._opened < pool.settings.max_age
+
+    def put(self, ask: Ask, until: float) -> asyncio.Future[bytes]:
+        """Send a query, or keep it until there is a connection.
+
+        The ID need not be hard to guess here, where nobody can answer but the other end; it only has to be free.
+        """
+        ident = random.getrandbits(16)
+        while ident in self.waiting:
+            ident = random.getrandbits(16)
+        loop = self._loop
+        future: asyncio.Future[bytes] = loop.create_future()
+        self.waiting[ident] = _Waiter(future, ask, loop.time(), until)
+        self._put += 1
+        if not self._out and self._transport is not None:
+            loop.call_soon(self._flush)
+        self._out.append((len(ask.body) + 2 << 16 | ident).to_bytes(4, "big"))
+        self._out.append(ask.body)
+        return future
+
+    def _flush(self) -> None:
+        if self._out and self._transport is not None:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    async def _connect(self) -> None:
+        target, settings = self._pool.target, self._pool.settings
+        secure = self._pool.context
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._loop.create_connection(
+                    lambda: self,
+                    target.host,
+                    target.port,
+                    local_addr=(settings.source, 0) if settings.source else None,
+                    ssl=secure,
+                    server_hostname=(target.server_name or target.host) if secure is not None else None,
+                )
+        except TimeoutError:
+            self._fail(f"no {self._pool.proto} connection within {CONNECT_SECONDS:g} s")
+        except OSError as error:
+            self._fail(f"no {self._pool.proto} connection: {error.strerror or error}")
+
+    def _fail(self, text: str) -> None:
+        """No connection came about."""
+        self._ended = True
+        self._pool.gone(self)
+        for waiter in self._taken():
+            waiter.future.set_exception(UpstreamError(text))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._heard = self._idle_since = self._loop.time()
+        if self._ended:
+            transport.abort()
+        self._flush()
+
+    def get_buffer(self, _: int) -> memoryview:
+        return self._view[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take the complete messages out of the buffer, which holds at least one of any size."""
+        buffer, end, at = self._buffer, self._filled + nbytes, 0
+        while end - at >= 2:
+            following = at + 2 + (buffer[at] << 8 | buffer[at + 1])
+            if following > end:
+                break
+            self._take(bytes(self._view[at + 2 : following]))
+            at = following
+        if at:
+            self._heard = self._loop.time()
+            buffer[: end - at] = buffer[at:end]
+            if not self.waiting and not self._ended:
+                self._idle_since = self._heard
+                self._pool.idle(self)
+        self._filled = end - at
+
+    def _take(self, data: bytes) -> None:
+        ident = int.from_bytes(data[:2], "big")
+        waiter = self.waiting.get(ident)
+        wrong = waiter.ask.mismatch(data) if waiter is not None else "id"
+        if waiter is None or wrong:
+            self._pool.meter.discarded(wrong, data)
+            return
+        del self.waiting[ident]
+        self._answers += 1
+        if not waiter.future.done():
+            waiter.future.set_result(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._pool.gone(self)
+        if not self.waiting:
+            return
+        quiet = min(waiter.sent for waiter in self.waiting.values()) - self._heard > _QUIET
+        if self._answers and not quiet:
+            self._pool.learn(self._answers)
+        self._lose(f"the {self._pool.proto} connection was {'reset' if exc is not None else 'closed'}")
+
+    def _lose(self, text: str) -> None:
+        for waiter in self._taken():
+            waiter.future.set_exception(ConnectionLostError(text))
+
+    def _taken(self) -> list[_Waiter]:
+        """Those who still wait, who wait here no more."""
+        waiters = [waiter for waiter in self.waiting.values() if not waiter.future.done()]
+        self.waiting.clear()
+        self._out.clear()
+        return waiters
+
+    def tick(self, now: float) -> None:
+        """End the waits that are over.
+
+        If not one message has come since such a query was sent, the connection is taken for dead. One that is open
+        though it has had as many queries as the server is said to answer shows that the server does not count.
+        """
+        late = [(ident, waiter) for ident, waiter in self.waiting.items() if waiter.until <= now]
+        dead = False
+        for ident, waiter in late:
+            del self.waiting[ident]
+            dead = dead or waiter.sent >= self._heard
+            if not waiter.future.done():
+                waiter.future.set_exception(UpstreamError(f"no answer within {now - waiter.sent:.1f} s"))
+        if dead:
+            self.end("the connection is dead")
+        elif late and not self.waiting:
+            self._idle_since = now
+            self._pool.idle(self)
+        elif not self.waiting:
+            settings = self._pool.settings
+            if now - self._idle_since >= settings.expire or 0 < settings.max_age <= now - self._opened:
+                self.end("")
+            elif self._pool.limit and self._put >= self._pool.limit and now - self._idle_since > _PROOF:
+                self._pool.learn(0)
+
+    def end(self, text: str) -> None:
+        """Close the connection; queries on it are lost, for this reason."""
+        if self._ended:
+            return
+        self._ended = True
+        self._pool.gone(self)
+        if self._transport is None:
+            self._connecting.cancel()
+        elif self.waiting or self._out:
+            self._transport.abort()
+        else:
+            self._transport.close()
+        self._lose(text)

@@ -1,0 +1,194 @@
+"""One upstream: the right transport for each query, and whether it is well."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kdns.errors import FormatError
+from kdns.observe.counters import Region
+from kdns.observe.logs import Log
+from kdns.upstream.ask import Ask, plain_ask
+from kdns.upstream.datagrams import Datagrams
+from kdns.upstream.faults import UpstreamError
+from kdns.upstream.meters import Meter
+from kdns.upstream.settings import Settings, Target
+from kdns.upstream.streams import Streams
+from kdns.wire import relay, rr
+from kdns.wire.relay import Relay
+
+if TYPE_CHECKING:
+    from kdns.upstream.https import Https
+
+CHECK_SECONDS = 1.0
+"""How long a health check waits for its answer."""
+_TICK = 0.05
+_SLOW_TICK = 0.5
+_SHORTEST_PAUSE = 0.01
+_TC = 0x02
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surroundings:
+    """What upstreams use of the worker that they are in.
+
+    background: runs a coroutine for as long as the worker serves. wrong: is shown each message that is dropped, and
+    why; None if nobody looks.
+    """
+
+    region: Region
+    log: Log
+    background: Callable[[Coroutine[Any, Any, None]], None]
+    wrong: Callable[[str, bytes], None] | None = None
+
+
+class Upstream:
+    """One address that is asked. To be used in the event loop only."""
+
+    def __init__(self, target: Target, settings: Settings, around: Surroundings) -> None:
+        """target: with an IP address."""
+        self.target = target
+        self.name = str(target)
+        self.fails = 0
+        self._settings = settings
+        self._around = around
+        self._meter = Meter(around.region, self.name, around.wrong)
+        self._checking = False
+        self._streams: Streams | None = None
+        self._datagrams: Datagrams | None = None
+        self._https: Https | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._fast = False
+        self._probe = plain_ask(settings.health_domain, rr.NS, recursion=settings.health_recursion)
+        try:
+            self._prepare()
+        except OSError as error:
+            around.log.error(f"upstream {self.name} cannot be used: TLS: {error}", key=f"tls {self.name}")
+
+    def _prepare(self) -> None:
+        """Make what the transport needs. Raises OSError if files for TLS cannot be used (any more)."""
+        target, settings = self.target, self._settings
+        if target.transport == "https":
+            from kdns.upstream.https import Https  # 10 MB and 0.1 s, for those who need it
+
+            self._https = Https(target, settings, settings.tls.context())
+        else:
+            secure = settings.tls.context() if target.transport == "tls" else None
+            self._streams = Streams(target, settings, secure, self._meter)
+            self._datagrams = Datagrams(target, settings, self._meter) if secure is None else None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether more health checks in a row than `max_fails` have failed."""
+        return 0 < self._settings.max_fails < self.fails
+
+    async def exchange(self, ask: Ask, tcp: bool, give_up: float) -> Relay:
+        """Ask, and read the answer.
+
+        tcp: ask over TCP; a truncated answer over UDP is asked for again so. A server that does not understand a query
+        with an OPT is asked once more without. give_up: of the event loop's clock, for all of this. Raises
+        ConnectionLostError or UpstreamError.
+        """
+        started = time.perf_counter_ns()
+        data = await self._transfer(ask, tcp, give_up)
+        if data[3] & 0xF in (rr.FORMERR, rr.NOTIMP) and ask.has_opt:
+            data = await self._transfer(ask.plain(), tcp, give_up)
+        try:
+            answer = relay.read(data, ask.question)
+        except FormatError as error:
+            self._meter.discarded("malformed", data)
+            raise UpstreamError(f"malformed answer: {error}") from None
+        self._meter.answered(answer.rcode, started)
+        return answer
+
+    async def _transfer(self, ask: Ask, tcp: bool, give_up: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        wait = self._settings.read_timeout
+        if self._https is not None:
+            return await self._https.ask(ask, min(loop.time() + wait, give_up))
+        if self._streams is None:
+            try:
+                self._prepare()
+            except OSError as error:
+                raise UpstreamError(f"TLS: {error}") from None
+            return await self._transfer(ask, tcp, give_up)
+        if not self._fast:
+            self._tick_soon()
+        if not tcp and self._datagrams is not None:
+            data = await self._datagrams.ask(ask, min(loop.time() + wait, give_up))
+            if not data[2] & _TC:
+                return data
+            try:
+                return await self._streams.ask(ask, min(loop.time() + wait, give_up))
+            except UpstreamError:
+                return data  # better than nothing: the client may ask over TCP itself
+        return await self._streams.ask(ask, min(loop.time() + wait, give_up))
+
+    def _tick_soon(self) -> None:
+        """One timer looks after all waits: often while queries are in flight, seldom while connections are open."""
+        self._fast = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        busy = self._streams is not None and self._streams.tick(now)
+        if self._datagrams is not None and self._datagrams.tick(now):
+            busy = True
+        self._fast = busy
+        if busy or (self._streams is not None and self._streams.is_open):
+            self._timer = loop.call_later(_TICK if busy else _SLOW_TICK, self._tick)
+        else:
+            self._timer = None
+
+    def resent(self) -> None:
+        """Count that a query was lost with a connection."""
+        self._meter.resent()
+
+    # Health
+
+    def check(self) -> None:
+        """Begin with health checks, unless they are going on: one after the other until one is answered."""
+        if self._settings.max_fails and not self._checking:
+            self._checking = True
+            self._around.background(self._check())
+
+    async def _check(self) -> None:
+        """Whatever comes back is good (RFC 1035: there is a server), even if it is an error."""
+        tcp = self._settings.force_tcp
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    await self._transfer(self._probe, tcp, loop.time() + CHECK_SECONDS)
+                except UpstreamError as error:
+                    self._failed(error)
+                else:
+                    break
+                await asyncio.sleep(max(self._settings.health_interval, _SHORTEST_PAUSE))
+        finally:
+            self._checking = False
+        if self.is_down:
+            self._around.log.info(f"upstream {self.name} answers again")
+        self.fails = 0
+
+    def _failed(self, error: UpstreamError) -> None:
+        was_down = self.is_down
+        self.fails += 1
+        self._meter.check_failed()
+        if self.is_down and not was_down:
+            self._around.log.warning(f"upstream {self.name} is down: {error}", key=f"down {self.name}")
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._streams is not None:
+            self._streams.close()
+        if self._https is not None:
+            await self._https.close()
