@@ -33,6 +33,7 @@ from kdns.plugins import (
     forward,
     header,
     health,
+    hosts,
     import_,
     kubernetes,
     loadbalance,
@@ -59,7 +60,7 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, cancel, chaos, errors, forward, header, health, kubernetes, loadbalance, local, log,
+        any_, bind, bufsize, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance, local, log,
         minimal, nsid, prometheus, ready, reload, root, whoami,
     )
 }  # fmt: skip
