@@ -45,6 +45,13 @@ COREDNS = {
     "coredns_proxy_healthcheck_failures_total": ("counter", {"proxy_name", "to"}),
     "coredns_proxy_conn_cache_hits_total": ("counter", {"proxy_name", "to", "proto"}),
     "coredns_proxy_conn_cache_misses_total": ("counter", {"proxy_name", "to", "proto"}),
+    "coredns_cache_entries": ("gauge", {"server", "type", "zones", "view"}),
+    "coredns_cache_requests_total": ("counter", {"server", "zones", "view"}),
+    "coredns_cache_hits_total": ("counter", {"server", "type", "zones", "view"}),
+    "coredns_cache_misses_total": ("counter", {"server", "zones", "view"}),
+    "coredns_cache_prefetch_total": ("counter", {"server", "zones", "view"}),
+    "coredns_cache_served_stale_total": ("counter", {"server", "zones", "view"}),
+    "coredns_cache_evictions_total": ("counter", {"server", "type", "zones", "view"}),
 }
 OURS = {
     "kdns_forward_discarded_total": ("counter", {"to", "reason"}),
@@ -127,7 +134,7 @@ def busy_region() -> Region:
     for family in COUNTERS:
         region.count(("count", family.name, *(text for label in family.labels for text in (label, "x"))), 3)
     for family in GAUGES:
-        region.set(("gauge", family.name), 4)
+        region.set(("gauge", family.name, *(text for label in family.labels for text in (label, "x"))), 4)
     for family in SHARED:
         region.set(("shared", family.name, *(text for label in family.labels for text in (label, "x"))), 5)
     return region

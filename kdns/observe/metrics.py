@@ -59,6 +59,8 @@ class Family(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+_CACHE = ("server", "zones", "view")
+_CACHE_KINDS = ("server", "type", "zones", "view")
 COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
@@ -85,6 +87,12 @@ COUNTERS = (
     Family(
         "kdns_forward_resent_total", "Queries whose connection to an upstream ended before the answer came.", ("to",)
     ),
+    Family("coredns_cache_requests_total", "Queries that came to the cache.", _CACHE),
+    Family("coredns_cache_hits_total", "Queries answered from the cache.", _CACHE_KINDS),
+    Family("coredns_cache_misses_total", "Queries whose answer was not in the cache.", _CACHE),
+    Family("coredns_cache_prefetch_total", "Queries to renew what is in the cache.", _CACHE),
+    Family("coredns_cache_served_stale_total", "Queries answered from the cache with what had expired.", _CACHE),
+    Family("coredns_cache_evictions_total", "Answers dropped from the cache to make room.", _CACHE_KINDS),
     Family("kdns_packet_cache_hits_total", "Queries answered from the packet cache."),
     Family("kdns_packet_cache_misses_total", "Queries whose answer was not in the packet cache."),
     Family("kdns_packet_cache_evictions_total", "Answers dropped from the packet cache to make room."),
@@ -115,6 +123,7 @@ COUNTERS = (
 """Counters of one cell; those without labels show as 0 from the start."""
 
 GAUGES = (
+    Family("coredns_cache_entries", "Answers in the caches of all workers.", _CACHE_KINDS),
     Family("kdns_packet_cache_entries", "Answers in the packet caches of all workers."),
     Family("kdns_packet_cache_bytes", "Bytes of the queries and answers in the packet caches of all workers."),
     Family("kdns_tcp_connections", "TCP connections of clients that are open."),

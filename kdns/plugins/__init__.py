@@ -27,6 +27,7 @@ from kdns.plugins import (
 from kdns.plugins import (
     bind,
     bufsize,
+    cache,
     cancel,
     chaos,
     errors,
@@ -60,8 +61,8 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance, local, log,
-        minimal, nsid, prometheus, ready, reload, root, whoami,
+        any_, bind, bufsize, cache, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance,
+        local, log, minimal, nsid, prometheus, ready, reload, root, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""
