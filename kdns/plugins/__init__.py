@@ -40,6 +40,7 @@ from kdns.plugins import (
     loadbalance,
     local,
     log,
+    loop,
     minimal,
     nsid,
     prometheus,
@@ -62,7 +63,7 @@ MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
         any_, bind, bufsize, cache, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance,
-        local, log, minimal, nsid, prometheus, ready, reload, root, whoami,
+        local, log, loop, minimal, nsid, prometheus, ready, reload, root, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""
