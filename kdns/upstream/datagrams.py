@@ -11,7 +11,7 @@ import random
 import socket
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import UpstreamError
+from kdns.upstream.faults import UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
@@ -53,7 +53,7 @@ class Datagrams:
             exchange.send()
             return await exchange.future
         except OSError as error:
-            raise UpstreamError(f"UDP: {error.strerror or error}") from None
+            raise UpstreamError(f"UDP: {told(error)}") from None
         finally:
             exchange.close()
             self._open.discard(exchange)
@@ -103,7 +103,7 @@ class _Exchange:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.future.set_exception(UpstreamError(f"UDP: {error.strerror}"))
+                self.future.set_exception(UpstreamError(f"UDP: {told(error)}"))
                 return
             wrong = self._wrong(data, peer)
             if wrong:

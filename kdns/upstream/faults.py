@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+
 from kdns.errors import KdnsError
 
 
@@ -11,3 +14,12 @@ class UpstreamError(KdnsError):
 
 class ConnectionLostError(UpstreamError):
     """The connection ended while a query was on it, which says little about the upstream: it may be asked again."""
+
+
+def told(error: OSError) -> str:
+    """What the kernel or the TLS library says, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__

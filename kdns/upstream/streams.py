@@ -3,9 +3,9 @@
 A query belongs to a connection from the moment that it is asked, connected or not. All queries that are put on a
 connection in one turn of the event loop leave in one write.
 
-Some servers close after a number of answers. When a connection ends with queries on it, that number is noted for a
-while, and no connection gets more queries than that, so that none are lost. If a server then does not close, it is
-forgotten.
+Some servers close after a number of answers. When a connection ends with queries on it after few answers, or after as
+many as the one before, that number is noted for a while, and no connection gets more queries than that, so that none is
+lost. If a server then does not close, it is forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ssl
 from dataclasses import dataclass
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import ConnectionLostError, UpstreamError
+from kdns.upstream.faults import ConnectionLostError, UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
@@ -30,6 +30,9 @@ MAX_LIMITED_CONNECTIONS = 64
 """The same for a server that closes after a number of answers."""
 MAX_IN_FLIGHT = 16384
 LIMIT_SECONDS = 60.0
+FEW_ANSWERS = 16
+LARGEST_LIMIT = 1024
+"""With more answers than that on each connection, what is asked again does not matter."""
 _BUFFER = 1 << 17
 _QUIET = 0.5
 _PROOF = 1.0
@@ -57,6 +60,7 @@ class Streams:
         self.proto = "tcp" if context is None else "tcp-tls"
         self.limit = 0  # queries for each connection, 0 if there is no limit
         self._limited_until = 0.0
+        self._ended_after = 0
         self._connections: list[Connection] = []
         self._room: asyncio.Future[None] | None = None
 
@@ -87,7 +91,7 @@ class Streams:
     def close(self) -> None:
         """End all connections and what waits on them."""
         for connection in list(self._connections):
-            connection.end("kdns is stopping")
+            connection.end("the upstream is not used any more")
 
     def _pick(self) -> Connection | None:
         """The connection for the next query; None if it has to wait."""
@@ -100,6 +104,11 @@ class Streams:
                 best = connection
         most = MAX_LIMITED_CONNECTIONS if self.limit else MAX_CONNECTIONS
         crowded = best is None or (len(best.waiting) >= BUSY and len(self._connections) < MAX_CONNECTIONS)
+        if best is None and len(self._connections) >= most:
+            for connection in self._connections:
+                if not connection.waiting:  # the server was expected to close it
+                    connection.end("")
+                    break
         if crowded and len(self._connections) < most:
             opened = Connection(self)
             self._connections.append(opened)
@@ -140,9 +149,11 @@ class Streams:
         self.moved()
 
     def learn(self, answers: int) -> None:
-        """The server ended a connection with queries on it after this many answers; 0: it does not do that."""
-        self.limit = answers
-        self._limited_until = asyncio.get_running_loop().time() + LIMIT_SECONDS
+        """The server ended a connection with queries on it after this many answers."""
+        if answers < FEW_ANSWERS or answers == self._ended_after <= LARGEST_LIMIT:
+            self.limit = answers
+            self._limited_until = asyncio.get_running_loop().time() + LIMIT_SECONDS
+        self._ended_after = answers
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -215,7 +226,7 @@ class Connection(asyncio.BufferedProtocol):
         except TimeoutError:
             self._fail(f"no {self._pool.proto} connection within {CONNECT_SECONDS:g} s")
         except OSError as error:
-            self._fail(f"no {self._pool.proto} connection: {error.strerror or error}")
+            self._fail(f"no {self._pool.proto} connection: {told(error)}")
 
     def _fail(self, text: str) -> None:
         """No connection came about."""
@@ -227,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._heard = self._idle_since = self._loop.time()
+        self._idle_since = self._loop.time()
         if self._ended:
             transport.abort()
         self._flush()
@@ -263,6 +274,9 @@ class Connection(asyncio.BufferedProtocol):
         self._answers += 1
         if not waiter.future.done():
             waiter.future.set_result(data)
+
+    def eof_received(self) -> None:
+        self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._ended:
@@ -310,7 +324,7 @@ class Connection(asyncio.BufferedProtocol):
             if now - self._idle_since >= settings.expire or 0 < settings.max_age <= now - self._opened:
                 self.end("")
             elif self._pool.limit and self._put >= self._pool.limit and now - self._idle_since > _PROOF:
-                self._pool.learn(0)
+                self._pool.limit = 0
 
     def end(self, text: str) -> None:
         """Close the connection; queries on it are lost, for this reason."""

@@ -13,7 +13,7 @@ from kdns.observe.counters import Region
 from kdns.observe.logs import Log
 from kdns.upstream.ask import Ask, plain_ask
 from kdns.upstream.datagrams import Datagrams
-from kdns.upstream.faults import UpstreamError
+from kdns.upstream.faults import UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 from kdns.upstream.streams import Streams
@@ -66,7 +66,7 @@ class Upstream:
         try:
             self._prepare()
         except OSError as error:
-            around.log.error(f"upstream {self.name} cannot be used: TLS: {error}", key=f"tls {self.name}")
+            around.log.error(f"upstream {self.name} cannot be used: {told(error)}", key=f"tls {self.name}")
 
     def _prepare(self) -> None:
         """Make what the transport needs. Raises OSError if files for TLS cannot be used (any more)."""
@@ -113,7 +113,7 @@ class Upstream:
             try:
                 self._prepare()
             except OSError as error:
-                raise UpstreamError(f"TLS: {error}") from None
+                raise UpstreamError(told(error)) from None
             return await self._transfer(ask, tcp, give_up)
         if not self._fast:
             self._tick_soon()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -24,6 +25,14 @@ import h2.config
 import h2.connection
 import h2.events
 
+from kdns.observe.counters import Region
+from kdns.observe.logs import Log, Sink
+from kdns.upstream.ask import Ask
+from kdns.upstream.group import Group
+from kdns.upstream.settings import Settings, Target
+from kdns.upstream.upstream import Surroundings
+from kdns.wire import message, rr
+from kdns.wire.relay import Relay
 from tests.support import ports
 
 ADDRESS = "192.0.2.1"
@@ -87,6 +96,56 @@ class Asked:
         self.on.writer.transport.abort()
 
 
+class Asking:
+    """A group of upstreams as a worker has it, in this process's event loop. Options are those of Settings."""
+
+    def __init__(self, *targets: Target, **settings: Any) -> None:
+        self.region = Region.create()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = os.open(os.devnull, os.O_WRONLY)
+        around = Surroundings(self.region, Log(Sink(self._log)), self._background)
+        self.group = Group(targets, Settings(**settings), around)
+
+    def _background(self, steps: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(steps))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+        os.close(self._log)
+
+    async def ask(self, name: str = "a.test", *, tcp: bool = True, edns: bool = False) -> Relay:
+        """The answer to a question for type A."""
+        query = dns.message.make_query(name, "A", use_edns=0 if edns else -1).to_wire()
+        end = message.question_end(query)
+        return await self.group.ask(Ask(query[2:], query[12:end]), tcp)
+
+    async def many(self, count: int, *, tcp: bool = True) -> list[Relay | BaseException]:
+        """The answers to so many questions, asked together, for 0.test, 1.test, and so on."""
+        return await asyncio.gather(*(self.ask(f"{n}.test", tcp=tcp) for n in range(count)), return_exceptions=True)
+
+    def counted(self, name: str, **labels: str) -> int:
+        """The sum of all counters of a name that have these labels."""
+        found = self.region.read().items()
+        wanted = set(labels.items())
+        return sum(
+            cells[0]
+            for key, cells in found
+            if key[:2] == ("count", name) and wanted <= set(zip(key[2::2], key[3::2], strict=True))
+        )
+
+
+def addresses(answer: Relay | BaseException) -> list[str]:
+    """The A and AAAA records of an answer."""
+    assert isinstance(answer, Relay), answer
+    return [rr.address_text(rdata) for _, rrset in answer.answer() for rdata in rrset.rdatas]
+
+
 Script = Callable[[Asked], Awaitable[None]]
 """Answers a query, or does something else about it. Runs as a task in the upstream's event loop."""
 
@@ -144,6 +203,12 @@ class FakeUpstream:
         self._server: asyncio.Server | None = None
         self._datagrams: asyncio.DatagramTransport | None = None
         self._failed: BaseException | None = None
+
+    @property
+    def target(self) -> Target:
+        """As the client has it."""
+        transport = "https" if self._https else "tls" if self._tls else "dns"
+        return Target(transport, self.address, self.port)
 
     @property
     def to(self) -> str:
