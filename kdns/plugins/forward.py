@@ -511,6 +511,10 @@ class Handler:
         around = Surroundings(site.region, site.log.plugin(NAME), site.background, wrong)
         self._forwards = tuple(_Forwarder(forward, around) for forward in options.forwards)
 
+    def covers(self, name: bytes) -> bool:
+        """Whether recursion is offered for a name (lower case)."""
+        return any(forwarder.covers(name) for forwarder in self._forwards)
+
     async def __call__(self, query: Query, next: Next) -> Response:
         """The answer of the first directive that covers the name, or of a later one if it says so."""
         covering = [forwarder for forwarder in self._forwards if forwarder.covers(query.lname)]

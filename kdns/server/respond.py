@@ -32,13 +32,15 @@ DROPPED = "dropped"
 class Block:
     """A server block at work on one server.
 
-    chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`.
+    chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`. recursive:
+    whether recursion is offered for a name (lower case), None if for none.
     """
 
     counters: QueryCounters
     chain: Next
     chaos: Next | None
     log: WriteDown | None
+    recursive: Callable[[bytes], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +139,8 @@ class Responder:
 
     def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:
         """Encode, count, and keep what may be kept."""
+        if block.recursive is not None and query.klass == rr.IN:
+            response.recursion = response.recursion or block.recursive(query.lname)
         try:
             encoded = message.encode(query, response)
         except Exception as error:

@@ -11,16 +11,16 @@ import contextlib
 import signal
 import socket
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
-from kdns.plugins import chaos, errors, kubernetes, log, prometheus
+from kdns.plugins import chaos, errors, forward, kubernetes, log, prometheus
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
@@ -62,6 +62,15 @@ def _prefer_to_be_killed() -> None:
     path = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
         path.write_text(str(min(1000, int(path.read_text()) + 200)))
+
+
+class Chains(NamedTuple):
+    """The plugins of a server block, as a Block has them: usual is its chain."""
+
+    usual: Next
+    chaos: Next | None
+    log: WriteDown | None
+    recursive: Callable[[bytes], bool] | None
 
 
 class Worker:
@@ -170,20 +179,22 @@ class Worker:
 
     # Server blocks
 
-    def _responder(self, server: Server, chains: list[tuple[Next, Next | None, WriteDown | None]]) -> Responder:
+    def _responder(self, server: Server, chains: list[Chains]) -> Responder:
         blocks = {}
         for key, index in server.routes:
-            chain, chaotic, write_down = chains[index]
+            found = chains[index]
             shown = prometheus.NAME in self._plan.blocks[index].plugins
             counters = QueryCounters(self._region, server.label, key.zone, shown=shown)
-            blocks[names.lower(names.from_text(key.zone))] = Block(counters, chain, chaotic, write_down)
+            blocks[names.lower(names.from_text(key.zone))] = Block(
+                counters, found.usual, found.chaos, found.log, found.recursive
+            )
         return Responder(server.label, blocks, self._region, self._failed)
 
     def _failed(self, text: str) -> None:
         """A plugin raised what it should not; the last line of the traceback says what."""
         self._log.error(text.replace("\n", " | "), key=text.rpartition("\n")[2])
 
-    def _chains(self, index: int, config: ServerConfig) -> tuple[Next, Next | None, WriteDown | None]:
+    def _chains(self, index: int, config: ServerConfig) -> Chains:
         """A server block's plugins: for class IN, for class CH, and its query log."""
         handlers = {name: self._handler(index, name, options) for name, options in config.plugins.items()}
         chain = link((handler for handler in handlers.values() if handler is not None), _nobody)
@@ -192,7 +203,11 @@ class Worker:
             found = (handlers.get(name) for name in _FOR_CHAOS)
             chaotic = link((handler for handler in found if handler is not None), _refuse)
         options = config.plugins.get(log.NAME)
-        return chain, chaotic, self._write_down(log.Logger(options)) if options is not None else None
+        write_down = self._write_down(log.Logger(options)) if options is not None else None
+        forwarding = handlers.get(forward.NAME)
+        return Chains(
+            chain, chaotic, write_down, forwarding.covers if isinstance(forwarding, forward.Handler) else None
+        )
 
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:
         module: ModuleType = plugins.MODULES[name]
@@ -225,11 +240,11 @@ class Worker:
             self._start,
         )
 
-    def _reach(self, chains: list[tuple[Next, Next | None, WriteDown | None]]) -> dict[int, names.Zones[Next]]:
+    def _reach(self, chains: list[Chains]) -> dict[int, names.Zones[Next]]:
         """For each server block, who answers what is asked at the first address that it listens to."""
         found: dict[int, names.Zones[Next]] = {}
         for server in self._plan.servers:
-            zones = {names.lower(names.from_text(key.zone)): chains[index][0] for key, index in server.routes}
+            zones = {names.lower(names.from_text(key.zone)): chains[index].usual for key, index in server.routes}
             for index in server.blocks - found.keys():
                 found[index] = names.Zones(zones)
         return found
