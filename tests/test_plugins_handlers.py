@@ -14,7 +14,7 @@ import dns.rdatatype
 import pytest
 
 from kdns.plugins import any as any_
-from kdns.plugins import bufsize, chaos, errors, loadbalance, nsid, whoami
+from kdns.plugins import bufsize, chaos, loadbalance, nsid, whoami
 from kdns.plugins.chain import Next
 from kdns.wire import message, rr
 from kdns.wire.message import Query, Response
@@ -188,36 +188,3 @@ def test_whoami_at_the_root_and_at_the_longest_name() -> None:
 
 def test_loadbalance_lets_addresses_rotate() -> None:
     assert answered(loadbalance.Handler(loadbalance.Options()), query("a.org")).rotate
-
-
-# -- errors
-
-
-def test_errors_writes_a_line_for_a_failure() -> None:
-    written: list[str] = []
-    handler = errors.Handler(errors.Options(), written.append)
-    response = answered(handler, query("Foo.org", "AAAA"), Behind(Response(rcode=rr.SERVFAIL, error="no route")))
-    assert response.rcode == rr.SERVFAIL
-    assert written == ["[ERROR] plugin/errors: 2 foo.org. AAAA: no route\n"]
-
-
-def test_errors_writes_nothing_else() -> None:
-    written: list[str] = []
-    answered(errors.Handler(errors.Options(), written.append), query("a.org"))
-    assert not written
-
-
-def test_errors_writes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    answered(errors.Handler(errors.Options()), query("a.org"), Behind(Response(rcode=rr.SERVFAIL, error="no route")))
-    assert capsys.readouterr().out == "[ERROR] plugin/errors: 2 a.org. A: no route\n"
-
-
-@pytest.mark.parametrize("stacktrace", [True, False])
-def test_errors_writes_the_stack_of_an_exception_only_if_told_to(stacktrace: bool) -> None:
-    async def broken(_query: Query) -> Response:
-        raise ZeroDivisionError("by nought")
-
-    written: list[str] = []
-    with pytest.raises(ZeroDivisionError):
-        answered(errors.Handler(errors.Options(stacktrace), written.append), query("a.org"), broken)
-    assert ["by nought" in text and "Traceback" in text for text in written] == [True] * stacktrace

@@ -81,7 +81,6 @@ def test_simple_directives() -> None:
         ("bufsize 511", 'bufsize: "511" is out of range'),
         ("bufsize 4097", 'bufsize: "4097" is out of range'),
         ("errors stderr", 'errors: "stderr" is not known'),
-        ("errors {\nconsolidate 5m x\n}", 'errors: "consolidate" is not supported by this version of kdns'),
         ("errors {\nstacktrace yes\n}", 'errors: "stacktrace" has 1 argument'),
         ("loadbalance weighted x {\nreload 1m\n}", 'loadbalance: "weighted" is not supported by this version of kdns'),
         ("loadbalance random", 'loadbalance: "random" is not known'),

@@ -20,7 +20,7 @@ from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
-from kdns.plugins import chaos, errors, forward, kubernetes, log, prometheus
+from kdns.plugins import chaos, forward, kubernetes, log, prometheus
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
@@ -84,7 +84,8 @@ class Worker:
         self._changes = Changes(changes)
         self._sockets = [socket.socket(fileno=fd) for fd in sockets]
         self._store = Reader(Path(plan.state_dir), self._changes)
-        self._log = logs.Log(logs.Sink(lost=self._lost_lines))
+        self._sink = logs.Sink(lost=self._lost_lines)
+        self._log = logs.Log(self._sink)
         self._connections = Connections(self._region)
         self._udp: list[UdpServer] = []
         self._tcp: list[TcpServer] = []
@@ -118,8 +119,10 @@ class Worker:
             for udp in self._udp:
                 udp.turn_away()
         await self._stop()
-        for task in list(self._background):
+        ending = list(self._background)
+        for task in ending:
             task.cancel()
+        await asyncio.wait(ending, timeout=1)
         self._log.flush()
 
     def _start(self, steps: Coroutine[Any, Any, None]) -> None:
@@ -214,8 +217,6 @@ class Worker:
         if name == kubernetes.NAME:
             views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
             return kubernetes.Handler(options, views, self._store, self._site(index).ask)
-        if name == errors.NAME:
-            return errors.Handler(options, self._write_line)
         if not hasattr(module, "Handler"):
             return None
         handler: Handler = (
@@ -230,12 +231,13 @@ class Worker:
             chain = self._reached[index].find(query.lname)
             return await (chain or _refuse)(query)
 
+        debug = "debug" in config.plugins
         return Site(
             self._region,
-            self._log,
+            logs.Log(self._sink, debug=debug),
             tuple(key.zone for key in config.keys),
             self._plan.token,
-            "debug" in config.plugins,
+            debug,
             ask,
             self._start,
         )
@@ -248,9 +250,6 @@ class Worker:
             for index in server.blocks - found.keys():
                 found[index] = names.Zones(zones)
         return found
-
-    def _write_line(self, text: str) -> None:
-        self._log.raw(text.rstrip("\n"))
 
     def _write_down(self, logger: log.Logger) -> WriteDown:
         def write(
