@@ -85,12 +85,12 @@ def answer(server: Server, name: str, timeout: float = 0.3) -> str | list[str] |
     return sorted(str(rdata) for rrset in message.answer for rdata in rrset)
 
 
-def wait_answer(server: Server, name: str, expected: str | list[str], seconds: float = AT_ONCE) -> float:
+def wait_answer(server: Server, name: str, expected: str | list[str], seconds: float = 3 * AT_ONCE) -> float:
     return procs.wait_until(lambda: answer(server, name) == expected, seconds, f"{name}: {expected}")
 
 
 def wait_status(ask: Callable[[], Reply], status: int) -> float:
-    return procs.wait_until(lambda: ask().status == status, AT_ONCE, f"status {status}")
+    return procs.wait_until(lambda: ask().status == status, 3 * AT_ONCE, f"status {status}")
 
 
 def ttls(server: Server) -> set[int]:
@@ -114,7 +114,7 @@ def test_a_start_waits_for_the_api_server_but_not_for_ever(api: ApiServer, kubec
         assert answer(server, WEB, 0.1) is None
         assert answer(server, "example.org", 0.1) is None
         assert time.monotonic() - begin < 1.5, "too slow to tell"
-        wait_answer(server, "example.org", [], 1.5 + AT_ONCE)
+        wait_answer(server, "example.org", [])
         assert time.monotonic() - begin > 1.5
         for _ in range(10):
             assert answer(server, WEB) == answer(server, ABSENT) == "SERVFAIL"
@@ -123,7 +123,7 @@ def test_a_start_waits_for_the_api_server_but_not_for_ever(api: ApiServer, kubec
         assert "waiting for the Kubernetes API" in server.log
         assert "SERVFAIL until it is read" in server.log
         api.up()
-        wait_answer(server, WEB, ["10.96.0.1"], 2 + AT_ONCE)
+        wait_answer(server, WEB, ["10.96.0.1"])
         assert answer(server, ABSENT) == "NXDOMAIN"
         wait_status(server.ready, 200)
         server.terminate()
@@ -136,7 +136,7 @@ def test_a_start_with_an_api_server_waits_no_longer_than_it_has_to(
     begin = time.monotonic()
     with Server(tmp_path / "kdns", corefile=COREFILE, kubernetes=lines) as server:
         record("ready_ms", round((time.monotonic() - begin) * 1000))
-        assert time.monotonic() - begin < AT_ONCE
+        assert time.monotonic() - begin < 3 * AT_ONCE
         assert answer(server, WEB) == ["10.96.0.1"]
         assert answer(server, ABSENT) == "NXDOMAIN"
         assert sorted(lists(api)) == ["endpointslices", "namespaces", "services"]
@@ -175,7 +175,7 @@ def test_sigterm_ends_a_start_that_waits(api: ApiServer, kubeconfig: str, tmp_pa
         wait_status(server.health, 200)
         took = server.terminate()
         record("seconds", round(took, 2))
-        assert took < AT_ONCE
+        assert took < 3 * AT_ONCE
 
 
 def test_outside_of_a_cluster_the_directive_has_to_say_where_the_api_server_is(tmp_path: Path) -> None:
@@ -201,12 +201,11 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_and_tried_again(
     with started(Server(tmp_path / "kdns", corefile=COREFILE, kubernetes=lines, program=IMPATIENT)) as server:
         wait_answer(server, WEB, "SERVFAIL")
         assert answer(server, "example.org") == []
-        assert re.search(
-            rf"\[ERROR\] plugin/kubernetes: kubernetes cluster.local. .*: kubeconfig {path}.*; accepted: ", server.log
-        )
+        line = rf"\[ERROR\] plugin/kubernetes: kubernetes cluster.local. .*: kubeconfig {path}.*; accepted: "
+        procs.wait_until(lambda: re.search(line, server.log) is not None, AT_ONCE, "the error's line")
         assert server.metrics().value("kdns_kubernetes_watch_errors_total", reason="configuration") >= 1
         api.kubeconfig(path)
-        wait_answer(server, WEB, ["10.96.0.1"], 0.3 + AT_ONCE)
+        wait_answer(server, WEB, ["10.96.0.1"])
         wait_status(server.ready, 200)
         assert server.log.count("[ERROR] plugin/kubernetes") == 1
 
@@ -272,14 +271,14 @@ def test_a_snapshot_that_is_too_old_is_not_served_until_the_api_server_is_back(o
         statuses.add(server.ready().status)
         return answers[-1] == "SERVFAIL" and 503 in statuses
 
-    procs.wait_until(expired, AT_ONCE, "the end of the old data")
+    procs.wait_until(expired, 3 * AT_ONCE, "the end of the old data")
     assert 200 not in statuses
     assert ["10.96.0.1"] not in answers
     assert answer(server, ABSENT) == "SERVFAIL"
     assert answer(server, "example.org") == []
     assert server.log.count("[WARNING] plugin/kubernetes: its data is older than snapshot_max_age") == 1
     api.up()
-    wait_answer(server, WEB, ["10.96.0.1"], 2 + AT_ONCE)
+    wait_answer(server, WEB, ["10.96.0.1"])
     assert answer(server, ABSENT) == "NXDOMAIN"
     wait_status(server.ready, 200)
 

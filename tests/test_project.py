@@ -40,7 +40,9 @@ IMPORT_NAMES = {"prometheus-client": "prometheus_client", "pyyaml": "yaml", "dns
 
 NOT_IMPORTED = {
     "mypy": "run as a program",
+    "pytest-xdist": "an option of pytest",
     "ruff": "run as a program",
+    "types-cachetools": "read by mypy",
     "types-psutil": "read by mypy",
     "types-PyYAML": "read by mypy",
 }

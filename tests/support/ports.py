@@ -11,6 +11,9 @@ FIRST, LAST = 20000, 32000
 LOOPBACKS = ("127.0.0.1", "::1")
 
 _choice = random.Random(os.getpid())
+_PROCESSES = 16
+_own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
+"""Which of the processes that run the tests this is: each has ports of its own."""
 _given: set[int] = set()
 
 
@@ -31,7 +34,7 @@ def free_port(addresses: Iterable[str] = LOOPBACKS) -> int:
     """
     usable = [a for a in addresses if ":" not in a or has_ipv6()]
     for _ in range(200):
-        port = _choice.randrange(FIRST, LAST)
+        port = _choice.randrange(FIRST, LAST, _PROCESSES) + _own
         if port in _given:
             continue
         if all(_is_free(address, port, kind) for address in usable for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)):
