@@ -284,10 +284,9 @@ def _upstreams(text: str, directory: Path) -> tuple[Target, ...]:
     target = _address(rest, transport)
     if target is not None:
         return (target,)
-    file = directory / rest
-    if transport == "dns" and ("/" in rest or file.is_file()):
+    if transport == "dns" and rest.isprintable() and ("/" in rest or (directory / rest).is_file()):
         try:
-            return nameservers(str(file))
+            return nameservers(str(directory / rest))
         except OSError as error:
             raise ConfigValueError(f"{values.shown(rest)} cannot be read: {error.strerror}", _TO) from None
     return (_named(text, rest, transport),)
@@ -438,8 +437,9 @@ def _tls(reader: Reader, item: Directive, directory: Path) -> TlsFiles:
     for token in tokens:
         try:
             (directory / token.text).read_bytes()
-        except OSError as error:
-            problem = f"forward: tls: {values.shown(token.text)} cannot be read: {error.strerror}"
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            problem = f"forward: tls: {values.shown(token.text)} cannot be read: {why}"
             reader.refuse(token, problem, "a file in PEM format")
     paths = [str(directory / token.text) for token in tokens]
     certificate, key = paths[:2] if len(paths) > 1 else ("", "")

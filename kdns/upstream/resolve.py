@@ -18,6 +18,7 @@ FIRST_PAUSE = 0.25
 SHORTEST, LONGEST = 5.0, 300.0
 """Bounds in seconds for the TTL after which a name is looked up again."""
 _ATTEMPT_SECONDS = 2.0
+_LONGEST_FILE = 1 << 16
 
 
 async def resolve(host: str, resolvers: list[Upstream]) -> tuple[tuple[str, ...], float]:
@@ -49,7 +50,9 @@ async def resolve(host: str, resolvers: list[Upstream]) -> tuple[tuple[str, ...]
 def nameservers(path: str) -> tuple[Target, ...]:
     """What the lines `nameserver ADDRESS` of a file say (resolv.conf(5)); others are passed over. Raises OSError."""
     found = []
-    for line in Path(path).read_text(errors="replace").splitlines():
+    with Path(path).open(errors="replace") as file:
+        text = file.read(_LONGEST_FILE)
+    for line in text.splitlines():
         words = re.split(r"[#;]", line, maxsplit=1)[0].split()
         if len(words) > 1 and words[0] == "nameserver":
             try:
