@@ -23,6 +23,7 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 
+from kdns.plugins.timeouts import Limits
 from kdns.server import tcp as tcp_side
 from tests.conftest import Serve
 from tests.support import procs
@@ -509,7 +510,7 @@ class Waiting:
 
 
 def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(server: Server) -> None:
-    """One test, so that they wait at the same time. The limits are those of kdns.server.tcp, and a sweep of 0.5 s."""
+    """One test, so that they wait at the same time. The limits are those without `timeouts`, and a sweep of 0.5 s."""
     waiting = Waiting(server)
     waiting.open("half a prefix", b"\0")
     waiting.open("half a message", framed(plain())[:-1])
@@ -534,7 +535,7 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
         if name not in ("busy", "always in the middle", "slow", "late")
     }
     step = 0
-    while (now := time.monotonic() - waiting.start) < tcp_side.IDLE + 6 and pending:
+    while (now := time.monotonic() - waiting.start) < Limits().idle + 6 and pending:
         if int(now) > step:  # once a second
             step = int(now)
             busy.sendall(framed(plain()))
@@ -550,10 +551,10 @@ def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(se
                 ended[name] = time.monotonic() - waiting.start
                 del pending[name]
     assert not pending, f"still open: {list(pending)}"
-    assert_within(ended.pop("idle"), tcp_side.IDLE)
-    assert_within(ended.pop("idle after a query"), tcp_side.IDLE)
+    assert_within(ended.pop("idle"), Limits().idle)
+    assert_within(ended.pop("idle after a query"), Limits().idle)
     for seconds in ended.values():
-        assert_within(seconds, tcp_side.STALLED)
+        assert_within(seconds, Limits().read)
     left = {"busy", "always in the middle"}
     procs.wait_until(lambda: server.metrics().value("kdns_tcp_connections") == len(left), 8, f"only {left}", 0.1)
     assert took_all(slow) < SLOW_QUERIES

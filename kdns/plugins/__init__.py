@@ -47,6 +47,7 @@ from kdns.plugins import (
     ready,
     reload,
     root,
+    timeouts,
     whoami,
 )
 
@@ -63,7 +64,7 @@ MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
         any_, bind, bufsize, cache, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance,
-        local, log, loop, minimal, nsid, prometheus, ready, reload, root, whoami,
+        local, log, loop, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -1,8 +1,9 @@
 """The TCP side of a worker (RFC 7766): many queries on a connection, each answered as soon as it can be.
 
-A message is preceded by its length (2 bytes, big endian). A connection is closed when nothing came for IDLE seconds,
-when a message does not become complete or answers are not taken for STALLED seconds (those that are still due when it
-is closed get as long), and when there are too many connections: then the one that has been idle longest makes room.
+A message is preceded by its length (2 bytes, big endian). A connection is closed when nothing came for some time, when
+a message does not become complete or answers are not taken for some time (those that are still due when it is closed
+get as long), when it has had its number of queries (see Limits), and when there are too many connections: then the one
+that has been idle longest makes room.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import time
 from collections import OrderedDict
 
 from kdns.observe.counters import Region
+from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Pending, Responder, Via
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000
 """Most connections of a worker, over all its listeners."""
-IDLE = 10.0
-STALLED = 5.0
 UNSENT = 256 << 10
 """Bytes of answers that may wait for a slow client; no more is read from it until they are taken."""
 WRITE = 64 << 10
@@ -36,6 +36,9 @@ _PAUSE = 0.5
 _DRAIN_TURN = 0.01
 PENDING = 256
 """Queries of a connection that may wait for an answer at once; no more is read until some have it."""
+LINGER = 1.0
+"""Seconds that a client has to close a connection that we have ended: what it still sends would reset it, and with it
+the answers that are on their way."""
 
 
 class Connections:
@@ -87,11 +90,19 @@ class Connections:
 class TcpServer:
     """Accepts connections on one listening socket, in the event loop."""
 
-    def __init__(self, sock: socket.socket, responder: Responder, changes: Changes, connections: Connections) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        responder: Responder,
+        changes: Changes,
+        connections: Connections,
+        limits: Limits | None = None,
+    ) -> None:
         self._socket = sock
         self.responder = responder
         self.changes = changes
         self.connections = connections
+        self.limits = limits or Limits()
         self.region = connections.region
         self.cache = PacketCache(changes, self.region)
         self.family = sock.family
@@ -149,6 +160,8 @@ class Connection(asyncio.Protocol):
         self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
         self._closing = 0.0  # since when it ends as soon as its answers are taken, 0.0 if it does not
         self._turn: asyncio.Handle | None = None  # the next one, if there is more in the buffer
+        self._asked = 0
+        self._ended = 0.0  # since when it has had its number of queries and their answers
         self.pending = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -167,6 +180,8 @@ class Connection(asyncio.Protocol):
         self._server.connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._asked == self._server.limits.queries:
+            return
         self._heard = time.monotonic()
         self._server.connections.open.move_to_end(self)
         self._buffer += data
@@ -179,7 +194,8 @@ class Connection(asyncio.Protocol):
         replies: list[bytes] = []
         unsent = count = 0
         answers = False
-        while not self._blocked and self.pending < PENDING and len(buffer) - at >= 2:
+        most = self._server.limits.queries
+        while not self._blocked and self.pending < PENDING and len(buffer) - at >= 2 and self._asked != most:
             end = at + 2 + int.from_bytes(buffer[at : at + 2], "big")
             if end > len(buffer):
                 break
@@ -190,6 +206,7 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
                 self._turn = asyncio.get_running_loop().call_soon(self._next_turn)
                 break
+            self._asked += 1
             count += 1
             pending = self.pending
             reply = self._take(bytes(buffer[at + 2 : end]))
@@ -202,6 +219,8 @@ class Connection(asyncio.Protocol):
                     self._transport.write(b"".join(replies))
                     replies.clear()
                     unsent = 0
+        if self._asked == most:
+            at = len(buffer)
         if at:
             del buffer[:at]
             self._started = 0.0
@@ -213,6 +232,16 @@ class Connection(asyncio.Protocol):
             self._started = time.monotonic()
         if self.pending >= PENDING:
             self._transport.pause_reading()
+        if self._asked == most and not self.pending:
+            self._end()
+
+    def _end(self) -> None:
+        """Say behind the last answer that there will be no more; the client is given time to read that."""
+        if self._ended or self._transport.is_closing():
+            return
+        self._ended = time.monotonic()
+        self._count("queries")
+        self._transport.write_eof()
 
     def _take(self, query: bytes) -> bytes | None:
         """The reply to a message; None if it gets none, or gets it later."""
@@ -291,16 +320,20 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """Close the connection if it is idle or stalled at this time."""
+        limits = self._server.limits
         if self._transport.is_closing():
             self._closing = self._closing or now
-            if now - self._closing > STALLED:
+            if now - self._closing > limits.write:
                 self.abort()
-        elif self._blocked and now - self._blocked > STALLED:
+        elif self._blocked and now - self._blocked > limits.write:
             self._count("slow")
             self.abort()
-        elif self._started and now - self._started > STALLED:
+        elif self._ended:
+            if now - self._ended > LINGER and not self._blocked:
+                self._transport.close()
+        elif self._started and now - self._started > limits.read:
             self.close("incomplete")
-        elif not self._busy and not self._blocked and now - self._heard > IDLE:
+        elif not self._busy and not self._blocked and now - self._heard > limits.idle:
             self.close("idle")
 
     def drain(self, now: float, *, late: bool) -> None:

@@ -20,7 +20,7 @@ from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
-from kdns.plugins import chaos, forward, kubernetes, log, prometheus
+from kdns.plugins import chaos, forward, kubernetes, log, prometheus, timeouts
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
@@ -105,7 +105,8 @@ class Worker:
                 if place.proto == "udp":
                     self._udp.append(UdpServer(sock, responder, self._changes, self._region, loop))
                 else:
-                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections))
+                    limits = self._limits(server)
+                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections, limits))
         for udp in self._udp:
             udp.start()
         for tcp in self._tcp:
@@ -192,6 +193,10 @@ class Worker:
                 counters, found.usual, found.chaos, found.log, found.recursive
             )
         return Responder(server.label, blocks, self._region, self._failed)
+
+    def _limits(self, server: Server) -> timeouts.Limits:
+        configs = [self._plan.blocks[index] for index in sorted(server.blocks)]
+        return timeouts.together(config.plugins[timeouts.NAME] for config in configs if timeouts.NAME in config.plugins)
 
     def _failed(self, text: str) -> None:
         """A plugin raised what it should not; the last line of the traceback says what."""
