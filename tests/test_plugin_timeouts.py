@@ -88,9 +88,9 @@ def test_a_message_has_to_be_complete_and_something_has_to_come_in_time(server: 
         incomplete.sendall(framed(1)[:-1])
         idle.sendall(framed(1))
         assert incomplete.recv(1) == b""
-        assert 1 <= time.monotonic() - begun < 1.9
+        assert 1 <= time.monotonic() - begun < 2
         assert list(idents(idle)) == [1]
-        assert 2 <= time.monotonic() - begun < 3
+        assert 2 <= time.monotonic() - begun < 5
     assert (closed(server, "incomplete"), closed(server, "idle")) == (1, 1)
 
 
@@ -125,7 +125,7 @@ def test_answers_have_to_be_taken_in_time_and_another_address_has_its_own_limits
             flood(sock)
         begun = time.monotonic()
         procs.wait_until(lambda: closed(server, "slow") == 1, 9, "the end of a client that takes nothing")
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 4.5
     assert closed(server, "queries") == 0
 
 
