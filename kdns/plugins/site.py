@@ -18,7 +18,7 @@ class Site:
     zones: those of the server block, as in metrics ("." or "cluster.local."). token: random text, the same in all
     workers of a configuration. debug: whether the server block has `debug`. ask: what this server answers to a query,
     all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in the event
-    loop for as long as the worker serves.
+    loop for as long as the worker serves; to be called in any thread.
     """
 
     region: Region

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -89,12 +90,14 @@ class Worker:
         self._connections = Connections(self._region)
         self._udp: list[UdpServer] = []
         self._tcp: list[TcpServer] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.get_ident()
         self._background: set[asyncio.Task[None]] = set()
         self._reached: dict[int, names.Zones[Next]] = {}
 
     async def work(self) -> None:
         """Serve until told to stop."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         chains = [self._chains(index, config) for index, config in enumerate(self._plan.blocks)]
         self._reached = self._reach(chains)
         sockets = iter(self._sockets)
@@ -127,8 +130,12 @@ class Worker:
         self._log.flush()
 
     def _start(self, steps: Coroutine[Any, Any, None]) -> None:
-        """Run something for as long as the worker serves."""
-        task = asyncio.get_running_loop().create_task(steps)
+        """Run something for as long as the worker serves. May be called in any thread."""
+        assert self._loop is not None
+        if threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self._start, steps)
+            return
+        task = self._loop.create_task(steps)
         self._background.add(task)
         task.add_done_callback(self._ended)
 
