@@ -136,7 +136,7 @@ def test_what_the_tests_import_is_declared_and_what_is_declared_is_used() -> Non
 
 def test_dependencies_have_a_lower_and_an_upper_bound() -> None:
     for requirement in PYPROJECT["project"]["dependencies"]:
-        assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", requirement), requirement
+        assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+,<[\d.]+", requirement), requirement
 
 
 def test_make_installs_the_programs_that_tests_ask_for() -> None:
