@@ -88,7 +88,7 @@ def test_a_message_has_to_be_complete_and_something_has_to_come_in_time(server: 
         incomplete.sendall(framed(1)[:-1])
         idle.sendall(framed(1))
         assert incomplete.recv(1) == b""
-        assert 1 <= time.monotonic() - begun < 2
+        assert 1 <= time.monotonic() - begun < 4
         assert list(idents(idle)) == [1]
         assert 2 <= time.monotonic() - begun < 5
     assert (closed(server, "incomplete"), closed(server, "idle")) == (1, 1)

@@ -30,6 +30,7 @@ from kdns.plugins import (
     cache,
     cancel,
     chaos,
+    debug,
     errors,
     forward,
     header,
@@ -63,8 +64,8 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, cache, cancel, chaos, errors, forward, header, health, hosts, kubernetes, loadbalance,
-        local, log, loop, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
+        any_, bind, bufsize, cache, cancel, chaos, debug, errors, forward, header, health, hosts, kubernetes,
+        loadbalance, local, log, loop, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

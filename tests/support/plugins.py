@@ -21,13 +21,13 @@ CLIENT = ("192.0.2.7", 40000)
 class Lines(Log):
     """A log that keeps what is written."""
 
-    def __init__(self, lines: list[str] | None = None, prefix: str = "") -> None:
+    def __init__(self, lines: list[str] | None = None, prefix: str = "", *, debug: bool = False) -> None:
         self.lines: list[str] = [] if lines is None else lines
         self._prefix = prefix
-        self.debugging = False
+        self.debugging = debug
 
     def plugin(self, name: str) -> Log:
-        return Lines(self.lines, f"plugin/{name}: ")
+        return Lines(self.lines, f"plugin/{name}: ", debug=self.debugging)
 
     def raw(self, text: str) -> None:
         self.lines.append(text)
@@ -40,7 +40,7 @@ class Ground:
     """A Site, with what was logged and what was to run in the background."""
 
     def __init__(self, zones: tuple[str, ...] = (".",), ask: Next | None = None, *, debug: bool = False) -> None:
-        self.log = Lines()
+        self.log = Lines(debug=debug)
         self.region = Region.create()
         self.background: list[Coroutine[Any, Any, None]] = []
         asked = ask or self._nobody
