@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
+import dns.rcode
 import pytest
 
 from kdns.plugins import cancel
 from kdns.plugins.chain import in_task
 from kdns.wire import rr
 from kdns.wire.message import Query, Response
+from tests.conftest import Serve
+from tests.support import procs
 from tests.support.configs import options, refused
 from tests.support.plugins import Behind, answered, query
+
+COREFILE = """
+.:$dns {
+    bind 127.0.0.1
+    errors
+    cancel 300ms
+    forward . $upstream {
+        prefer_udp
+    }
+}
+cluster.local:$dns {
+    bind 127.0.0.1
+    whoami
+}
+"""
 
 
 class Slow:
@@ -86,6 +105,18 @@ def test_a_query_that_is_given_up_by_others_ends_too() -> None:
         assert slow.cancelled
 
     asyncio.run(test())
+
+
+def test_a_client_of_an_upstream_that_does_not_answer_gets_servfail_in_time(serve: Serve) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        server = serve(corefile=COREFILE.replace("$upstream", f"127.0.0.1:{silent.getsockname()[1]}"))
+        for tcp in (False, True):
+            begun = time.monotonic()
+            assert server.query("a.test", tcp=tcp).rcode() == dns.rcode.SERVFAIL
+            assert 0.3 <= time.monotonic() - begun < 1.5
+        line = "[ERROR] plugin/errors: 2 a.test. A: no answer within 300 ms\n"
+        procs.wait_until(lambda: server.log.count(line) == 2, 5, line)
 
 
 def test_options() -> None:

@@ -94,10 +94,11 @@ class Handler:
             return response
         await in_task()
         work = asyncio.create_task(steps)
+        reason = f"no answer within {self._timeout * 1000:g} ms"
         try:
             done, _ = await asyncio.wait((work,), timeout=self._timeout)
         finally:
-            work.cancel()
+            work.cancel(reason)  # which `errors` sees, as it stands behind this plugin
         if done:
             return work.result()
-        return Response(rcode=rr.SERVFAIL, plugin=NAME, error=f"no answer within {self._timeout * 1000:g} ms")
+        return Response(rcode=rr.SERVFAIL, plugin=NAME, error=reason)

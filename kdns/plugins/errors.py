@@ -213,11 +213,18 @@ class Handler:
             if self._stacktrace:
                 self._say["error"](f"{_question(query)}: {traceback.format_exc()}".rstrip())
             raise
+        except asyncio.CancelledError as error:
+            if error.args:  # the reason that `cancel` gives
+                self._note(rr.SERVFAIL, query, str(error.args[0]))
+            raise
         if response.error:
-            level = self._level(response.error) if self._counted else "error"
-            if level:
-                self._say[level](f"{response.rcode} {_question(query)}: {response.error}")
+            self._note(response.rcode, query, response.error)
         return response
+
+    def _note(self, rcode: int, query: Query, reason: str) -> None:
+        level = self._level(reason) if self._counted else "error"
+        if level:
+            self._say[level](f"{rcode} {_question(query)}: {reason}")
 
     def _level(self, reason: str) -> str:
         """How to write an error; "" if it is only counted."""
