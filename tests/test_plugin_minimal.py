@@ -12,7 +12,7 @@ from kdns.plugins import minimal
 from kdns.wire import message, relay
 from kdns.wire.message import Response
 from tests.conftest import Serve
-from tests.support import objects
+from tests.support import objects, ports
 from tests.support.configs import options, refused
 from tests.support.plugins import Behind, answered, query, read
 
@@ -24,6 +24,15 @@ COREFILE = """
     kubernetes cluster.local {
         manifests $manifests
     }
+    whoami
+}
+upstream.test:$dns {
+    bind 127.0.0.1
+    minimal
+    forward . 127.0.0.1:$other
+}
+.:$other {
+    bind 127.0.0.1
     whoami
 }
 """
@@ -72,7 +81,8 @@ def test_denials_delegations_and_errors_stay_as_they_are(rcode: str, answer: lis
 
 
 def test_answers_of_our_own_are_treated_alike(serve: Serve) -> None:
-    server = serve([objects.service("web", ips=["10.96.0.1"], ports=[("http", 80, "TCP")])], corefile=COREFILE)
+    corefile = COREFILE.replace("$other", str(ports.free_port()))
+    server = serve([objects.service("web", ips=["10.96.0.1"], ports=[("http", 80, "TCP")])], corefile=corefile)
     srv = server.query("_http._tcp.web.default.svc.cluster.local", "SRV", use_edns=0)
     assert srv.answer
     assert not srv.additional
@@ -82,6 +92,8 @@ def test_answers_of_our_own_are_treated_alike(serve: Serve) -> None:
     nodata = server.query("web.default.svc.cluster.local", "TXT")
     assert (nodata.rcode(), len(nodata.authority)) == (dns.rcode.NOERROR, 1)
     assert not server.query("example.org").additional
+    forwarded = server.query("upstream.test", use_edns=0)
+    assert (forwarded.rcode(), forwarded.additional, forwarded.edns) == (dns.rcode.NOERROR, [], 0)
 
 
 def test_it_takes_no_options() -> None:
