@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: kdns beside Knot and dnsmasq on this machine, and with an API server."""
+"""`python -m tests.bench`: kdns beside Knot, dnsmasq and Unbound on this machine, and with an API server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tests.bench import api, load, queries, report, targets
+from tests.bench import api, forwarding, load, queries, report, targets
 from tests.bench.cluster import Cluster
 from tests.bench.load import Run
 from tests.bench.report import Report, Start
@@ -35,12 +35,15 @@ class Plan:
     fresh: int
     starts: int
     api: api.Plan
+    forwarding: forwarding.Plan
 
 
-FULL = Plan(rounds=5, seconds=4, fresh=400_000, starts=3, api=api.FULL)
-SHORT = Plan(rounds=3, seconds=1, fresh=100_000, starts=1, api=api.SHORT)
+FULL = Plan(rounds=5, seconds=4, fresh=400_000, starts=3, api=api.FULL, forwarding=forwarding.FULL)
+SHORT = Plan(rounds=3, seconds=1, fresh=100_000, starts=1, api=api.SHORT, forwarding=forwarding.SHORT)
 SERVERS = ("kdns", "knot", "dnsmasq")
-ACCEPTED = f"{', '.join((*SERVERS, 'api'))} (all of {', '.join(api.PARTS)})"
+GROUPS = {"api": api.PARTS, "forward": forwarding.PARTS}
+"""Parts that stand for several."""
+ACCEPTED = ", ".join([*SERVERS, *(f"{name} (all of {', '.join(parts)})" for name, parts in GROUPS.items())])
 
 
 def main(
@@ -51,7 +54,8 @@ def main(
     services: Annotated[int, typer.Option(min=1, help="Services in the cluster.")] = 5000,
     endpoints: Annotated[int, typer.Option(min=1, help="Endpoints of each Service.")] = 10,
 ) -> None:
-    """Measure CPU time per query, time to ready and memory; with an API server, how soon its changes are answered."""
+    """Measure CPU time per query, time to ready and memory; with an API server, how soon its changes are answered; what
+    is forwarded and cached beside Unbound."""
     console = Console(stderr=True)
     missing = [program for program in ("dnsperf", "taskset") if shutil.which(program) is None]
     if missing:
@@ -60,7 +64,7 @@ def main(
     if (os.cpu_count() or 1) < 2:
         console.print("needs two CPUs: one for the server, one for dnsperf")
         raise typer.Exit(2)
-    wanted = only or ["kdns", "knot", *(() if short else ("dnsmasq",)), "api"]
+    wanted = only or ["kdns", "knot", *(() if short else ("dnsmasq",)), *GROUPS]
     with tempfile.TemporaryDirectory(prefix="kdns-bench-") as folder:
         found = _measure(Path(folder), Cluster(services, endpoints), SHORT if short else FULL, wanted, console)
     if json:
@@ -77,11 +81,12 @@ def main(
 def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], console: Console) -> Report:
     machine = report.machine()
     repeated = queries.write_repeated(folder / "repeated", cluster)
-    parts = [part for part in api.PARTS if part in wanted or "api" in wanted]
+    chosen = {name: [part for part in parts if part in wanted or name in wanted] for name, parts in GROUPS.items()}
+    others = {*GROUPS, *(part for parts in GROUPS.values() for part in parts)}
     starts: dict[str, Start] = {}
     with contextlib.ExitStack() as stack:
         servers: list[Target] = []
-        for name in (name for name in wanted if name != "api" and name not in api.PARTS):
+        for name in (name for name in wanted if name not in others):
             if name == "kdns":
                 console.print("kdns: starts from JSON, YAML and the snapshot")
                 starts |= _kdns_starts(folder, cluster, plan, repeated)
@@ -96,8 +101,9 @@ def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], 
                 starts[name] = _after_load(target, begun, repeated, None)
         runs = _load(folder, cluster, plan, servers, repeated, console) if servers else {}
         versions = {target.name: target.version() for target in servers}
-    followed = api.measure(folder / "api", cluster, plan.api, parts, console.print)
-    return Report(cluster, machine, versions, starts, runs, followed)
+    forwarded = forwarding.measure(folder / "forwarding", plan.forwarding, chosen["forward"], console.print)
+    followed = api.measure(folder / "api", cluster, plan.api, chosen["api"], console.print)
+    return Report(cluster, machine, versions, starts, runs, followed, forwarded)
 
 
 def _target(name: str, folder: Path, cluster: Cluster) -> Target | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.bench.cluster import NAMESPACES, ZONE, Cluster
@@ -29,6 +30,11 @@ def write_fresh(path: Path, cluster: Cluster, count: int, seed: int) -> Path:
     missing = [f"h{seed:x}-{n:x}.example.com.{suffixes[n % len(suffixes)]}" for n in range(count * 2 // 5)]
     lines = _mix(choice, count, cluster.service_names() + cluster.endpoint_names(), missing)
     return _write(path, lines)
+
+
+def write_names(path: Path, names: Iterable[str]) -> Path:
+    """A query for the A records of each name, without its last dot."""
+    return _write(path, [f"{name}. A" for name in names])
 
 
 def _suffixes() -> list[str]:

@@ -15,7 +15,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import api
+from tests.bench import api, forwarding
 from tests.bench.cluster import Cluster
 from tests.bench.load import PACE, Run
 
@@ -35,7 +35,8 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. runs: by query mix, then by server, one for each round. api: with an API server."""
+    """All that was measured. runs: by query mix, then by server, one for each round. api: with an API server.
+    forwarding: names of others."""
 
     cluster: Cluster
     machine: Mapping[str, str | int | float]
@@ -43,6 +44,7 @@ class Report:
     starts: Mapping[str, Start]
     runs: Mapping[str, Mapping[str, list[Run]]]
     api: api.Figures
+    forwarding: forwarding.Figures
 
 
 def machine() -> dict[str, str | int | float]:
@@ -64,7 +66,11 @@ def show(report: Report, console: Console) -> None:
     if report.starts:
         console.print(_start_table(report))
     for mix, servers in report.runs.items():
-        console.print(_load_table(mix, servers))
+        console.print(_load_table(mix, servers, REFERENCE))
+    for mix, servers in report.forwarding.runs.items():
+        console.print(_load_table(mix, servers, forwarding.REFERENCE))
+    if report.forwarding.ttls:
+        console.print(_ttl_table(report.forwarding.ttls))
     if report.api.changes:
         console.print(_changes_table(report.api.changes))
     for scale in report.api.scales:
@@ -84,14 +90,14 @@ def _start_table(report: Report) -> Table:
     return table
 
 
-def _load_table(mix: str, servers: Mapping[str, list[Run]]) -> Table:
+def _load_table(mix: str, servers: Mapping[str, list[Run]], reference: str) -> Table:
     table = Table(title=f"CPU time of the server, {mix}", title_justify="left")
     table.add_column("server")
-    for head in ("µs a query", "least, most", f"/ {REFERENCE}", "answers/s", "latency µs", "lost"):
+    for head in ("µs a query", "least, most", f"/ {reference}", "answers/s", "latency µs", "lost"):
         table.add_column(head, justify="right")
     for name, runs in servers.items():
         costs = [run.cpu for run in runs]
-        ratio = ratio_to_reference(servers, name)
+        ratio = ratio_to_reference(servers, name, reference)
         table.add_row(
             name,
             f"{median(costs):.2f}",
@@ -168,18 +174,40 @@ def _traffic_table(scale: api.Scale) -> Table:
     return table
 
 
-def ratio_to_reference(servers: Mapping[str, list[Run]], name: str) -> float | None:
+def _ttl_table(ttls: Mapping[str, Mapping[str, forwarding.Ttls]]) -> Table:
+    seconds = max(found.seen[-1][0] for names in ttls.values() for found in names.values())
+    table = Table(title=f"TTLs as a client sees them for {seconds:.0f} s", title_justify="left")
+    for head in ("server", "TTL", "renewed", "shown less what is left, s", "at 0, 5, 10, 15... s"):
+        table.add_column(head)
+    for server, names in ttls.items():
+        for found in names.values():
+            times = range(0, int(seconds) + 1, 5)
+            shown = [next((ttl for at, ttl in found.seen if at >= time), None) for time in times]
+            table.add_row(
+                server,
+                str(found.ttl),
+                str(found.renewals),
+                f"{found.smallest:.2f} to {found.largest:.2f}",
+                " ".join(str(ttl) for ttl in shown if ttl is not None),
+            )
+    return table
+
+
+def ratio_to_reference(servers: Mapping[str, list[Run]], name: str, reference: str = REFERENCE) -> float | None:
     """The median over rounds of a server's cost divided by the reference's in the same round."""
-    if REFERENCE not in servers:
+    if reference not in servers:
         return None
-    return median(own.cpu / other.cpu for own, other in zip(servers[name], servers[REFERENCE], strict=True))
+    return median(own.cpu / other.cpu for own, other in zip(servers[name], servers[reference], strict=True))
+
+
+def _ratios(runs: Mapping[str, Mapping[str, list[Run]]], reference: str) -> dict[str, dict[str, float | None]]:
+    return {
+        mix: {name: ratio_to_reference(servers, name, reference) for name in servers} for mix, servers in runs.items()
+    }
 
 
 def as_json(report: Report) -> str:
     """The report with the date and the machine."""
-    ratios = {
-        mix: {name: ratio_to_reference(servers, name) for name in servers} for mix, servers in report.runs.items()
-    }
     return json.dumps(
         {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,12 +215,14 @@ def as_json(report: Report) -> str:
             "versions": dict(report.versions),
             "cluster": asdict(report.cluster),
             "starts": {kind: asdict(start) for kind, start in report.starts.items()},
-            f"cpu_ratio_to_{REFERENCE}": ratios,
+            f"cpu_ratio_to_{REFERENCE}": _ratios(report.runs, REFERENCE),
+            f"cpu_ratio_to_{forwarding.REFERENCE}": _ratios(report.forwarding.runs, forwarding.REFERENCE),
             "runs": {
                 mix: {name: [asdict(run) for run in runs] for name, runs in servers.items()}
                 for mix, servers in report.runs.items()
             },
             "api": asdict(report.api),
+            "forwarding": asdict(report.forwarding),
         },
         indent=1,
     )

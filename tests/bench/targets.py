@@ -22,6 +22,12 @@ from tests.support.server import ROOT, Server
 START_SECONDS = 60.0
 POLL_SECONDS = 0.005
 SETTLE_SECONDS = 1.0
+WILDCARD = "bench.example"
+"""A zone in which every name has WILDCARD_ADDRESS, for an hour."""
+WILDCARD_ADDRESS = "192.0.2.1"
+TTLS = (7, 20, 300)
+"""And of the names ttl7, ttl20 and ttl300 in it, seconds."""
+_PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 
 COREFILE = """\
 .:$dns {
@@ -63,12 +69,12 @@ class Startup:
 
 
 class Kdns:
-    """folder: its Corefile, manifests and state. The manifests are in `folder/manifests` already."""
+    """folder: its Corefile, manifests and state. The manifests, if it is to read any, are in `folder/manifests`."""
 
     name = "kdns"
 
-    def __init__(self, folder: Path) -> None:
-        self.server = Server(folder, corefile=COREFILE, addresses=["127.0.0.1"], workers=1)
+    def __init__(self, folder: Path, corefile: str = COREFILE) -> None:
+        self.server = Server(folder, corefile=corefile, addresses=["127.0.0.1"], workers=1)
         (folder / "manifests" / "cluster.json").unlink()
         self.port = self.server.port
 
@@ -140,25 +146,74 @@ class Other:
 
 def knot(folder: Path, cluster: Cluster) -> Other | None:
     """Knot DNS with one UDP worker and the same names in a zone file; None if it is not installed."""
-    if not (program := shutil.which("knotd", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")):
-        return None
     folder.mkdir()
+    return _knot(folder, ZONE, cluster.write_zone(folder / f"{ZONE}.zone"))
+
+
+def wildcard(folder: Path) -> Other | None:
+    """Knot DNS with the zone WILDCARD, as somebody to ask; None if it is not installed."""
+    folder.mkdir()
+    zone = folder / "zone"
+    records = [f"$ORIGIN {WILDCARD}.", "$TTL 3600", "@ SOA ns hostmaster 1 7200 1800 86400 3600", "@ NS ns"]
+    records += [f"ns A {WILDCARD_ADDRESS}", f"* A {WILDCARD_ADDRESS}"]
+    records += [f"ttl{ttl} {ttl} A {WILDCARD_ADDRESS}" for ttl in TTLS]
+    zone.write_text("\n".join(records) + "\n")
+    return _knot(folder, WILDCARD, zone)
+
+
+def _knot(folder: Path, domain: str, zone: Path) -> Other | None:
+    if not (program := shutil.which("knotd", path=_PATH)):
+        return None
     port = ports.free_port(["127.0.0.1"])
-    zone = cluster.write_zone(folder / f"{ZONE}.zone")
     conf = folder / "knot.conf"
     conf.write_text(
         f"server:\n    rundir: {folder}\n    listen: 127.0.0.1@{port}\n"
         "    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n"
         f"log:\n  - target: stderr\n    any: warning\ndatabase:\n    storage: {folder}\n"
         "template:\n  - id: default\n    zonefile-sync: -1\n    zonefile-load: whole\n    journal-content: none\n"
-        f"zone:\n  - domain: {ZONE}\n    file: {zone}\n"
+        f"zone:\n  - domain: {domain}\n    file: {zone}\n"
     )
     return Other("knot", port, [program, "-c", str(conf)], [program, "--version"], folder / "log")
 
 
+def unbound(folder: Path, upstream: int) -> Other | None:
+    """Unbound with one thread that asks a port of 127.0.0.1 over TCP, and validates nothing; None if not installed."""
+    if not (program := shutil.which("unbound", path=_PATH)):
+        return None
+    folder.mkdir()
+    port = ports.free_port(["127.0.0.1"])
+    conf = folder / "unbound.conf"
+    conf.write_text(
+        f"""\
+server:
+    directory: "{folder}"
+    chroot: ""
+    username: ""
+    pidfile: ""
+    use-syslog: no
+    verbosity: 0
+    num-threads: 1
+    interface: 127.0.0.1@{port}
+    module-config: "iterator"
+    do-ip6: no
+    do-not-query-localhost: no
+    tcp-upstream: yes
+    prefetch: no
+    msg-cache-size: 128m
+    rrset-cache-size: 256m
+remote-control:
+    control-enable: no
+forward-zone:
+    name: "."
+    forward-addr: 127.0.0.1@{upstream}
+"""
+    )
+    return Other("unbound", port, [program, "-d", "-p", "-c", str(conf)], [program, "-V"], folder / "log")
+
+
 def dnsmasq(folder: Path, cluster: Cluster) -> Other | None:
     """dnsmasq with the address records in a hosts file; None if it is not installed."""
-    if not (program := shutil.which("dnsmasq", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")):
+    if not (program := shutil.which("dnsmasq", path=_PATH)):
         return None
     folder.mkdir()
     port = ports.free_port(["127.0.0.1"])
