@@ -159,7 +159,7 @@ from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
-from kdns.plugins import root
+from kdns.plugins import debug, root
 from kdns.plugins.chain import Next, in_task
 from kdns.plugins.site import Site
 from kdns.upstream.ask import Ask
@@ -506,7 +506,7 @@ class Handler:
             log = site.log.plugin(NAME)
 
             def wrong(text: str, data: bytes) -> None:
-                log.debug(f"{text}: {data.hex()}")
+                debug.dump(log, text, data)
 
         around = Surroundings(site.region, site.log.plugin(NAME), site.background, wrong)
         self._forwards = tuple(_Forwarder(forward, around) for forward in options.forwards)

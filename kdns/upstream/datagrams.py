@@ -28,6 +28,7 @@ class Datagrams:
 
     def __init__(self, target: Target, settings: Settings, meter: Meter) -> None:
         self.meter = meter
+        _, self._misses = meter.connections("udp")
         self.source = settings.source
         family, _, _, _, address = socket.getaddrinfo(
             target.host, target.port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
@@ -46,7 +47,7 @@ class Datagrams:
                     await self._room.wait()
             except TimeoutError:
                 raise UpstreamError(f"{MAX_SOCKETS} queries over UDP are in flight") from None
-        self.meter.connection("udp", hit=False)
+        self.meter.count(self._misses)
         exchange = _Exchange(self, ask, until)
         self._open.add(exchange)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 
 from kdns.upstream.ask import Ask
 from kdns.upstream.faults import ConnectionLostError, UpstreamError
@@ -14,7 +15,7 @@ from kdns.wire.relay import Relay
 
 TOTAL_SECONDS = 4.5
 """No upstream is asked later than this after the query came: clients ask again after 5 seconds (glibc's default)."""
-_PASS_PAUSE = 0.05
+_PAUSE = 0.05
 
 
 class Group:
@@ -49,47 +50,50 @@ class Group:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + max(TOTAL_SECONDS, settings.read_timeout)
         most = 2 * len(upstreams) if settings.max_attempts is None else settings.max_attempts
-        failed = down = passed = position = 0
+        failed = passed = 0
         lost = False
         last: Relay | None = None
         why = "every upstream is down"
-        while loop.time() < give_up and not 0 < most <= failed:
-            if position == len(upstreams):
-                position = down = 0
-                if not most:
-                    await asyncio.sleep(_PASS_PAUSE)
-            upstream = upstreams[position]
-            position += 1
-            if upstream.is_down:
-                down += 1
-                if down < len(upstreams):
-                    continue
-                self._around.region.count(("count", "coredns_forward_healthcheck_broken_total"))
-                if settings.failfast:
-                    break
-                upstream = random.choice(upstreams)
+        for upstream in self._tries(upstreams):
             try:
                 last = await upstream.exchange(ask, tcp, give_up)
             except ConnectionLostError as error:
-                upstream.resent()
                 why = f"{upstream.name}: {error}"
+                upstream.resent()
                 if not lost:
                     lost = True
                     continue
             except UpstreamError as error:
                 why = f"{upstream.name}: {error}"
             else:
-                passed += last.rcode in settings.failover
+                passed += 1
                 if last.rcode not in settings.failover or passed >= len(upstreams):
                     return last
                 continue
             upstream.check()
             failed += 1
-            if down >= len(upstreams):
+            if failed == most or loop.time() >= give_up:
                 break
+            if not most:
+                await asyncio.sleep(_PAUSE)
         if last is not None:
             return last
         raise UpstreamError(why)
+
+    def _tries(self, upstreams: list[Upstream]) -> Iterator[Upstream]:
+        """Whom to ask, for ever; if all are down, a random one as the last one, or with `failfast` nobody."""
+        while True:
+            down = 0
+            for upstream in upstreams:
+                if not upstream.is_down:
+                    yield upstream
+                    continue
+                down += 1
+            if down == len(upstreams):
+                self._around.region.count(("count", "coredns_forward_healthcheck_broken_total"))
+                if not self._settings.failfast:
+                    yield random.choice(upstreams)
+                return
 
     def _order(self) -> list[Upstream]:
         """The upstreams, those to be asked first in front."""

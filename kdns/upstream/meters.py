@@ -19,20 +19,34 @@ class Meter:
 
     def __init__(self, region: Region, to: str, wrong: Callable[[str, bytes], None] | None = None) -> None:
         self._region = region
-        self._cells = region.cells
+        self.cells = region.cells
         self._to = to
         self._wrong = wrong
         self._durations: dict[int, Histogram] = {}
-        self._connections: dict[tuple[str, bool], int] = {}
 
-    def connection(self, proto: str, *, hit: bool) -> None:
-        """Count a query that found a connection (hit) or needed a new one. proto: udp, tcp or tcp-tls."""
-        index = self._connections.get((proto, hit))
-        if index is None:
-            name = f"coredns_proxy_conn_cache_{'hits' if hit else 'misses'}_total"
-            key = ("count", name, "proxy_name", PROXY, "to", self._to, "proto", proto)
-            index = self._connections[proto, hit] = self._region.series(key, 1)
-        self._cells[index] += 1
+    def connections(self, proto: str) -> tuple[int, int]:
+        """The cells for queries that find a connection, and that need a new one. proto: udp, tcp or tcp-tls."""
+        hits, misses = (
+            self._region.series(
+                (
+                    "count",
+                    f"coredns_proxy_conn_cache_{what}_total",
+                    "proxy_name",
+                    PROXY,
+                    "to",
+                    self._to,
+                    "proto",
+                    proto,
+                ),
+                1,
+            )
+            for what in ("hits", "misses")
+        )
+        return hits, misses
+
+    def count(self, cell: int) -> None:
+        """Count one."""
+        self.cells[cell] += 1
 
     def answered(self, rcode: int, started: int) -> None:
         """Count an answer. started: time.perf_counter_ns() when the query was sent."""

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from dataclasses import dataclass
+from typing import TypeAlias
 
 from kdns.upstream.ask import Ask
 from kdns.upstream.faults import ConnectionLostError, UpstreamError, told
@@ -38,14 +38,8 @@ _QUIET = 0.5
 _PROOF = 1.0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A query in flight. sent, until: of the event loop's clock."""
-
-    future: asyncio.Future[bytes]
-    ask: Ask
-    sent: float
-    until: float
+_Waiter: TypeAlias = tuple[asyncio.Future[bytes], Ask, float, float]
+"""A query in flight: where its answer goes, when it was sent, how long it waits (of the event loop's clock)."""
 
 
 class Streams:
@@ -62,6 +56,8 @@ class Streams:
         self._limited_until = 0.0
         self._ended_after = 0
         self._connections: list[Connection] = []
+        self._current: Connection | None = None  # the one that was used last
+        self._hits, self._misses = meter.connections(self.proto)
         self._room: asyncio.Future[None] | None = None
 
     async def ask(self, ask: Ask, until: float) -> bytes:
@@ -69,11 +65,19 @@ class Streams:
 
         Raises ConnectionLostError or UpstreamError.
         """
-        connection = self._pick()
+        now = asyncio.get_running_loop().time()
+        connection = self._current
+        if connection is not None and len(connection.waiting) < BUSY and not self.limit and connection.takes_more(now):
+            cells = self.meter.cells
+            cells[self._hits] += 1
+            return await connection.put(ask, now, until)
+        connection = self._pick(now)
         while connection is None:
             await self._wait(until)
-            connection = self._pick()
-        return await connection.put(ask, until)
+            now = asyncio.get_running_loop().time()
+            connection = self._pick(now)
+        self._current = connection
+        return await connection.put(ask, now, until)
 
     def tick(self, now: float) -> bool:
         """End waits and connections whose time is over; False if no query is in flight."""
@@ -93,9 +97,8 @@ class Streams:
         for connection in list(self._connections):
             connection.end("the upstream is not used any more")
 
-    def _pick(self) -> Connection | None:
+    def _pick(self, now: float) -> Connection | None:
         """The connection for the next query; None if it has to wait."""
-        now = asyncio.get_running_loop().time()
         if self.limit and now > self._limited_until:
             self.limit = 0
         best: Connection | None = None
@@ -110,12 +113,12 @@ class Streams:
                     connection.end("")
                     break
         if crowded and len(self._connections) < most:
-            opened = Connection(self)
+            opened = Connection(self, now)
             self._connections.append(opened)
-            self.meter.connection(self.proto, hit=False)
+            self.meter.count(self._misses)
             return best or opened
         if best is not None:
-            self.meter.connection(self.proto, hit=True)
+            self.meter.count(self._hits)
         return best
 
     async def _wait(self, until: float) -> None:
@@ -146,6 +149,8 @@ class Streams:
         """A connection has ended."""
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
+        if self._current is connection:
+            self._current = None
         self.moved()
 
     def learn(self, answers: int) -> None:
@@ -159,7 +164,7 @@ class Streams:
 class Connection(asyncio.BufferedProtocol):
     """One connection, from the moment that it is wanted."""
 
-    def __init__(self, pool: Streams) -> None:
+    def __init__(self, pool: Streams, now: float) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self.waiting: dict[int, _Waiter] = {}
@@ -171,8 +176,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ended = False
         self._put = 0
         self._answers = 0
-        self._opened = self._heard = self._loop.time()
-        self._idle_since = self._opened
+        self._opened = self._heard = self._idle_since = now
         self._connecting = self._loop.create_task(self._connect())
 
     @property
@@ -187,7 +191,7 @@ class Connection(asyncio.BufferedProtocol):
             return False
         return not pool.settings.max_age or now - self._opened < pool.settings.max_age
 
-    def put(self, ask: Ask, until: float) -> asyncio.Future[bytes]:
+    def put(self, ask: Ask, now: float, until: float) -> asyncio.Future[bytes]:
         """Send a query, or keep it until there is a connection.
 
         The ID need not be hard to guess here, where nobody can answer but the other end; it only has to be free.
@@ -195,14 +199,14 @@ class Connection(asyncio.BufferedProtocol):
         ident = random.getrandbits(16)
         while ident in self.waiting:
             ident = random.getrandbits(16)
-        loop = self._loop
-        future: asyncio.Future[bytes] = loop.create_future()
-        self.waiting[ident] = _Waiter(future, ask, loop.time(), until)
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self.waiting[ident] = future, ask, now, until
         self._put += 1
-        if not self._out and self._transport is not None:
-            loop.call_soon(self._flush)
-        self._out.append((len(ask.body) + 2 << 16 | ident).to_bytes(4, "big"))
-        self._out.append(ask.body)
+        out = self._out
+        if not out and self._transport is not None:
+            self._loop.call_soon(self._flush)
+        out.append((len(ask.body) + 2 << 16 | ident).to_bytes(4, "big"))
+        out.append(ask.body)
         return future
 
     def _flush(self) -> None:
@@ -232,8 +236,8 @@ class Connection(asyncio.BufferedProtocol):
         """No connection came about."""
         self._ended = True
         self._pool.gone(self)
-        for waiter in self._taken():
-            waiter.future.set_exception(UpstreamError(text))
+        for future in self._taken():
+            future.set_exception(UpstreamError(text))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -266,14 +270,15 @@ class Connection(asyncio.BufferedProtocol):
     def _take(self, data: bytes) -> None:
         ident = int.from_bytes(data[:2], "big")
         waiter = self.waiting.get(ident)
-        wrong = waiter.ask.mismatch(data) if waiter is not None else "id"
+        wrong = waiter[1].mismatch(data) if waiter is not None else "id"
         if waiter is None or wrong:
             self._pool.meter.discarded(wrong, data)
             return
         del self.waiting[ident]
         self._answers += 1
-        if not waiter.future.done():
-            waiter.future.set_result(data)
+        future = waiter[0]
+        if not future.done():
+            future.set_result(data)
 
     def eof_received(self) -> None:
         self.connection_lost(None)
@@ -285,21 +290,21 @@ class Connection(asyncio.BufferedProtocol):
         self._pool.gone(self)
         if not self.waiting:
             return
-        quiet = min(waiter.sent for waiter in self.waiting.values()) - self._heard > _QUIET
+        quiet = min(sent for _, _, sent, _ in self.waiting.values()) - self._heard > _QUIET
         if self._answers and not quiet:
             self._pool.learn(self._answers)
         self._lose(f"the {self._pool.proto} connection was {'reset' if exc is not None else 'closed'}")
 
     def _lose(self, text: str) -> None:
-        for waiter in self._taken():
-            waiter.future.set_exception(ConnectionLostError(text))
+        for future in self._taken():
+            future.set_exception(ConnectionLostError(text))
 
-    def _taken(self) -> list[_Waiter]:
+    def _taken(self) -> list[asyncio.Future[bytes]]:
         """Those who still wait, who wait here no more."""
-        waiters = [waiter for waiter in self.waiting.values() if not waiter.future.done()]
+        futures = [future for future, *_ in self.waiting.values() if not future.done()]
         self.waiting.clear()
         self._out.clear()
-        return waiters
+        return futures
 
     def tick(self, now: float) -> None:
         """End the waits that are over.
@@ -307,13 +312,13 @@ class Connection(asyncio.BufferedProtocol):
         If not one message has come since such a query was sent, the connection is taken for dead. One that is open
         though it has had as many queries as the server is said to answer shows that the server does not count.
         """
-        late = [(ident, waiter) for ident, waiter in self.waiting.items() if waiter.until <= now]
+        late = [(ident, waiter) for ident, waiter in self.waiting.items() if waiter[3] <= now]
         dead = False
-        for ident, waiter in late:
+        for ident, (future, _, sent, _) in late:
             del self.waiting[ident]
-            dead = dead or waiter.sent >= self._heard
-            if not waiter.future.done():
-                waiter.future.set_exception(UpstreamError(f"no answer within {now - waiter.sent:.1f} s"))
+            dead = dead or sent >= self._heard
+            if not future.done():
+                future.set_exception(UpstreamError(f"no answer within {now - sent:.1f} s"))
         if dead:
             self.end("the connection is dead")
         elif late and not self.waiting:
