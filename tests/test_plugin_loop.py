@@ -104,7 +104,7 @@ def test_two_servers_that_forward_to_each_other_until_one_has_a_server_of_its_ow
 
 def test_without_a_loop_nothing_changes(serve: Serve, start: Start) -> None:
     behind = serve(corefile=".:$dns {\nbind 127.0.0.1\nprometheus $host:$metrics\nwhoami\n}\n")
-    server = start(f"forward . 127.0.0.1:{behind.port}")
+    server = start(f"cache\nforward . 127.0.0.1:{behind.port}")
     assert server.query("example.org").additional
     hinfo = {"type": "other"}
     procs.wait_until(lambda: behind.metrics().value("coredns_dns_requests_total", **hinfo) > 0, 5, "the random name")
@@ -112,6 +112,8 @@ def test_without_a_loop_nothing_changes(serve: Serve, start: Start) -> None:
     assert behind.metrics().value("coredns_dns_requests_total", **hinfo) == 1
     assert not looping(server)
     assert "plugin/loop" not in server.log
+    assert server.metrics().value("coredns_cache_misses_total") >= 1
+    assert not server.metrics().value("coredns_cache_misses_total", server=""), "the random name was asked of nobody"
 
 
 class Upstream:

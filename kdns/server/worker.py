@@ -239,7 +239,10 @@ class Worker:
     def _site(self, index: int) -> Site:
         config = self._plan.blocks[index]
 
+        label = next((server.label for server in self._plan.servers if index in server.blocks), "")
+
         async def ask(query: Query) -> Response:
+            query.server = query.server or label
             chain = self._reached[index].find(query.lname)
             return await (chain or _refuse)(query)
 
