@@ -123,6 +123,7 @@ class Upstream:
         self.handler = handler
         self.loop = False
         self.silent = False
+        self.broken = False
         self.asked = 0
 
     async def __call__(self, query: Query) -> Response:
@@ -133,6 +134,8 @@ class Upstream:
         self.asked += 1
         if self.silent:
             await asyncio.sleep(60)
+        if self.broken:
+            return Response(rcode=rr.SERVFAIL)
         if not self.loop:
             return Response(rcode=rr.NXDOMAIN)
         assert self.handler is not None
@@ -144,7 +147,7 @@ class Upstream:
 
 def test_a_loop_is_seen_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "PATIENCE", 0.05)
-    monkeypatch.setattr(loop, "PAUSES", (0, 0.01, 0.01))
+    monkeypatch.setattr(loop, "PAUSES", (0, *[0.01] * 50))
     monkeypatch.setattr(loop, "AGAIN", 0.02)
     upstream = Upstream()
     ground = Ground(ask=upstream)
@@ -157,8 +160,10 @@ def test_a_loop_is_seen_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> No
         watch = asyncio.create_task(ground.background[0])
         upstream.silent = upstream.loop = True
         await asyncio.sleep(0.03)
+        upstream.silent, upstream.broken = False, True
+        await asyncio.sleep(0.03)
         assert not ground.log.lines
-        upstream.silent = False
+        upstream.broken = False
         await until("[ERROR] plugin/loop: Loop (192.0.2.1:4711 -> 192.0.2.2:53) detected for zone .: ")
         assert ground.value("shared", "kdns_loop_detected", "zone", ".") == 1
         behind = Behind()
@@ -166,8 +171,10 @@ def test_a_loop_is_seen_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> No
         assert (response.rcode, response.plugin, behind.query) == (rr.SERVFAIL, "loop", None)
         upstream.silent = True
         await asyncio.sleep(0.1)
-        assert ground.value("shared", "kdns_loop_detected", "zone", ".") == 1, "silence says nothing"
-        upstream.silent = upstream.loop = False
+        upstream.silent, upstream.broken = False, True
+        await asyncio.sleep(0.1)
+        assert ground.value("shared", "kdns_loop_detected", "zone", ".") == 1, "silence and failure say nothing"
+        upstream.broken = upstream.loop = False
         await until("[INFO] plugin/loop: the loop for zone . has ended")
         assert (await handler(query("example.org"), behind)).plugin == "behind"
         await watch
