@@ -276,3 +276,31 @@ def test_without_resolver_the_file_is_asked_for_nameservers(tmp_path: Path) -> N
             await until(lambda: "127.0.0.1:53" in str(asking.group._unresolved))
 
     run(steps())
+
+
+def test_what_waits_on_an_address_that_is_not_used_any_more_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.upstream.resolve.SHORTEST", 0.05)
+    where = "127.0.0.1"
+
+    async def resolver(asked: Asked) -> None:
+        asked.send(reply(asked, *([f"A {where}"] if asked.rdtype == "A" else []), ttl=0))
+
+    async def steps(tcp: bool) -> None:
+        nonlocal where
+        where = "127.0.0.1"
+        names, old = FakeUpstream(resolver), FakeUpstream(silent)
+        with names, old, FakeUpstream(address="127.0.0.2", port=old.port):
+            async with Asking(named(old.port), resolvers=(names.target,), health_interval=0.02) as asking:
+                await until(lambda: bool(asking.group.upstreams))
+                asking.group.upstreams[0].check()
+                waiting = asyncio.create_task(asking.ask(tcp=tcp))
+                await until(lambda: bool(old.names()))
+                where = "127.0.0.2"
+                assert addresses(await waiting) == [ADDRESS]
+                assert asking.counted("kdns_forward_resent_total") == 1
+                count = len(checks(old))
+                await asyncio.sleep(0.1)
+                assert len(checks(old)) <= count + 1
+
+    run(steps(tcp=True))
+    run(steps(tcp=False))

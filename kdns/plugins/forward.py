@@ -51,9 +51,9 @@ forward FROM TO... {
 * **FROM**: names in this zone are forwarded; a network such as `10.0.0.0/8` stands for its reverse zones.
 * **TO...**: at most 15 upstreams: an address, or a name, with or without a port; `dns://` before it changes nothing,
   `tls://` is DNS over TLS (port 853), `https://` DNS over HTTPS (port 443, path /dns-query). A file such as
-  /etc/resolv.conf stands for its nameservers. The certificate has to be for the address, or for NAME in `tls://IP%NAME`
-  and `tls://IP%NAME:PORT`. A name is looked up when the server has started, and again when its TTL is over (5s to 5m);
-  all its addresses are upstreams.
+  /etc/resolv.conf stands for its nameservers, as they are when the Corefile is read. The certificate has to be for the
+  address, or for NAME in `tls://IP%NAME` and `tls://IP%NAME:PORT`. A name is looked up when the server has started, and
+  again when its TTL is over (5s to 5m); all its addresses are upstreams.
 * `except` **ZONES...**: names in these zones go to the next plugin. It may be repeated.
 * `force_tcp`: ask over TCP. Otherwise it is over what the client asked over.
 * `prefer_udp`: ask over UDP first, even for clients that came over TCP.

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import socket
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import UpstreamError, told
+from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
 MAX_SOCKETS = 2000
-"""Queries in flight; further ones wait."""
+"""Queries in flight; further ones wait. A process that may have few descriptors gets half of them for this."""
 _TURN = 32
 _LONGEST = 65535
 _RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
@@ -36,17 +37,19 @@ class Datagrams:
         self.family = family
         self.peer = address
         self._open: set[_Exchange] = set()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MAX_SOCKETS, descriptors // 2) if descriptors > 0 else MAX_SOCKETS
         self._room: asyncio.Event = asyncio.Event()
 
     async def ask(self, ask: Ask, until: float) -> bytes:
         """The answer, from its ID on. until: of the event loop's clock; noticed by `tick`. Raises UpstreamError."""
-        while len(self._open) >= MAX_SOCKETS:
+        while len(self._open) >= self._most:
             self._room.clear()
             try:
                 async with asyncio.timeout_at(until):
                     await self._room.wait()
             except TimeoutError:
-                raise UpstreamError(f"{MAX_SOCKETS} queries over UDP are in flight") from None
+                raise UpstreamError(f"{self._most} queries over UDP are in flight") from None
         self.meter.count(self._misses)
         exchange = _Exchange(self, ask, until)
         self._open.add(exchange)
@@ -68,6 +71,12 @@ class Datagrams:
                 text = f"no answer within {now - exchange.sent:.1f} s"
                 exchange.future.set_exception(UpstreamError(text))
         return bool(self._open)
+
+    def close(self) -> None:
+        """End all waits."""
+        for exchange in self._open:
+            if not exchange.future.done():
+                exchange.future.set_exception(ConnectionLostError(NOT_USED))
 
 
 class _Exchange:

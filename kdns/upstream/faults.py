@@ -7,6 +7,9 @@ import ssl
 
 from kdns.errors import KdnsError
 
+NOT_USED = "the upstream is not used any more"
+"""Why a query is lost when the addresses of an upstream's name change, or the worker ends."""
+
 
 class UpstreamError(KdnsError):
     """An upstream gave no usable answer; the text says why, without naming it."""

@@ -82,7 +82,8 @@ class Group:
 
     def _tries(self, upstreams: list[Upstream]) -> Iterator[Upstream]:
         """Whom to ask, for ever; if all are down, a random one as the last one, or with `failfast` nobody."""
-        while True:
+        known = self.upstreams
+        while upstreams:
             down = 0
             for upstream in upstreams:
                 if not upstream.is_down:
@@ -94,6 +95,8 @@ class Group:
                 if not self._settings.failfast:
                     yield random.choice(upstreams)
                 return
+            if known is not self.upstreams:  # addresses of names have changed
+                known, upstreams = self.upstreams, self._order()
 
     def _order(self) -> list[Upstream]:
         """The upstreams, those to be asked first in front."""

@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import ConnectionLostError, UpstreamError
+from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError
 from kdns.upstream.settings import Settings, Target
 from kdns.wire.message import MAX_MESSAGE, QUESTION_AT
 
@@ -49,6 +49,8 @@ class Https:
 
     async def ask(self, ask: Ask, until: float) -> bytes:
         """The answer. until: of the event loop's clock. Raises ConnectionLostError or UpstreamError."""
+        if self._client.is_closed:
+            raise ConnectionLostError(NOT_USED)
         try:
             async with asyncio.timeout_at(until):
                 async with self._stream(_NO_ID + ask.body) as response:

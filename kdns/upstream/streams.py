@@ -17,7 +17,7 @@ import ssl
 from typing import TypeAlias
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import ConnectionLostError, UpstreamError, told
+from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
@@ -95,7 +95,7 @@ class Streams:
     def close(self) -> None:
         """End all connections and what waits on them."""
         for connection in list(self._connections):
-            connection.end("the upstream is not used any more")
+            connection.end(NOT_USED)
 
     def _pick(self, now: float) -> Connection | None:
         """The connection for the next query; None if it has to wait."""

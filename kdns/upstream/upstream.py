@@ -56,7 +56,7 @@ class Upstream:
         self._settings = settings
         self._around = around
         self._meter = Meter(around.region, self.name, around.wrong)
-        self._checking = False
+        self._checking = self._closed = False
         self._streams: Streams | None = None
         self._datagrams: Datagrams | None = None
         self._https: Https | None = None
@@ -163,7 +163,7 @@ class Upstream:
         tcp = self._settings.force_tcp
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while not self._closed:
                 try:
                     await self._transfer(self._probe, tcp, loop.time() + CHECK_SECONDS)
                 except UpstreamError as error:
@@ -185,10 +185,11 @@ class Upstream:
             self._around.log.warning(f"upstream {self.name} is down: {error}", key=f"down {self.name}")
 
     async def close(self) -> None:
-        """End all connections."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """End all connections, and what waits on them."""
+        self._closed = True
         if self._streams is not None:
             self._streams.close()
+        if self._datagrams is not None:
+            self._datagrams.close()
         if self._https is not None:
             await self._https.close()
