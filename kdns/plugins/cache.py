@@ -528,7 +528,10 @@ class Handler:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """clock: seconds, never going back, the same as the packet cache's. wall: for signatures, seconds of 1970."""
+        """To be called in the event loop that `site.background` uses, if there is one yet.
+
+        clock: seconds, never going back, the same as the packet cache's. wall: for signatures, seconds since 1970.
+        """
         zones = options.zones or site.zones
         self._options = options
         self._site = site
@@ -543,6 +546,7 @@ class Handler:
         self._evicted = {SUCCESS: 0, DENIAL: 0}
         self._counts: dict[str, _Counts] = {}
         self._flights: dict[bytes, _Flight] = {}
+        self._loop = _running_loop()
         self._sweeping = False
 
     async def __call__(self, query: Query, next: Next) -> Response:
@@ -701,11 +705,16 @@ class Handler:
         return replace(flight.response, error="")
 
     def _renew(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
-        """Ask for an item again in the background, unless that is being done."""
-        if self._items.claim(item, self._clock()):
-            cells = counts.cells
-            cells[counts.prefetches] += 1
-            self._site.background(self._renewal(query, next, key, item, counts))
+        """Ask for an item again in the background, unless that is being done. Called in any thread."""
+        if not self._items.claim(item, self._clock()):
+            return
+        cells = counts.cells
+        cells[counts.prefetches] += 1
+        steps = self._renewal(query, next, key, item, counts)
+        if self._loop is None:
+            self._site.background(steps)
+        else:
+            self._loop.call_soon_threadsafe(self._site.background, steps)
 
     async def _renewal(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         try:
@@ -770,6 +779,13 @@ class Handler:
             more = evicted - self._evicted[kind]
             self._evicted[kind] = evicted
             cells[counts.evictions[kind]] += more
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:
