@@ -326,6 +326,20 @@ def secure(ca: trustme.CA, *alpn: str) -> ssl.SSLContext:
     return context
 
 
+def test_debug_shows_wrong_replies_in_hexadecimal(tmp_path: Path) -> None:
+    async def script(asked: Asked) -> None:
+        good = reply(asked, f"A {ADDRESS}")
+        asked.send(bytes((good[0] ^ 1,)) + good[1:])
+        asked.send(good)
+
+    with FakeUpstream(script) as upstream:
+        lines = f"debug\nforward . {upstream.to}"
+        with Server(tmp_path, corefile=COREFILE % lines) as server:
+            assert server.texts("a.test") == [ADDRESS]
+            procs.wait_until(lambda: "debug: 000000 " in server.log, 5, "a hexdump")
+            assert f"[DEBUG] plugin/forward: {upstream.to}: wrong reply (id)" in server.log
+
+
 # What the directive says, and what it refuses
 
 
@@ -340,7 +354,7 @@ def read(line: str, *options: str) -> forward.Forward:
 def refused(line: str, *options: str) -> str:
     """The one mistake in a directive; without the file's name, `LINE: text`."""
     with pytest.raises(ConfigError) as raised:
-        read(line, *options)
+        read(line, *(option for option in options if option))
     assert len(raised.value.mistakes) == 1, raised.value
     return str(raised.value).removeprefix("Corefile:")
 
@@ -445,6 +459,9 @@ def test_options_of_the_directive_itself() -> None:
         (". quic://10.0.0.1", "", "2: forward: quic:// is not supported for upstreams"),
         (". https://10.0.0.1/other", "", '2: forward: "https://10.0.0.1/other" has a path'),
         ("a..b 10.0.0.1", "", "2: forward: zone"),
+        (". tls://9.9.9.9%a..b", "", "2: forward: zone"),
+        (". tls://9.9.9.9%*.example", "", '2: forward: "*.example" is not a server'),
+        (". tls://9.9.9.9", "tls_servername .", '3: forward: "." is not a server'),
         (". tls://9.9.9.9%a.example", "tls_servername b.example", "2: forward has both tls_servername b.example and"),
         (". " + " ".join(f"10.0.0.{n}" for n in range(16)), "", "2: forward has 16 upstreams; accepted: at most 15"),
         (". 10.0.0.1", "tls /no/such/ca", '3: forward: tls: "/no/such/ca" cannot be read: No such file'),

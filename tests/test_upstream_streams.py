@@ -199,6 +199,23 @@ def test_a_limit_that_proves_wrong_is_forgotten() -> None:
     run(steps())
 
 
+def test_a_limit_that_proves_wrong_is_forgotten_under_load_too() -> None:
+    async def steps() -> None:
+        with FakeUpstream(closing_after(1)) as upstream:
+            async with Asking(upstream.target) as asking:
+                await asking.many(5)
+                upstream.script = usual
+                pool = asking.group.upstreams[0]._streams
+                assert pool is not None
+                assert pool.limit == 1
+                for _ in range(20):
+                    await asking.many(20)
+                    await asyncio.sleep(0.005)
+                assert pool.limit == 0
+
+    run(steps())
+
+
 def test_wrong_ids_and_questions_are_dropped_and_counted_and_the_right_answer_still_counts() -> None:
     async def script(asked: Asked) -> None:
         good = reply(asked, f"A {ADDRESS}")

@@ -305,6 +305,7 @@ def _address(text: str, transport: str) -> Target | None:
     server_name = ""
     if percent and transport != "dns":
         server_name, colon, digits = zone.partition(":")
+        server_name = _server_name(server_name)
         port = digits if colon else port
     elif percent:
         address = host
@@ -477,7 +478,10 @@ def _rcode(text: str) -> int:
 
 
 def _server_name(text: str) -> str:
-    return values.zone(text).removesuffix(".") or text
+    name = values.zone(text).removesuffix(".")
+    if not re.fullmatch(r"[-\w.]+", name, re.ASCII):
+        raise ConfigValueError(f"{values.shown(text)} is not a server's name", "a name such as dns.quad9.net")
+    return name
 
 
 def _ip(text: str) -> str:

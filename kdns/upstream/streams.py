@@ -36,6 +36,7 @@ LARGEST_LIMIT = 1024
 _BUFFER = 1 << 17
 _QUIET = 0.5
 _PROOF = 1.0
+_CLOSING = 0.02  # the end of a connection comes with the last answer, or right behind it
 
 
 _Waiter: TypeAlias = tuple[asyncio.Future[bytes], Ask, float, float]
@@ -108,10 +109,7 @@ class Streams:
         most = MAX_LIMITED_CONNECTIONS if self.limit else MAX_CONNECTIONS
         crowded = best is None or (len(best.waiting) >= BUSY and len(self._connections) < MAX_CONNECTIONS)
         if best is None and len(self._connections) >= most:
-            for connection in self._connections:
-                if not connection.waiting:  # the server was expected to close it
-                    connection.end("")
-                    break
+            self._evict(now)
         if crowded and len(self._connections) < most:
             opened = Connection(self, now)
             self._connections.append(opened)
@@ -120,6 +118,15 @@ class Streams:
         if best is not None:
             self.meter.count(self._hits)
         return best
+
+    def _evict(self, now: float) -> None:
+        """Close a connection that is idle and takes no more queries, though it was for the server to do so."""
+        for connection in self._connections:
+            if not connection.waiting:
+                if self.limit and now - connection.idle_since > _CLOSING:
+                    self.limit = 0
+                connection.end("")
+                return
 
     async def _wait(self, until: float) -> None:
         """Wait until a connection ends or is done with something."""
@@ -176,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ended = False
         self._put = 0
         self._answers = 0
-        self._opened = self._heard = self._idle_since = now
+        self._opened = self._heard = self.idle_since = now
         self._connecting = self._loop.create_task(self._connect())
 
     @property
@@ -242,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._idle_since = self._loop.time()
+        self.idle_since = self._loop.time()
         if self._ended:
             transport.abort()
         self._flush()
@@ -263,7 +270,7 @@ class Connection(asyncio.BufferedProtocol):
             self._heard = self._loop.time()
             buffer[: end - at] = buffer[at:end]
             if not self.waiting and not self._ended:
-                self._idle_since = self._heard
+                self.idle_since = self._heard
                 self._pool.idle(self)
         self._filled = end - at
 
@@ -322,13 +329,13 @@ class Connection(asyncio.BufferedProtocol):
         if dead:
             self.end("the connection is dead")
         elif late and not self.waiting:
-            self._idle_since = now
+            self.idle_since = now
             self._pool.idle(self)
         elif not self.waiting:
             settings = self._pool.settings
-            if now - self._idle_since >= settings.expire or 0 < settings.max_age <= now - self._opened:
+            if now - self.idle_since >= settings.expire or 0 < settings.max_age <= now - self._opened:
                 self.end("")
-            elif self._pool.limit and self._put >= self._pool.limit and now - self._idle_since > _PROOF:
+            elif self._pool.limit and self._put >= self._pool.limit and now - self.idle_since > _PROOF:
                 self._pool.limit = 0
 
     def end(self, text: str) -> None:

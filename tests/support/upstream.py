@@ -60,7 +60,6 @@ class Asked:
     number: int
     on: Connection | None
     send: Callable[[bytes], None]
-    local: Any = None
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -217,7 +216,7 @@ class FakeUpstream:
 
     def names(self, proto: str = "") -> list[str]:
         """The names that were asked for, over one protocol or all; without those of health checks."""
-        return [a.name for a in list(self.asked) if (not proto or a.proto == proto) and a.name]
+        return [a.name for a in list(self.asked) if (not proto or a.proto == proto) and a.name != "."]
 
     @property
     def open(self) -> int:
@@ -310,7 +309,7 @@ class FakeUpstream:
         send: Callable[[bytes], None],
         headers: dict[str, str] | None = None,
     ) -> None:
-        asked = Asked(data, proto, peer, len(self.asked), on, send, self._datagrams, headers or {})
+        asked = Asked(data, proto, peer, len(self.asked), on, send, headers or {})
         if on is not None:
             on.asked += 1
         self.asked.append(asked)
