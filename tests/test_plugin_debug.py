@@ -15,6 +15,7 @@ from tests.conftest import Serve
 from tests.support import procs
 from tests.support.configs import options, refused
 from tests.support.plugins import Ground, Lines, answered, query
+from tests.support.server import Server
 
 COREFILE = """
 debug.test:$dns {
@@ -77,6 +78,26 @@ def test_a_server_block_with_debug_has_lines_of_that_level_and_others_have_not(s
     line = "[DEBUG] plugin/errors: 1 errors like 'no plugin' occurred in last 1s\n"
     procs.wait_until(lambda: line in server.log, 5, line)
     assert server.log.count("[DEBUG]") == 2
+
+
+def wait_for(server: Server, pattern: str) -> None:
+    procs.wait_until(lambda: re.search(pattern, server.log) is not None, 5, pattern)
+
+
+def test_messages_that_are_no_queries_are_written_where_a_server_block_has_debug(serve: Serve) -> None:
+    server = serve(corefile=COREFILE)
+    for data, reason in (
+        (b"\0\1\2", "short"),
+        (bytes.fromhex("00018000" + "0000" * 4), "response"),
+        (bytes(12), "format"),
+    ):
+        server.raw_udp(data, timeout=0.1)
+        line = rf"\[DEBUG\] plugin/debug: no query \({reason}\), {len(data)} bytes from 127.0.0.1 port \d+\n"
+        expected = line + "\n".join(hexdump(data)) + "\n"
+        wait_for(server, expected)
+    quiet = serve(corefile=COREFILE.replace("    debug\n", ""))
+    quiet.raw_udp(bytes(12))
+    assert "debug" not in quiet.log
 
 
 def test_the_stack_of_an_exception_is_written_and_the_exception_goes_on() -> None:

@@ -72,14 +72,23 @@ class Pending:
 class Responder:
     """Answers for one listening address.
 
-    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for.
+    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. dump: takes
+    messages that are no queries, and what is to be said of them (`debug`).
     """
 
-    def __init__(self, label: str, blocks: dict[bytes, Block], region: Region, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        label: str,
+        blocks: dict[bytes, Block],
+        region: Region,
+        report: Callable[[str], None],
+        dump: Callable[[str, bytes], None] | None = None,
+    ) -> None:
         self._label = label
         self._blocks = names.Zones(blocks)
         self._region = region
         self._report = report
+        self._dump = dump
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
@@ -87,15 +96,15 @@ class Responder:
     def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
         """The answer to a message, or None if it gets none. local: the address that was asked."""
         if len(data) < message.QUESTION_AT or data[2] & 0x80:
-            self._malformed("short" if len(data) < message.QUESTION_AT else "response")
+            self._malformed("short" if len(data) < message.QUESTION_AT else "response", data, client)
             return None
         if data[2] & 0x78:
-            self._malformed("opcode")
+            self._malformed("opcode", data, client)
             return self._plain(data, rr.NOTIMP, via)
         try:
             query = message.parse(data, via.proto, client, local, message.DEFAULT_UDP)
         except FormatError:
-            self._malformed("format")
+            self._malformed("format", data, client)
             return self._plain(data, rr.FORMERR, via)
         if query.edns is not None and query.edns.version:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
@@ -171,8 +180,10 @@ class Responder:
         cell = key(via.proto, via.family_label, "other", rr.rcode_text(rcode), "", False, len(data), len(wire))
         return Entry(wire[2:], cell, None, self.dropped, ())
 
-    def _malformed(self, reason: str) -> None:
+    def _malformed(self, reason: str, data: bytes, client: tuple[str, int]) -> None:
         self._region.count(("count", "kdns_malformed_total", "reason", reason))
+        if self._dump is not None:
+            self._dump(f"no query ({reason}), {len(data)} bytes from {client[0]} port {client[1]}", data)
 
     def panic(self, error: BaseException) -> Response:
         """Count and report what should not have been raised; the answer is SERVFAIL."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
-from kdns.plugins import chaos, forward, kubernetes, log, prometheus, timeouts
+from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, timeouts
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
@@ -38,6 +40,8 @@ READY, STOP = b"ready", b"stop"
 PATIENCE = 3.0
 """Seconds that clients get to take their last answers."""
 ORPHANED = 600.0
+_COLLECTIONS = 50_000, 20, 50
+"""gc.set_threshold: seldom, as answering leaves no cycles, and what caches hold takes long to scan."""
 _TAKEOVER = 1.0
 _FOR_CHAOS = ("nsid", "bufsize", "errors", "chaos")
 
@@ -51,6 +55,7 @@ def run(plan: Plan, fds: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a system call that blocks, see UdpServer.stop
     _prefer_to_be_killed()
+    gc.set_threshold(*_COLLECTIONS)
     try:
         asyncio.run(Worker(plan, fds).work())
     except BaseException:
@@ -199,7 +204,9 @@ class Worker:
             blocks[names.lower(names.from_text(key.zone))] = Block(
                 counters, found.usual, found.chaos, found.log, found.recursive
             )
-        return Responder(server.label, blocks, self._region, self._failed)
+        debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
+        dump = partial(debug.dump, logs.Log(self._sink, debug=True).plugin(debug.NAME)) if debugging else None
+        return Responder(server.label, blocks, self._region, self._failed, dump)
 
     def _limits(self, server: Server) -> timeouts.Limits:
         configs = [self._plan.blocks[index] for index in sorted(server.blocks)]
@@ -246,13 +253,13 @@ class Worker:
             chain = self._reached[index].find(query.lname)
             return await (chain or _refuse)(query)
 
-        debug = "debug" in config.plugins
+        debugging = debug.NAME in config.plugins
         return Site(
             self._region,
-            logs.Log(self._sink, debug=debug),
+            logs.Log(self._sink, debug=debugging),
             tuple(key.zone for key in config.keys),
             self._plan.token,
-            debug,
+            debugging,
             ask,
             self._start,
         )

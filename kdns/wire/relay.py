@@ -7,7 +7,8 @@ is found in one walk over it; nothing that breaks the format gets past it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+
+from msgspec import Struct, structs
 
 from kdns.errors import FormatError
 from kdns.wire import names, rr
@@ -31,8 +32,7 @@ _SIZES = {rr.A: 4, rr.AAAA: 16}
 _NO_QUESTION = (rr.FORMERR, rr.NOTIMP, rr.SERVFAIL, rr.REFUSED)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Relay:
+class Relay(Struct, frozen=True, eq=False, gc=False):
     """A whole response of another server.
 
     body: header (12 bytes, the ID as it came, counts that are right), question, records but for the OPT. size: of the
@@ -77,7 +77,7 @@ class Relay:
     def answers_only(self) -> Relay:
         """The same without authority and additional sections."""
         count = self.counts[0]
-        return replace(self, body=self.cut((count, 0, 0)), ttls=self.ttls[:count])
+        return structs.replace(self, body=self.cut((count, 0, 0)), ttls=self.ttls[:count])
 
     def addresses(self) -> tuple[int, int, int]:
         """The first run of equally long A or AAAA records of one owner: offset, bytes of each, how many.
