@@ -54,7 +54,7 @@ SHORT = Plan(rounds=3, seconds=1, fresh=30_000, watched=12)
 
 @dataclass(frozen=True, slots=True)
 class Ttls:
-    """What a client sees of one name. ttl: the upstream's. seen: for each sample, seconds since the first, and the TTL.
+    """What a client sees of one name. ttl: the upstream's. shown: the TTL at every second.
 
     An answer begins anew when the one before has ended; between, `largest` and `smallest` are the greatest and least
     difference, in seconds, of the TTL that is shown and what is exactly left.
@@ -64,7 +64,7 @@ class Ttls:
     renewals: int
     smallest: float
     largest: float
-    seen: list[tuple[float, int]]
+    shown: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,10 @@ def _watch(servers: Sequence[Target], seconds: float) -> dict[str, dict[str, Ttl
 
 
 def judge(ttl: int, samples: Sequence[tuple[float, int]]) -> Ttls:
-    """Compare the TTLs that were shown with the time that passed since each answer was new."""
+    """Compare the TTLs that were shown with the time that passed since each answer was new.
+
+    samples: seconds, and the TTL that was shown then.
+    """
     began, before, renewals = samples[0][0], samples[0][1], 0
     differences = []
     for at, shown in samples:
@@ -163,4 +166,5 @@ def judge(ttl: int, samples: Sequence[tuple[float, int]]) -> Ttls:
             began, renewals = at, renewals + 1
         before = shown
         differences.append(shown - (ttl - (at - began)))
-    return Ttls(ttl, renewals, min(differences), max(differences), list(samples))
+    each_second = [next(shown for at, shown in samples if at >= second) for second in range(int(samples[-1][0]) + 1)]
+    return Ttls(ttl, renewals, min(differences), max(differences), each_second)
