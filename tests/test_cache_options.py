@@ -24,6 +24,8 @@ from tests.support.upstream import Asked, FakeUpstream
 SECONDS = 3.7
 """How long clients ask, again and again."""
 STEP = 0.1
+FIRST = 0.35
+"""How late the first answer may be, beyond what is expected, on a busy machine."""
 
 SOA = "example. {} IN SOA ns.example. hostmaster.example. 1 7200 1800 86400 {}"
 ADDRESSES = {"A": "192.0.2.", "AAAA": "2001:db8::"}
@@ -146,10 +148,54 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield found
 
 
+def falls(seen: list[Seen]) -> bool:
+    """Whether the TTL of each answer of the upstream is what is left of the first."""
+    first: dict[int, Seen] = {}
+    for one in seen:
+        first.setdefault(one.number, one)
+        begun = first[one.number]
+        for ttl in one.ttls:
+            elapsed = one.at - begun.at
+            if not begun.ttls[0] - elapsed - 1.2 <= ttl <= begun.ttls[0] - elapsed + 1.2:
+                return False
+    return True
+
+
+def test_ttls_fall_until_the_upstream_is_asked_again(place: Place) -> None:
+    seen = place.seen["a-3.counts.test"]
+    assert place.world.asked["a-3.counts.test"] == 2
+    assert [*dict.fromkeys(one.number for one in seen)] == [1, 2]
+    assert {one.ttls[0] for one in seen if one.number == 1} == {3, 2, 1}
+    assert falls(seen)
+    first, second = place.world.times["a-3.counts.test"]
+    assert 3 <= second - first < 3 + FIRST
+
+
+def test_denials_last_as_the_soa_says(place: Place) -> None:
+    seen = place.seen["no-2.counts.test"]
+    assert place.world.asked["no-2.counts.test"] == 2
+    assert {one.rcode for one in seen} == {"NXDOMAIN"}
+    assert {one.ttls for one in seen} == {(2,), (1,)}
+
+
 def test_failures_last_as_servfail_says(place: Place) -> None:
     seen = place.seen["fail.counts.test"]
     assert {one.rcode for one in seen} == {"SERVFAIL"}
     assert 3 <= place.world.asked["fail.counts.test"] <= 4
+
+
+def test_a_ttl_is_the_longest_and_zones_say_which_names(place: Place) -> None:
+    assert {one.ttls[0] for one in place.seen["a-300.short.test"]} == {2, 1}
+    assert place.world.asked["a-300.short.test"] == 2
+    assert {one.ttls[0] for one in place.seen["a-60.none.test"]} == {60}
+    assert place.world.asked["a-60.none.test"] == len(place.seen["a-60.none.test"])
+
+
+def test_without_options_answers_last_as_they_say_but_at_least_5_seconds(place: Place) -> None:
+    assert place.seen["a-300.plain.test"][0].ttls == (300,)
+    assert place.world.asked["a-300.plain.test"] == place.world.asked["a-0.plain.test"] == 1
+    assert place.seen["a-0.plain.test"][0].ttls == (5,)
+    assert falls(place.seen["a-0.plain.test"])
 
 
 def test_keepttl(place: Place) -> None:
@@ -190,6 +236,14 @@ def test_stale_answers_end(place: Place) -> None:
     assert {one.ttls[0] for one in seen if 1.2 < one.at - seen[0].at < 1.8} == {0}
 
 
+def test_serve_stale_verify_asks_first(place: Place) -> None:
+    seen = place.seen["fails-1.verify.test"]
+    late = [one for one in seen if one.at > seen[0].at + 1.2]
+    assert {(one.rcode, one.number, one.ttls) for one in late} == {("NOERROR", 1, (9,))}
+    assert place.world.asked["fails-1.verify.test"] > len(late)
+    assert {one.ttls for one in place.seen["a-1.verify.test"]} == {(1,)}
+
+
 def test_serve_stale_verify_does_not_wait_for_ever(place: Place) -> None:
     """The upstream takes 500 ms, clients are told what is stale after 50, and get what is new as soon as it is here."""
     seen = place.seen["slower-1.patient.test"]
@@ -211,7 +265,36 @@ def test_disable(place: Place) -> None:
         assert place.world.asked[name] == (1 if kept else len(place.seen[name]))
 
 
+def test_metrics(place: Place) -> None:
+    """Answers of the packet cache are answers of the cache."""
+    asked = len(place.seen["a-60.off.test"])
+    here = place.server.metrics()
+    where = {"zones": "plain.test.", "view": ""}
+
+    def value(name: str, **labels: str) -> float:
+        return here.value(f"coredns_cache_{name}", **(where | labels))
+
+    assert value("requests_total") == 2 * asked
+    assert value("misses_total") == 2
+    assert value("hits_total", type="success") == 2 * asked - 2
+    assert value("entries", type="success") == 2
+    stale = here.value("coredns_cache_served_stale_total", zones="stale.test.")
+    assert stale >= sum(one.ttls == (7,) for name in WATCHED for one in place.seen[name])
+    assert here.value("coredns_cache_prefetch_total", zones="popular.test.") >= 2
+    assert here.value("coredns_cache_prefetch_total", zones="unpopular.test.") == 0
+
+
 # Single questions
+
+
+def test_hits_are_equal_to_the_first_answer(place: Place) -> None:
+    query = dns.message.make_query("a-60.hits.plain.test", "A", id=7).to_wire()
+    first, *others = [place.server.raw_udp(query) for _ in range(4)]
+    assert first is not None
+    assert dns.message.from_wire(first).flags & dns.flags.AA
+    assert set(others) == {first}
+    assert [place.server.raw_tcp(query), place.server.raw_tcp(query)] == [[first], [first]]
+    assert place.world.asked["a-60.hits.plain.test"] == 1
 
 
 def test_do_cd_and_type_are_kept_apart_and_the_case_of_names_is_not(place: Place) -> None:

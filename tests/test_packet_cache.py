@@ -124,20 +124,22 @@ def test_queries_that_never_repeat_are_not_kept(cache: PacketCache) -> None:
     assert [cache.wants(b"web A") for _ in range(2)][1] is True
 
 
-def test_ttls_count_down_by_whole_seconds_and_each_answer_is_told() -> None:
+def test_ttls_count_down_by_whole_seconds_and_each_answer_but_the_first_is_told() -> None:
     told: list[None] = []
     aging = Aging(103.0, 102.0, True, lambda: told.append(None))
-    record = b"head" + bytes(4) + b"rest"
+    record = b"head" + b"\0\0\0\3" + b"rest"
     countdown = Countdown(aging, len(record), (4,), None, 0)
-    got = [countdown.next(record, int(now * 1e9))[4:8] for now in (100.0, 100.5, 101.0, 101.01, 102.9, 103.0, 110.0)]
-    assert [int.from_bytes(ttl, "big") for ttl in got] == [3, 3, 2, 2, 1, 0, 0]
+    got = [
+        countdown.next(record, int(now * 1e9))[4:8] for now in (99.9, 100.0, 100.5, 101.0, 101.01, 102.9, 103.0, 110.0)
+    ]
+    assert [int.from_bytes(ttl, "big") for ttl in got] == [3, 3, 3, 2, 2, 1, 0, 0]
     assert len(told) == 7
     kept = Countdown(aging._replace(counts_down=False), len(record), (4,), None, 0)
     assert kept.next(record, int(101e9)) is record
 
 
 def test_addresses_take_turns_while_their_ttls_count_down() -> None:
-    records = b"".join(bytes((number,)) + bytes(4) for number in range(3))
+    records = b"".join(bytes((number, 0, 0, 0, 3)) for number in range(3))
     rotation = Rotation(2, 17, 5, records)
     countdown = Countdown(Aging(103.0, 103.0, True, lambda: None), 15, (1, 6, 11), rotation, 0)
     got = [countdown.next(records, int(now * 1e9)) for now in (100.5, 100.6, 101.5, 101.6)]

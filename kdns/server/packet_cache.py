@@ -71,11 +71,12 @@ class Countdown:
     without `loadbalance`.
     """
 
-    __slots__ = ("_aging", "_current", "_expires", "_left", "_rotation", "_ttls", "_turns", "bytes", "until")
+    __slots__ = ("_aging", "_begun", "_current", "_expires", "_left", "_rotation", "_ttls", "_turns", "bytes", "until")
 
     def __init__(self, aging: Aging, size: int, ttls: tuple[int, ...], rotation: Rotation | None, first: int) -> None:
         self.until = int(aging.until * 1e9)
         self._aging = aging
+        self._begun = False
         self._expires = int(aging.expires * 1e9)
         self._ttls = ttls
         self._rotation = rotation
@@ -85,8 +86,10 @@ class Countdown:
         self.bytes = size + (self._turns.bytes if self._turns is not None else 0)
 
     def next(self, response: bytes, now: int) -> bytes:
-        """The response with the TTLs that it has now."""
-        self._aging.served()
+        """The response with the TTLs that it has now. The first time it goes to the client whom a plugin answered."""
+        if self._begun:
+            self._aging.served()
+        self._begun = True
         if not self._aging.counts_down:
             return response if self._turns is None else self._turns.next(response, now)
         left = -((now - self._expires) // 1_000_000_000)
@@ -96,8 +99,10 @@ class Countdown:
         return current if self._turns is None else self._turns.next(current, now)
 
     def _at(self, response: bytes, left: int) -> bytes:
-        """Write the TTL into every record."""
+        """Write the TTL into every record; what came before the response was kept sees the one that it began with."""
         patched = bytearray(response)
+        for at in self._ttls[:1]:
+            left = min(left, int.from_bytes(response[at : at + 4], "big"))
         stamp = max(left, 0).to_bytes(4, "big")
         for at in self._ttls:
             patched[at : at + 4] = stamp
