@@ -192,3 +192,50 @@ def test_a_thousand_names_that_all_fail_cause_one_upstream_query_each(tmp_path: 
             asked = ask_many(server.port, [f"n{number}.example" for number in range(CLIENTS)])
             assert {query.rcode for query in asked} == {dns.rcode.SERVFAIL}
         assert len(upstream.names()) == len(set(upstream.names())) == CLIENTS
+
+
+# TTLs
+
+SHOWN = {"short.example": 3, "long.example": 30, "late.example": 20}
+"""Names, and the TTL with which the cache begins: the upstream's or its own longest."""
+
+
+async def with_ttls(asked: Asked) -> None:
+    """What the test of TTLs asks for; the answer for `late` takes its time."""
+    await asyncio.sleep(1.2 if asked.name == "late.example" else 0)
+    asked.send(reply(asked, "A 192.0.2.1", ttl={"short.example": 3, "late.example": 20}.get(asked.name, 300)))
+
+
+def test_ttls_count_down_by_the_second_until_the_name_is_asked_for_again(tmp_path: Path) -> None:
+    with FakeUpstream(with_ttls) as upstream:
+        plugins = f"cache 30 {{\n    success 1000 30 1\n}}\nforward . {upstream.to}"
+        with forwarding(tmp_path, plugins) as server:
+            seen = watch_ttls(server, 4.5)
+        for name, first in SHOWN.items():
+            assert_counts_down(name, first, seen[name])
+        assert Counter(upstream.names()) == {"short.example": 2, "long.example": 1, "late.example": 1}
+
+
+def assert_counts_down(name: str, first: int, seen: list[tuple[float, int]]) -> None:
+    """Each TTL is what is left of the first one, in whole seconds; when nothing is left it begins again."""
+    began, before = seen[0][0], first
+    for at, shown in seen:
+        if shown > before:
+            assert at - began > first - 0.2, f"{name} is new again after {at - began:.2f} s"
+            began = at
+        before = shown
+        left = first - (at - began)
+        assert left - 0.3 < shown < left + 1.3, f"{name} shows {shown} when {left:.2f} s are left"
+        assert 1 <= shown <= first, f"{name} shows {shown}"
+
+
+def watch_ttls(server: Server, seconds: float) -> dict[str, list[tuple[float, int]]]:
+    """The TTLs of answers that come over UDP and TCP by turns, and when."""
+    seen: dict[str, list[tuple[float, int]]] = {name: [] for name in SHOWN}
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        for name, found in seen.items():
+            message = server.query(name, tcp=len(found) % 2 == 1)
+            found.append((time.monotonic() - begun, message.answer[0].ttl))
+        time.sleep(0.1)
+    return seen
