@@ -12,6 +12,7 @@ import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import dns.flags
@@ -34,6 +35,7 @@ from kdns.plugins.site import Site
 from kdns.wire import message, relay, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
+from kdns.zone.changes import Changes, name_hash
 
 T = TypeVar("T")
 Answer: TypeAlias = Callable[[Query], Response]
@@ -129,13 +131,12 @@ class Place:
         reader, self.writer = os.pipe()
         self.output = reader
         self.log = Log(Sink(self.writer))
-        self.site = Site(self.region, self.log, zones, "", False, Upstream(A300), self._background)
+        self.site = Site(self.region, self.log, zones, "", False, Upstream(A300), self._background, Changes.create())
         self.upstream = Upstream(A300)
         self.wall = 1_700_000_000.0
         self.handler = Handler(options or Options(), self.site, self.clock, lambda: self.wall)
 
     def _background(self, steps: Coroutine[Any, Any, None]) -> None:
-        assert threading.current_thread() is threading.main_thread()
         self.later.append(steps)
 
     def respond(self, query: Query | None = None) -> Response:
@@ -516,6 +517,23 @@ def test_a_prefetch_that_comes_after_the_end_serves_those_who_wait() -> None:
         assert len(place.upstream.queries) == 2
 
     asyncio.run(run())
+
+
+def test_what_fell_through_our_zones_is_asked_for_again_when_they_change() -> None:
+    place = made(answer=positive(300))
+    place.upstream.answer, usual = lambda query: replace(usual(query), depends=(query.lname,)), place.upstream.answer
+    for _ in range(3):
+        place.respond()
+    assert len(place.upstream.queries) == 1
+    place.site.changes.note([name_hash(asked("other.example.com.").lname)])
+    assert place.respond().depends == (asked().lname,)
+    assert len(place.upstream.queries) == 1
+    place.site.changes.note([name_hash(asked().lname)])
+    place.respond()
+    assert len(place.upstream.queries) == 2
+    place.site.changes.note_everything()
+    place.respond()
+    assert len(place.upstream.queries) == 3
 
 
 # What is stale
@@ -935,9 +953,9 @@ def test_bytes_are_bounded_too() -> None:
     place.upstream.answer = lambda query: answered(query, f"{query_name(query)} 300 IN TXT {text}")
     for index in range(40):
         place.respond(asked(f"n{index}.example.com.", "TXT", proto="tcp"))
-    count, size, evicted = place.handler._items.count(SUCCESS)
+    count, evicted = place.handler._items.count(SUCCESS)
     assert 20 < count < 30
-    assert size <= 1024 * 1280
+    assert place.handler._items.size(SUCCESS) <= 1024 * 1280
     assert count + evicted == 40
 
 
@@ -961,7 +979,7 @@ def test_what_an_answer_takes_is_not_more_than_is_reckoned(record: Callable[[str
         taken = (tracemalloc.get_traced_memory()[0] - before) / len(asking)
     finally:
         tracemalloc.stop()
-    reckoned = items.count(SUCCESS)[1] / len(asking)
+    reckoned = items.size(SUCCESS) / len(asking)
     record("bytes per entry", f"{taken:.0f} taken, {reckoned:.0f} reckoned")
     assert 0.8 * reckoned < taken < 1.1 * reckoned
 

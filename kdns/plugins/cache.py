@@ -136,6 +136,7 @@ from kdns.plugins.site import Site
 from kdns.wire import names, rr
 from kdns.wire.message import CD, Aging, Query, Response
 from kdns.wire.relay import Relay
+from kdns.zone.changes import name_hash
 
 NAME = "cache"
 SITED = True
@@ -356,18 +357,21 @@ class Item:
 
     kind: SUCCESS or DENIAL; failure: it is a DENIAL that says nothing of the name. ttl: whole seconds that it had at
     first. expires: when it ends. until: when `prefetch` may begin, else `expires`. size: about what it takes, in bytes.
-    hits, last: how often it was asked for without a long pause, and when. refreshing: a query to renew it is under way
-    in the background; retry: when the next may be sent. Times are those of the cache's clock.
+    depends, seen: the names of our zones that had to be without an answer for it, and the generation at which they
+    were. hits, last: how often it was asked for without a long pause, and when. refreshing: a query to renew it is
+    under way in the background; retry: when the next may be sent. Times are those of the cache's clock.
     """
 
     __slots__ = (
-        "clear_flags", "expires", "failure", "hits", "kind", "last", "recursion", "refreshing", "relay", "retry",
-        "set_flags", "size", "ttl", "until",
+        "clear_flags", "depends", "expires", "failure", "hits", "kind", "last", "recursion", "refreshing", "relay",
+        "retry", "seen", "set_flags", "size", "ttl", "until",
     )  # fmt: skip
 
     def __init__(self, response: Response, relay: Relay, kind: str, failure: bool, seconds: float, now: float) -> None:
         """seconds: how long it is kept, more than 0."""
         self.relay = relay
+        self.depends = response.depends
+        self.seen = 0
         self.recursion = response.recursion
         self.set_flags = response.set_flags
         self.clear_flags = response.clear_flags
@@ -392,9 +396,26 @@ class Item:
 
 
 class _Kept(TLRUCache[bytes, Item]):
-    """Items of one kind; `evicted` of them had to go to make room."""
+    """Items of one kind. keys_held: of all of them, to be looked at in any thread. evicted: how many made room."""
 
-    evicted = 0
+    def __init__(self, size: int, until: Callable[[bytes, Item, float], float], clock: Callable[[], float]) -> None:
+        super().__init__(size, until, clock, lambda item: item.size)
+        self.keys_held: set[bytes] = set()
+        self.evicted = 0
+
+    def __setitem__(self, key: bytes, item: Item) -> None:
+        super().__setitem__(key, item)
+        self.keys_held.add(key)
+
+    def __delitem__(self, key: bytes) -> None:
+        self.keys_held.discard(key)
+        super().__delitem__(key)
+
+    def expire(self, time: float | None = None) -> list[tuple[bytes, Item]]:
+        """Let go of what is over; called by cachetools before anything is added."""
+        expired: list[tuple[bytes, Item]] = list(super().expire(time))
+        self.keys_held.difference_update([key for key, _ in expired])
+        return expired
 
     def popitem(self) -> tuple[bytes, Item]:
         """What was not used for the longest time; called by cachetools when there is no room."""
@@ -419,33 +440,34 @@ class Items:
             return item.expires + (0.0 if item.failure else stale.duration)
 
         self._success, self._denial = (
-            _Kept(capacity * PER_ENTRY, until, clock, lambda item: item.size) for capacity in self._capacity.values()
+            _Kept(capacity * PER_ENTRY, until, clock) for capacity in self._capacity.values()
         )
         self._kept = {SUCCESS: self._success, DENIAL: self._denial}
 
     def find(self, key: bytes) -> Item | None:
         """The item to answer with, expired or not. What has records comes before what denies."""
-        with self._lock:
-            kept = self._success if key in self._success else self._denial
-            try:
-                return kept[key]
-            except KeyError:
-                return None
+        for kept in (self._success, self._denial):
+            if key in kept.keys_held:
+                with self._lock:
+                    item: Item | None = kept.get(key)
+                if item is not None:
+                    return item
+        return None
 
     def put(self, key: bytes, item: Item) -> bool:
         """Keep an item in place of what it makes invalid; False if what is there is better, as for a failure."""
+        known = self.find(key)
         with self._lock:
-            known = self._success.get(key) or self._denial.get(key)
             if known is not None:
                 if item.failure and not known.failure:
                     return False
                 item.hits, item.last = known.hits, known.last
             if item.kind == SUCCESS:
-                self._denial.pop(key, None)
+                _drop(self._denial, key)
             elif not self._prefer_positive:
-                self._success.pop(key, None)
+                _drop(self._success, key)
             kept, capacity = self._kept[item.kind], self._capacity[item.kind]
-            if key not in kept and len(kept) >= capacity:
+            if key not in kept.keys_held and len(kept.keys_held) >= capacity:
                 with contextlib.suppress(KeyError):  # all of them have just expired
                     kept.popitem()
             kept[key] = item
@@ -459,11 +481,27 @@ class Items:
             item.refreshing = True
             return True
 
-    def count(self, kind: str) -> tuple[int, int, int]:
-        """Of one kind: items, about how many bytes they take, and how many were evicted so far."""
+    def sweep(self) -> bool:
+        """Let go of what is over; whether anything is left."""
+        for kept in self._kept.values():
+            with self._lock:
+                kept.expire()
+        return any(kept.keys_held for kept in self._kept.values())
+
+    def count(self, kind: str) -> tuple[int, int]:
+        """Of one kind: items, and how many were evicted so far."""
+        kept = self._kept[kind]
+        return len(kept.keys_held), kept.evicted
+
+    def size(self, kind: str) -> int:
+        """About how many bytes the items of one kind take."""
         with self._lock:
-            kept = self._kept[kind]
-            return len(kept), int(kept.currsize), kept.evicted
+            return int(self._kept[kind].currsize)
+
+
+def _drop(kept: _Kept, key: bytes) -> None:
+    if key in kept.keys_held:
+        kept.pop(key, None)
 
 
 class _Counts:
@@ -499,17 +537,33 @@ class _Counts:
 class _Flight:
     """A query to the rest of the chain that several clients may wait for; used in the event loop only.
 
-    landed: done when `response` is there. failed: what was raised instead, until somebody has told of it.
+    seen: the generation of our zones before it began. waiting: a future for each who waits. response: when it has
+    landed. failed: what was raised instead, until somebody has told of it.
     """
 
-    __slots__ = ("failed", "landed", "response", "task", "told")
+    __slots__ = ("failed", "response", "seen", "task", "told", "waiting")
 
-    def __init__(self, task: asyncio.Task[Response]) -> None:
+    def __init__(self, task: asyncio.Task[Response], seen: int) -> None:
         self.task = task
-        self.landed: asyncio.Future[None] = task.get_loop().create_future()
+        self.seen = seen
+        self.waiting: list[asyncio.Future[None]] = []
         self.response = Response(rcode=rr.SERVFAIL)
         self.failed: Exception | None = None
         self.told = False
+
+    def wait(self) -> asyncio.Future[None]:
+        """To be awaited before it lands; who is cancelled harms no other."""
+        future = self.task.get_loop().create_future()
+        self.waiting.append(future)
+        return future
+
+    def land(self, *, cancelled: bool = False) -> None:
+        """Let those who wait go on."""
+        for future in self.waiting:
+            if cancelled:
+                future.cancel()
+            elif not future.done():
+                future.set_result(None)
 
 
 def key_of(query: Query) -> bytes:
@@ -546,7 +600,6 @@ class Handler:
         self._evicted = {SUCCESS: 0, DENIAL: 0}
         self._counts: dict[str, _Counts] = {}
         self._flights: dict[bytes, _Flight] = {}
-        self._loop = _running_loop()
         self._sweeping = False
 
     async def __call__(self, query: Query, next: Next) -> Response:
@@ -559,10 +612,13 @@ class Handler:
         key = key_of(query)
         now = self._clock()
         item = self._items.find(key)
-        if item is None:
+        if item is None or (item.depends and self._is_outdated(item)):
             cells[counts.misses] += 1
             outcome = await self._ask(query, next, key, counts)
-            return outcome if isinstance(outcome, Response) else await self._landing(outcome, query, next)
+            if isinstance(outcome, Response):
+                return outcome
+            await outcome.wait()
+            return await self._landed(outcome, query, next)
         cells[counts.hits[item.kind]] += 1
         if now >= item.expires:
             return await self._stale(query, next, key, item, counts)
@@ -615,13 +671,13 @@ class Handler:
             return outcome if self._replaces(item, outcome) else None
         try:
             async with asyncio.timeout(stale.verify_timeout or None):
-                await asyncio.shield(outcome.landed)
+                await outcome.wait()
         except TimeoutError:
             return None
         if not self._replaces(item, outcome.response):
             self._tell(outcome)
             return None
-        return await self._landing(outcome, query, next)
+        return await self._landed(outcome, query, next)
 
     def _replaces(self, item: Item, response: Response) -> bool:
         """Whether a stale item has been refreshed (RFC 8767 4: NOERROR and NXDOMAIN do)."""
@@ -636,15 +692,16 @@ class Handler:
     async def _ask(self, query: Query, next: Next, key: bytes, counts: _Counts) -> Response | _Flight:
         """Ask the rest of the chain: its response if it does not wait, else the flight of all who wait for the key."""
         steps: Coroutine[Any, Any, Response] | None = None
+        seen = self._site.changes.generation
         if key not in self._flights:
             steps = next(query)
             response = attempt(steps)
             if response is not None:
-                return self._keep(query, response, key, counts)
+                return self._keep(query, response, key, counts, seen)
         await in_task()
         outcome: Response | _Flight | None = self._flights.get(key) or self._meanwhile(key, counts)
         if outcome is None:
-            return self._start(steps or next(query), query, key, counts)
+            return self._start(steps or next(query), query, key, counts, seen)
         if steps is not None:
             steps.close()
         return outcome
@@ -652,10 +709,22 @@ class Handler:
     def _meanwhile(self, key: bytes, counts: _Counts) -> Response | None:
         now = self._clock()
         item = self._items.find(key)
-        return self._hit(item, now, counts) if item is not None and now < item.expires else None
+        if item is None or now >= item.expires or (item.depends and self._is_outdated(item)):
+            return None
+        return self._hit(item, now, counts)
 
-    def _start(self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, counts: _Counts) -> _Flight:
-        flight = self._flights[key] = _Flight(asyncio.create_task(steps))
+    def _is_outdated(self, item: Item) -> bool:
+        """Whether our zones may have an answer now to what fell through them (`fallthrough`)."""
+        seen, hashes = self._site.changes.since(item.seen)
+        if hashes is None or not set(map(name_hash, item.depends)).isdisjoint(hashes):
+            return True
+        item.seen = seen
+        return False
+
+    def _start(
+        self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, counts: _Counts, seen: int
+    ) -> _Flight:
+        flight = self._flights[key] = _Flight(asyncio.create_task(steps), seen)
         flight.task.add_done_callback(functools.partial(self._land, flight, query, key, counts))
         return flight
 
@@ -663,9 +732,9 @@ class Handler:
         """Keep what a flight brings, and let those who wait go on."""
         del self._flights[key]
         try:
-            flight.response = self._keep(query, task.result(), key, counts)
+            flight.response = self._keep(query, task.result(), key, counts, flight.seen)
         except asyncio.CancelledError:
-            flight.landed.cancel()
+            flight.land(cancelled=True)
             return
         except Exception as error:
             flight.failed = error
@@ -673,7 +742,7 @@ class Handler:
             item = self._items.find(key)
             if item is not None and not self._replaces(item, flight.response):
                 item.retry = self._clock() + self._options.stale.recheck
-        flight.landed.set_result(None)
+        flight.land()
         if not self._sweeping:
             self._sweep(task.get_loop())
 
@@ -682,24 +751,23 @@ class Handler:
 
         It goes when something else comes, too, but much of it at once would hold that up: 3 us each.
         """
+        self._sweeping = self._items.sweep()
         for counts in list(self._counts.values()):
             self._report(counts)
-        self._sweeping = any(self._items.count(kind)[0] for kind in self._evicted)
         if self._sweeping:
             loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
-    async def _landing(self, flight: _Flight, query: Query, next: Next) -> Response:
-        """A flight's response for one who waits. The first to get it is the only one with its error.
+    async def _landed(self, flight: _Flight, query: Query, next: Next) -> Response:
+        """A flight's response for one who has waited. The first to get it is the only one with its error.
 
         A response that is no relay belongs to the query that it answers, so that others ask for themselves, unless
         it failed.
         """
-        await asyncio.shield(flight.landed)
         first, flight.told = not flight.told, True
         if first:
             if flight.failed is not None:
                 raise flight.failed
-            return replace(flight.response)
+            return flight.response if len(flight.waiting) == 1 else replace(flight.response)
         if flight.response.relay is None and flight.response.rcode != rr.SERVFAIL:
             return await next(query)
         return replace(flight.response, error="")
@@ -710,16 +778,13 @@ class Handler:
             return
         cells = counts.cells
         cells[counts.prefetches] += 1
-        steps = self._renewal(query, next, key, item, counts)
-        if self._loop is None:
-            self._site.background(steps)
-        else:
-            self._loop.call_soon_threadsafe(self._site.background, steps)
+        self._site.background(self._renewal(query, next, key, item, counts))
 
     async def _renewal(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         try:
-            flight = self._flights.get(key) or self._start(next(query), query, key, counts)
-            await asyncio.shield(flight.landed)
+            seen = self._site.changes.generation
+            flight = self._flights.get(key) or self._start(next(query), query, key, counts, seen)
+            await flight.wait()
             self._tell(flight)
         finally:
             item.refreshing = False
@@ -732,8 +797,11 @@ class Handler:
 
     # Keeping
 
-    def _keep(self, query: Query, response: Response, key: bytes, counts: _Counts) -> Response:
-        """The response with the TTL that it is kept for, after it was kept if it may be."""
+    def _keep(self, query: Query, response: Response, key: bytes, counts: _Counts, seen: int) -> Response:
+        """The response with the TTL that it is kept for, after it was kept if it may be.
+
+        seen: the generation of our zones before it was asked for.
+        """
         relay = response.relay
         verdict = self._verdict(relay) if relay is not None else None
         if relay is None or verdict is None:
@@ -745,6 +813,7 @@ class Handler:
         now = self._clock()
         item = Item(response, relay, kind, failure, seconds, now)
         item.size += len(key)
+        item.seen = seen
         if self._options.prefetch is not None:
             item.until = max(now, item.expires - self._options.prefetch.threshold(item.ttl))
         if self._items.put(key, item):
@@ -775,17 +844,10 @@ class Handler:
     def _report(self, counts: _Counts) -> None:
         cells = counts.cells
         for kind, index in counts.entries.items():
-            cells[index], _, evicted = self._items.count(kind)
+            cells[index], evicted = self._items.count(kind)
             more = evicted - self._evicted[kind]
             self._evicted[kind] = evicted
             cells[counts.evictions[kind]] += more
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:
@@ -793,6 +855,7 @@ def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:
         relay=item.relay,
         ttl=ttl,
         recursion=item.recursion,
+        depends=item.depends,
         set_flags=item.set_flags,
         clear_flags=item.clear_flags,
         cacheable=aging is not None,

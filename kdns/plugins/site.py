@@ -9,6 +9,7 @@ from typing import Any
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
 from kdns.plugins.chain import Next
+from kdns.zone.changes import Changes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +20,7 @@ class Site:
     workers of a configuration. debug: whether the server block has `debug`. ask: what this server answers to a query,
     all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in the event
     loop for as long as the worker serves; to be called in any thread.
+    changes: which names of our zones have changed.
     """
 
     region: Region
@@ -28,3 +30,4 @@ class Site:
     debug: bool
     ask: Next
     background: Callable[[Coroutine[Any, Any, None]], None]
+    changes: Changes

@@ -262,6 +262,7 @@ class Worker:
             debugging,
             ask,
             self._start,
+            self._changes,
         )
 
     def _reach(self, chains: list[Chains]) -> dict[int, names.Zones[Next]]:

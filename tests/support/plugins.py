@@ -14,6 +14,7 @@ from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import message, rr
 from kdns.wire.message import Query, Response
+from kdns.zone.changes import Changes
 
 CLIENT = ("192.0.2.7", 40000)
 
@@ -44,7 +45,7 @@ class Ground:
         self.region = Region.create()
         self.background: list[Coroutine[Any, Any, None]] = []
         asked = ask or self._nobody
-        self.site = Site(self.region, self.log, zones, "t0ken", debug, asked, self.background.append)
+        self.site = Site(self.region, self.log, zones, "t0ken", debug, asked, self.background.append, Changes.create())
 
     async def _nobody(self, query: Query) -> Response:
         raise AssertionError(f"nobody was to be asked for {query.lname!r}")
