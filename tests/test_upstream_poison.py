@@ -157,6 +157,9 @@ def forgeries(query: dns.message.Message) -> Iterator[tuple[str, bytes]]:
     yield "question", instead(query, qname=dns.name.from_text(f"x.{NAME}")).to_wire()
     yield "question", instead(query, rdtype=dns.rdatatype.AAAA).to_wire()
     yield "question", instead(query, rdclass=dns.rdataclass.CH).to_wire()
+    none = response(query, a(NAME, FALSE))
+    none.question.clear()
+    yield "question", none.to_wire()
     false.flags &= ~dns.flags.QR
     yield "query", false.to_wire()
     yield "short", query.to_wire()[:2]

@@ -277,9 +277,6 @@ FAULTS: dict[str, tuple[Script, ...]] = {"udp": UDP_FAULTS, "tcp": TCP_FAULTS}
 UNNOTICED = {
     ("udp", sends_half_a_message),
     ("tcp", closes_after_each_answer),
-    ("tcp", closes),
-    ("tcp", resets),
-    ("tcp", sends_half_a_message_and_closes),
 }
 """What makes no health check fail: something comes back, or only a connection is lost."""
 EACH = 20

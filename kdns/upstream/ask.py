@@ -40,11 +40,13 @@ class Ask:
             return "short"
         if not data[2] & 0x80:
             return "query"
+        if data[4:6] != b"\0\1":
+            return "" if data[4:6] == b"\0\0" and data[3] & 0xF else "question"
         asked = self.question
         found = data[QUESTION_AT : QUESTION_AT + len(asked)]
         if found == asked or (found[-4:] == asked[-4:] and found[:-4].lower() == asked[:-4].lower()):
             return ""
-        return "" if data[4:6] == b"\0\0" and data[3] & 0xF else "question"
+        return "question"
 
 
 def plain_ask(name: bytes, rtype: int, *, recursion: bool = True) -> Ask:

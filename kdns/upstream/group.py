@@ -62,6 +62,7 @@ class Group:
                 upstream.resent()
                 if not lost:
                     lost = True
+                    upstream.check()
                     continue
             except UpstreamError as error:
                 why = f"{upstream.name}: {error}"
