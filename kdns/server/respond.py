@@ -166,10 +166,11 @@ class Responder:
             len(query.data),
             len(wire),
         )
-        turns = _turns(encoded, response.aging)
-        if not (response.cacheable and via.cache.wants(key := query.data[2:])):
-            return Entry(wire[2:], cell, turns, block, ())
-        entry = Entry(wire[2:], cell, turns, block, tuple(map(name_hash, response.depends)))
+        key = query.data[2:]
+        if not (response.cacheable and via.cache.wants(key)):
+            return Entry(wire[2:], cell, _turns(encoded, None), block, ())
+        hashes = tuple(map(name_hash, response.depends))
+        entry = Entry(wire[2:], cell, _turns(encoded, response.aging), block, hashes)
         via.cache.put(key, entry, seen)
         return entry
 
@@ -195,10 +196,9 @@ class Responder:
 def _turns(encoded: Encoded, aging: Aging | None) -> Turns | Countdown | None:
     """What changes from one answer to the next."""
     wire, rotation, ttls = encoded
-    first = random.randrange(1 << 16)
     if aging is not None:
-        return Countdown(aging, len(wire), tuple([at - 2 for at in ttls]), rotation, first)
-    return Turns(rotation, first) if rotation is not None else None
+        return Countdown(aging, len(wire), tuple([at - 2 for at in ttls]), rotation, random.randrange(1 << 16))
+    return Turns(rotation, random.randrange(1 << 16)) if rotation is not None else None
 
 
 async def _refuse(_: Query) -> Response:
