@@ -687,7 +687,7 @@ def test_the_whole_ttl_is_shown_of_a_stale_answer_with_keepttl() -> None:
 
 
 def test_a_failure_does_not_hide_what_is_valid() -> None:
-    items = Items(Options(), lambda: START)
+    items = Items(Options())
     query = asked()
 
     def item(response: Response, kind: str, failure: bool = False) -> Item:
@@ -700,12 +700,12 @@ def test_a_failure_does_not_hide_what_is_valid() -> None:
         item(nxdomain()(query), DENIAL),
     )
     for known in (good, none):
-        assert items.put(b"key", known)
-        assert not items.put(b"key", bad)
-        assert items.find(b"key") is known
-    assert items.put(b"other", bad)
-    assert items.put(b"other", good)
-    assert items.find(b"other") is good
+        assert items.put(b"key", known, START)
+        assert not items.put(b"key", bad, START)
+        assert items.find(b"key", START) is known
+    assert items.put(b"other", bad, START)
+    assert items.put(b"other", good, START)
+    assert items.find(b"other", START) is good
     assert items.count(DENIAL)[0] == 1
 
 
@@ -953,14 +953,14 @@ def test_bytes_are_bounded_too() -> None:
     place.upstream.answer = lambda query: answered(query, f"{query_name(query)} 300 IN TXT {text}")
     for index in range(40):
         place.respond(asked(f"n{index}.example.com.", "TXT", proto="tcp"))
-    count, evicted = place.handler._items.count(SUCCESS)
+    count, size, evicted = place.handler._items.count(SUCCESS)
     assert 20 < count < 30
-    assert place.handler._items.size(SUCCESS) <= 1024 * 1280
+    assert size <= 1024 * 1280
     assert count + evicted == 40
 
 
 def test_what_an_answer_takes_is_not_more_than_is_reckoned(record: Callable[[str, object], None]) -> None:
-    items = Items(Options(success=Limits(1 << 20, 3600)), lambda: START)
+    items = Items(Options(success=Limits(1 << 20, 3600)))
     asking = [asked(f"name-{index}.example.com.") for index in range(1000)]
     addresses = [(query, (f"{query_name(query)} 300 IN A 192.0.2.{host}" for host in (1, 2))) for query in asking]
     bodies = [answered(query, *records).relay for query, records in addresses]
@@ -973,13 +973,13 @@ def test_what_an_answer_takes_is_not_more_than_is_reckoned(record: Callable[[str
             item = Item(Response(), copy, SUCCESS, False, 300, START + random.random())
             key = cache.key_of(query)
             item.size += len(key)
-            items.put(key, item)
+            items.put(key, item, START)
         del copy, item, key
         gc.collect()
         taken = (tracemalloc.get_traced_memory()[0] - before) / len(asking)
     finally:
         tracemalloc.stop()
-    reckoned = items.size(SUCCESS) / len(asking)
+    reckoned = items.count(SUCCESS)[1] / len(asking)
     record("bytes per entry", f"{taken:.0f} taken, {reckoned:.0f} reckoned")
     assert 0.8 * reckoned < taken < 1.1 * reckoned
 
@@ -1016,19 +1016,6 @@ def test_several_threads_may_use_it_at_once() -> None:
         thread.join()
     assert not broken
     assert place.handler._items.count(SUCCESS)[0] <= 1024
-
-
-def test_what_is_over_is_gone_without_a_query() -> None:
-    async def run() -> None:
-        place = made(answer=positive(60))
-        place.upstream.waits = True
-        place.upstream.go.set()
-        await place.handler(asked(), place.upstream)
-        assert place.count("entries", type="success") == 1
-        place.clock.now = START + 60
-        await until(lambda: place.count("entries", type="success") == 0)
-
-    asyncio.run(run())
 
 
 # What is counted

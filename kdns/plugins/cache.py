@@ -113,7 +113,6 @@ takes no answer to another question.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
 import struct
@@ -123,7 +122,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cachetools import TLRUCache
+from cachetools import LRUCache
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -148,7 +147,6 @@ OVERHEAD = 720
 """About what an entry takes beside its key, message and list of offsets, in bytes."""
 PER_RECORD = 40
 """About what the offset of a record's TTL takes, in bytes."""
-SWEEP_SECONDS = 1.0
 MAX_TTL = 2**31 - 1
 _FIVE_MINUTES = 300.0
 _KEY = struct.Struct("!HHB")
@@ -395,27 +393,13 @@ class Item:
         self.last = now
 
 
-class _Kept(TLRUCache[bytes, Item]):
-    """Items of one kind. keys_held: of all of them, to be looked at in any thread. evicted: how many made room."""
+class _Kept(LRUCache[bytes, Item]):
+    """Items of one kind, as many as fit. evicted: how many made room for others."""
 
-    def __init__(self, size: int, until: Callable[[bytes, Item, float], float], clock: Callable[[], float]) -> None:
-        super().__init__(size, until, clock, lambda item: item.size)
-        self.keys_held: set[bytes] = set()
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity * PER_ENTRY, lambda item: item.size)
+        self.capacity = capacity
         self.evicted = 0
-
-    def __setitem__(self, key: bytes, item: Item) -> None:
-        super().__setitem__(key, item)
-        self.keys_held.add(key)
-
-    def __delitem__(self, key: bytes) -> None:
-        self.keys_held.discard(key)
-        super().__delitem__(key)
-
-    def expire(self, time: float | None = None) -> list[tuple[bytes, Item]]:
-        """Let go of what is over; called by cachetools before anything is added."""
-        expired: list[tuple[bytes, Item]] = list(super().expire(time))
-        self.keys_held.difference_update([key for key, _ in expired])
-        return expired
 
     def popitem(self) -> tuple[bytes, Item]:
         """What was not used for the longest time; called by cachetools when there is no room."""
@@ -427,51 +411,47 @@ class _Kept(TLRUCache[bytes, Item]):
 class Items:
     """All that is kept, by key. Safe to use from several threads.
 
-    An item is there until it has expired and, if `serve_stale` wants it, is stale for too long.
+    What is over stays, unused, until its place is wanted: looking for it would cost more than it takes.
     """
 
-    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
+    def __init__(self, options: Options) -> None:
         stale = options.stale or Stale(0.0)
         self._prefer_positive = stale.prefer_positive
-        self._capacity = {SUCCESS: options.success.capacity, DENIAL: options.denial.capacity}
+        self._longer = stale.duration
         self._lock = threading.Lock()
-
-        def until(_key: bytes, item: Item, _now: float) -> float:
-            return item.expires + (0.0 if item.failure else stale.duration)
-
-        self._success, self._denial = (
-            _Kept(capacity * PER_ENTRY, until, clock) for capacity in self._capacity.values()
-        )
+        self._success, self._denial = _Kept(options.success.capacity), _Kept(options.denial.capacity)
         self._kept = {SUCCESS: self._success, DENIAL: self._denial}
 
-    def find(self, key: bytes) -> Item | None:
-        """The item to answer with, expired or not. What has records comes before what denies."""
+    def find(self, key: bytes, now: float) -> Item | None:
+        """The item to answer with, which may have expired if `serve_stale` wants it.
+
+        What has records comes before what denies.
+        """
         for kept in (self._success, self._denial):
-            if key in kept.keys_held:
+            if key in kept:
                 with self._lock:
                     item: Item | None = kept.get(key)
-                if item is not None:
+                if item is not None and now < item.expires + (0.0 if item.failure else self._longer):
                     return item
         return None
 
-    def put(self, key: bytes, item: Item) -> bool:
+    def put(self, key: bytes, item: Item, now: float) -> bool:
         """Keep an item in place of what it makes invalid; False if what is there is better, as for a failure."""
-        known = self.find(key)
+        known = self.find(key, now)
+        if known is not None:
+            if item.failure and not known.failure:
+                return False
+            item.hits, item.last = known.hits, known.last
+        kept = self._kept[item.kind]
         with self._lock:
-            if known is not None:
-                if item.failure and not known.failure:
-                    return False
-                item.hits, item.last = known.hits, known.last
             if item.kind == SUCCESS:
-                _drop(self._denial, key)
+                self._denial.pop(key, None)
             elif not self._prefer_positive:
-                _drop(self._success, key)
-            kept, capacity = self._kept[item.kind], self._capacity[item.kind]
-            if key not in kept.keys_held and len(kept.keys_held) >= capacity:
-                with contextlib.suppress(KeyError):  # all of them have just expired
-                    kept.popitem()
+                self._success.pop(key, None)
+            if len(kept) >= kept.capacity and key not in kept:
+                kept.popitem()
             kept[key] = item
-            return True
+        return True
 
     def claim(self, item: Item, now: float) -> bool:
         """Whether the caller is to renew the item in the background; then `item.refreshing` until that is over."""
@@ -481,27 +461,10 @@ class Items:
             item.refreshing = True
             return True
 
-    def sweep(self) -> bool:
-        """Let go of what is over; whether anything is left."""
-        for kept in self._kept.values():
-            with self._lock:
-                kept.expire()
-        return any(kept.keys_held for kept in self._kept.values())
-
-    def count(self, kind: str) -> tuple[int, int]:
-        """Of one kind: items, and how many were evicted so far."""
+    def count(self, kind: str) -> tuple[int, int, int]:
+        """Of one kind: items, about how many bytes they take, and how many were evicted so far."""
         kept = self._kept[kind]
-        return len(kept.keys_held), kept.evicted
-
-    def size(self, kind: str) -> int:
-        """About how many bytes the items of one kind take."""
-        with self._lock:
-            return int(self._kept[kind].currsize)
-
-
-def _drop(kept: _Kept, key: bytes) -> None:
-    if key in kept.keys_held:
-        kept.pop(key, None)
+        return len(kept), int(kept.currsize), kept.evicted
 
 
 class _Counts:
@@ -596,11 +559,10 @@ class Handler:
         self._zones = _zone_set(zones)
         self._disabled = {SUCCESS: _zone_set(options.success.disabled), DENIAL: _zone_set(options.denial.disabled)}
         self._label = ",".join(zones)
-        self._items = Items(options, clock)
+        self._items = Items(options)
         self._evicted = {SUCCESS: 0, DENIAL: 0}
         self._counts: dict[str, _Counts] = {}
         self._flights: dict[bytes, _Flight] = {}
-        self._sweeping = False
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What is kept, or what the rest of the chain answers."""
@@ -611,7 +573,7 @@ class Handler:
         cells[counts.requests] += 1
         key = key_of(query)
         now = self._clock()
-        item = self._items.find(key)
+        item = self._items.find(key, now)
         if item is None or (item.depends and self._is_outdated(item)):
             cells[counts.misses] += 1
             outcome = await self._ask(query, next, key, counts)
@@ -708,7 +670,7 @@ class Handler:
 
     def _meanwhile(self, key: bytes, counts: _Counts) -> Response | None:
         now = self._clock()
-        item = self._items.find(key)
+        item = self._items.find(key, now)
         if item is None or now >= item.expires or (item.depends and self._is_outdated(item)):
             return None
         return self._hit(item, now, counts)
@@ -739,23 +701,11 @@ class Handler:
         except Exception as error:
             flight.failed = error
         if self._options.stale is not None and self._options.stale.recheck:
-            item = self._items.find(key)
+            now = self._clock()
+            item = self._items.find(key, now)
             if item is not None and not self._replaces(item, flight.response):
-                item.retry = self._clock() + self._options.stale.recheck
+                item.retry = now + self._options.stale.recheck
         flight.land()
-        if not self._sweeping:
-            self._sweep(task.get_loop())
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a second, as long as anything is kept, let go of what is over.
-
-        It goes when something else comes, too, but much of it at once would hold that up: 3 us each.
-        """
-        self._sweeping = self._items.sweep()
-        for counts in list(self._counts.values()):
-            self._report(counts)
-        if self._sweeping:
-            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
     async def _landed(self, flight: _Flight, query: Query, next: Next) -> Response:
         """A flight's response for one who has waited. The first to get it is the only one with its error.
@@ -816,7 +766,7 @@ class Handler:
         item.seen = seen
         if self._options.prefetch is not None:
             item.until = max(now, item.expires - self._options.prefetch.threshold(item.ttl))
-        if self._items.put(key, item):
+        if self._items.put(key, item, now):
             response.cacheable = now < item.until
             response.aging = self._aging(item, counts) if response.cacheable else None
             self._report(counts)
@@ -844,7 +794,7 @@ class Handler:
     def _report(self, counts: _Counts) -> None:
         cells = counts.cells
         for kind, index in counts.entries.items():
-            cells[index], evicted = self._items.count(kind)
+            cells[index], _, evicted = self._items.count(kind)
             more = evicted - self._evicted[kind]
             self._evicted[kind] = evicted
             cells[counts.evictions[kind]] += more
