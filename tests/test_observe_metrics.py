@@ -73,6 +73,7 @@ OURS = {
     "kdns_worker_restarts_total": ("counter", set()),
     "kdns_malformed_total": ("counter", {"reason"}),
     "kdns_dropped_total": ("counter", {"reason"}),
+    "kdns_pending_rejects_total": ("counter", set()),
     "kdns_tcp_connections": ("gauge", set()),
     "kdns_tcp_accept_errors_total": ("counter", set()),
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 
 import dns.message
 import dns.rcode
+import pytest
 
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.chain import Next, in_task, link
+from kdns.server import respond
 from kdns.server.respond import Block, Responder
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
@@ -112,6 +114,21 @@ def test_over_tcp_a_waiting_query_is_answered_later_than_one_that_came_after_it(
                 got.append(dns.message.from_wire(await reader.readexactly(size)))
             assert [answer.id for answer in got] == [2, 1]
             writer.close()
+
+    run(test)
+
+
+def test_more_queries_than_may_wait_are_refused_at_once_until_others_have_their_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(respond, "MOST_PENDING", 10)
+        async with serving() as (udp, _, _, region):
+            asked = [query("slow.test", ident) for ident in range(12)]
+            for _ in range(2):
+                answers = await asyncio.to_thread(ask_udp, udp, *asked)
+                assert [answer.rcode() for answer in answers] == [dns.rcode.SERVFAIL] * 2 + [dns.rcode.NOERROR] * 10
+            assert region.read()["count", "kdns_pending_rejects_total"] == (4,)
 
     run(test)
 

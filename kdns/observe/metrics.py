@@ -101,6 +101,9 @@ COUNTERS = (
     Family("kdns_worker_restarts_total", "Worker processes that were replaced after they ended unexpectedly."),
     Family("kdns_malformed_total", "Messages that are not well-formed queries, by what is wrong.", ("reason",)),
     Family("kdns_dropped_total", "Messages that got no answer, by why.", ("reason",)),
+    Family(
+        "kdns_pending_rejects_total", "Queries answered with SERVFAIL as too many waited for their answers already."
+    ),
     Family("kdns_tcp_accept_errors_total", "Times that no TCP connection could be accepted: no descriptor, no memory."),
     Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
     Family("kdns_log_dropped_total", "Log lines dropped because standard output was closed or did not keep up."),

@@ -26,6 +26,9 @@ WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int],
 """Logs a query: query, response, client, local address, protocol, seconds."""
 DROPPED = "dropped"
 """Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
+MOST_PENDING = 8192
+"""Queries to one address that may wait for an answer at once; each takes about 7 KB. A dead upstream makes each of them
+wait for seconds, and without a bound a flood would take all memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +94,7 @@ class Responder:
         self._dump = dump
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
+        self._pending: set[Pending] = set()  # adding and discarding need no lock, as counting would
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
 
     def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
@@ -125,6 +129,7 @@ class Responder:
 
         def done(task: asyncio.Task[Response]) -> None:
             self._tasks.discard(task)
+            self._pending.discard(pending)
             if task.cancelled():
                 return
             error = task.exception()
@@ -144,7 +149,13 @@ class Responder:
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
             return self._finished(query, self.panic(error), via, block, seen)
-        return Pending(steps, query, via, block, seen)
+        if len(self._pending) >= MOST_PENDING:
+            steps.close()
+            self._region.count(("count", "kdns_pending_rejects_total"))
+            return self._finished(query, Response(rcode=rr.SERVFAIL), via, block, seen)
+        pending = Pending(steps, query, via, block, seen)
+        self._pending.add(pending)
+        return pending
 
     def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:
         """Encode, count, and keep what may be kept."""
