@@ -275,6 +275,24 @@ def test_what_is_no_response_to_the_question_is_refused() -> None:
             pytest.fail(f"{what}: {relay.read(data, message.question(asked))}")
 
 
+def pointing(asked: Query, pointers: int) -> bytes:
+    """A response whose second record is owned by a name that takes so many pointers to read."""
+    start = asked.question_end + 12
+    chain = b"\xc0\x0c" + b"".join(struct.pack("!H", 0xC000 | start + 2 * at) for at in range(pointers - 2))
+    fixed = struct.pack("!HHIH", 65280, 1, 60, len(chain)), struct.pack("!HHIH", 65280, 1, 60, 0)
+    owner = struct.pack("!H", 0xC000 | start + len(chain) - 2)
+    header = struct.pack("!HHHHHH", 7, 0x8000, 1, 2, 0, 0)
+    return header + message.question(asked) + b"\xc0\x0c" + fixed[0] + chain + owner + fixed[1]
+
+
+def test_a_name_has_no_more_pointers_than_it_can_have_labels() -> None:
+    asked = query()
+    found = relay.read(pointing(asked, 127), message.question(asked))
+    assert {owner for owner, _ in found.answer()} == {asked.lname}
+    with pytest.raises(FormatError, match="name is malformed"):
+        relay.read(pointing(asked, 128), message.question(asked))
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     asked = query()

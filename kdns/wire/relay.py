@@ -283,6 +283,7 @@ def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[byte
     size = 1
     behind = 0
     limit = at
+    pointers_left = names.MAX_NAME // 2  # one for each label that a name can have
     end = len(data)
     while at < end:
         length = data[at]
@@ -299,6 +300,9 @@ def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[byte
             if not QUESTION_AT <= at < limit:
                 break
             limit = at
+            pointers_left -= 1
+            if pointers_left < 0:
+                break
             continue
         parts.append(data[at : at + 1 + length])
         size += 1 + length
