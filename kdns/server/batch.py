@@ -15,7 +15,6 @@ import mmap
 import os
 import socket
 import struct
-import sys
 from typing import NamedTuple
 
 SIZE = 64
@@ -90,8 +89,8 @@ class Batch:
         self.data = mmap.mmap(-1, SIZE * SLOT)
         names = ctypes.create_string_buffer(SIZE * _NAME)
         control = ctypes.create_string_buffer(SIZE * _CONTROL)
-        self._names = memoryview(names)
-        self._control = memoryview(control)
+        self._names = memoryview(names).cast("B")
+        self._control = memoryview(control).cast("B")
         self._vectors = (_Vector * SIZE)()
         self._headers = (_Header * SIZE)()
         capacity = (_IPV4_CONTROL if self.family == socket.AF_INET else _IPV6_CONTROL) if packet_info else 0
@@ -115,7 +114,7 @@ class Batch:
         self._full = memoryview(bytes(self._controllens.tobytes())).cast("Q")
         # The interface by which a query came need not be the one by which the answer has to leave.
         index = 4 if self.family == socket.AF_INET else 8
-        self._indexes = self._control.cast("B").cast("I")[index :: _CONTROL // 4]
+        self._indexes = self._control.cast("I")[index :: _CONTROL // 4]
         self._zeros = memoryview(bytes(4 * SIZE)).cast("I")
 
     def receive(self, flags: int) -> int:
@@ -134,15 +133,16 @@ class Batch:
             self._indexes[:] = self._zeros
         return count
 
-    def send(self, start: int, end: int) -> int:
+    def send(self, start: int, end: int, flags: int = 0) -> int:
         """Send the answers in the slots from `start` up to `end`; returns how many the kernel refused.
 
-        A refused answer (no route, a source port of 0) does not keep the others from being sent.
+        A refused answer (no route, a source port of 0; with MSG_DONTWAIT: no room) does not keep the others from being
+        sent.
         """
         refused = 0
         headers = ctypes.addressof(self._headers)
         while start < end:
-            sent: int = _sendmmsg(self._fd, headers + start * ctypes.sizeof(_Header), end - start, 0)
+            sent: int = _sendmmsg(self._fd, headers + start * ctypes.sizeof(_Header), end - start, flags)
             if sent > 0:
                 start += sent
             elif ctypes.get_errno() != errno.EINTR:
@@ -169,19 +169,29 @@ class Batch:
 
     def envelope(self, slot: int) -> Envelope:
         """What it takes to answer the datagram in a slot after the slot has been used again."""
-        raw = bytes(self._names[slot * _NAME : (slot + 1) * _NAME])
-        address: tuple[str, int] | tuple[str, int, int, int] = self.client(slot)
-        at = slot * _CONTROL + 16
-        if self.family == socket.AF_INET:
-            control = (socket.IPPROTO_IP, _IP_PKTINFO, bytes(self._control[at : at + 12]))
-        else:
-            control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, bytes(self._control[at : at + 20]))
-            address = (*address[:2], 0, int.from_bytes(raw[24:28], sys.byteorder))
-        return Envelope(address, [control] if self.packet_info else [])
+        name = bytes(self._names[slot * _NAME : (slot + 1) * _NAME])
+        if not self.packet_info:
+            return Envelope(name, b"")
+        at = slot * _CONTROL
+        return Envelope(name, bytes(self._control[at : at + self._controllens[slot]]))
+
+    def load(self, slot: int, response: bytes, envelope: Envelope) -> None:
+        """Make a slot ready to be sent."""
+        at = slot * SLOT
+        self.data[at : at + len(response)] = response
+        self.reply_lengths[slot] = len(response)
+        self._names[slot * _NAME : (slot + 1) * _NAME] = envelope.name
+        if self.packet_info:
+            at = slot * _CONTROL
+            self._control[at : at + len(envelope.control)] = envelope.control
+            self._controllens[slot] = len(envelope.control)
 
 
 class Envelope(NamedTuple):
-    """Where an answer goes and where it comes from, in the terms of `socket.sendmsg`."""
+    """Where an answer goes and where it comes from.
 
-    address: tuple[str, int] | tuple[str, int, int, int]
-    control: list[tuple[int, int, bytes]]
+    name: struct sockaddr_in or sockaddr_in6. control: the control messages, of which there is one with `packet_info`.
+    """
+
+    name: bytes
+    control: bytes

@@ -14,7 +14,7 @@ import threading
 import time
 
 from kdns.observe.counters import Region
-from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SLOT, Batch, Envelope, ask_for_packet_info
+from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SIZE, SLOT, Batch, Envelope, ask_for_packet_info
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block, Pending, Responder, Via, WriteDown
 from kdns.zone.changes import Changes
@@ -54,6 +54,8 @@ class UdpServer:
         self._hits = region.series(("count", "kdns_packet_cache_hits_total"), 1)
         self._misses = region.series(("count", "kdns_packet_cache_misses_total"), 1)
         self._pending = 0
+        self._due: list[tuple[bytes, Envelope]] = []
+        self._outgoing: Batch | None = None
         self._done: asyncio.Event | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"udp-{self._via.local}", daemon=True)
@@ -182,17 +184,29 @@ class UdpServer:
 
     def _finish(self, pending: Pending, envelope: Envelope, started: int) -> None:
         def deliver(entry: Entry) -> None:
-            self._pending -= 1
-            if self._done is not None and not self._pending:
-                self._done.set()
             query = pending.query
             response = entry.answer(query.data, query.client, query.local, "udp", started)
-            try:
-                self._socket.sendmsg([response], envelope.control, MSG_DONTWAIT, envelope.address)
-            except OSError:
-                self._region.cells[self._refused] += 1
+            if not self._due:
+                self._loop.call_soon(self._flush)
+            self._due.append((response, envelope))
 
         self._responder.finish(pending, deliver)
+
+    def _flush(self) -> None:
+        """Send what became due in one turn of the event loop."""
+        if self._outgoing is None:
+            self._outgoing = Batch(self._socket, self._batch.packet_info)
+        outgoing, due, self._due = self._outgoing, self._due, []
+        for first in range(0, len(due), SIZE):
+            part = due[first : first + SIZE]
+            for slot, (response, envelope) in enumerate(part):
+                outgoing.load(slot, response, envelope)
+            refused = outgoing.send(0, len(part), MSG_DONTWAIT)
+            if refused:
+                self._region.cells[self._refused] += refused
+        self._pending -= len(due)
+        if self._done is not None and not self._pending:
+            self._done.set()
 
     def _local(self, slot: int) -> tuple[str, int]:
         """The address that the datagram in a slot was sent to."""
