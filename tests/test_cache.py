@@ -313,7 +313,7 @@ def test_how_long_failures_are_kept_can_be_said() -> None:
         assert len(place.upstream.queries) == queries
 
 
-def test_name_type_do_and_cd_are_kept_apart() -> None:
+def test_name_type_do_cd_and_rd_are_kept_apart() -> None:
     place = made(answer=lambda query: answered(query, f"{NAME} 300 IN {rr.type_text(query.type)} {DATA[query.type]}"))
     queries = [
         asked(),
@@ -321,6 +321,8 @@ def test_name_type_do_and_cd_are_kept_apart() -> None:
         asked(do=True),
         asked(flags=dns.flags.RD | dns.flags.CD),
         asked(do=True, flags=dns.flags.RD | dns.flags.CD),
+        asked(flags=0),
+        asked(do=True, flags=dns.flags.CD),
     ]
     for query in queries * 2:
         place.respond(query)

@@ -8,9 +8,9 @@
 
 An answer is kept for the least TTL of its records, and every record of it shows the seconds that are left. What does
 not exist is kept as long as the SOA in the answer says (RFC 2308), a failure of the other server (SERVFAIL, NOTIMP)
-for 5 seconds. Kept apart are name, type, class, and the bits DO and CD of the query. An answer that is truncated, that
-denies without an SOA, that has an expired signature for a client who asked for signatures, or that does not answer the
-question is not kept.
+for 5 seconds. Kept apart are name, type, class, and the bits DO, CD and RD of the query. An answer that is truncated,
+that denies without an SOA, that has an expired signature for a client who asked for signatures, or that does not answer
+the question is not kept.
 
 Only what came from another server is kept. Answers from zones that this server holds itself (*kubernetes*, *hosts*,
 *whoami*) pass, so that they are never old.
@@ -101,9 +101,9 @@ Old answers for a day while upstreams are out of reach, and no negative ones bel
 Hits keep the AA bit of the other server's answer; CoreDNS sets it. An NXDOMAIN at the end of a CNAME is kept, as
 RFC 2308 2.1 has it. An empty answer without an SOA is not kept. The TTL of a denial is not above the SOA's MINIMUM. The
 newer of an answer and its denial replaces the other. A failure replaces nothing and is not served stale. One query
-serves all who wait, with or without `serve_stale`. Answers from this server's own zones are not kept. **CAPACITY** is
-exact and bounds memory too, and what goes is not up to chance. `coredns_cache_drops_total` does not exist: *forward*
-takes no answer to another question.
+serves all who wait, with or without `serve_stale`. What was asked for without RD answers such queries only. Answers
+from this server's own zones are not kept. **CAPACITY** is exact and bounds memory too, and what goes is not up to
+chance. `coredns_cache_drops_total` does not exist: *forward* takes no answer to another question.
 
 ## See also
 
@@ -133,7 +133,7 @@ from kdns.observe.counters import Region
 from kdns.plugins.chain import Next, attempt, in_task
 from kdns.plugins.site import Site
 from kdns.wire import names, rr
-from kdns.wire.message import CD, Aging, Query, Response
+from kdns.wire.message import CD, RD, Aging, Query, Response
 from kdns.wire.relay import Relay
 from kdns.zone.changes import name_hash
 
@@ -530,8 +530,11 @@ class _Flight:
 
 
 def key_of(query: Query) -> bytes:
-    """What an answer is kept under: name in lower case, type, class, DO and CD."""
-    bits = (query.flags & CD) | (query.edns is not None and query.edns.do)
+    """What an answer is kept under: name in lower case, type, class, DO, CD and RD.
+
+    What another server refuses or fails to say without recursion is nothing for those who want recursion.
+    """
+    bits = (query.flags & CD) | (query.edns is not None and query.edns.do) | (0 if query.flags & RD else 2)
     return query.lname + _KEY.pack(query.type, query.klass, bits)
 
 
