@@ -195,3 +195,21 @@ def test_https_faults_lead_to_the_next_upstream(keys: Keys, how: str) -> None:
             assert len(bad.asked) == len(good.asked) == 1
 
     run(steps())
+
+
+def test_an_https_connection_on_which_nothing_comes_any_more_is_given_up(keys: Keys) -> None:
+    silent: set[int] = set()
+
+    async def script(asked: Asked) -> None:
+        if asked.on is not None and asked.on.number not in silent:
+            await usual(asked)
+
+    async def steps() -> None:
+        with FakeUpstream(script, https=keys.context(keys.address, h2=True)) as upstream:
+            async with Asking(upstream.target, tls=keys.files, read_timeout=0.5) as asking:
+                await asking.ask()
+                silent.update(connection.number for connection in upstream.connections)
+                assert addresses(await asking.ask()) == [ADDRESS]
+                assert upstream.open == 1
+
+    run(steps())

@@ -34,7 +34,8 @@ class Https:
             port = "" if target.port == 443 else f":{target.port}"
             self._headers["host"] = target.server_name + port
         self._extensions = {"sni_hostname": target.server_name or target.host}
-        transport = httpx.AsyncHTTPTransport(
+        self._transport = partial(
+            httpx.AsyncHTTPTransport,
             verify=context,
             http2=True,
             trust_env=False,
@@ -45,22 +46,31 @@ class Https:
             ),
             local_address=settings.source or None,
         )
-        self._client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+        self._client = self._new_client()
+        self._heard = 0.0  # when the last answer came, of the event loop's clock
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=self._transport(), trust_env=False, follow_redirects=False)
 
     async def ask(self, ask: Ask, until: float) -> bytes:
         """The answer. until: of the event loop's clock. Raises ConnectionLostError or UpstreamError."""
-        if self._client.is_closed:
+        client, loop = self._client, asyncio.get_running_loop()
+        if client.is_closed:
             raise ConnectionLostError(NOT_USED)
+        sent = loop.time()
         try:
             async with asyncio.timeout_at(until):
                 async with self._stream(_NO_ID + ask.body) as response:
                     data = await self._read(response)
         except TimeoutError:
+            if self._heard < sent:
+                await self._abandon(client)
             raise UpstreamError("no answer over HTTPS in time") from None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
             raise ConnectionLostError(f"the HTTPS connection ended: {_said(error)}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
             raise UpstreamError(f"HTTPS: {_said(error)}") from None
+        self._heard = loop.time()
         wrong = ask.mismatch(data)
         if wrong:
             raise UpstreamError(f"malformed answer over HTTPS ({wrong})")
@@ -90,6 +100,15 @@ class Https:
         if len(data) < QUESTION_AT:
             raise UpstreamError(f"an answer of {len(data)} bytes")
         return data
+
+    async def _abandon(self, client: httpx.AsyncClient) -> None:
+        """Go over to new connections, as nothing has come on the old ones since a query was sent that has timed out.
+
+        HTTP keeps using a connection whose other end has vanished until the kernel gives it up, which takes minutes.
+        """
+        if self._client is client and not client.is_closed:
+            self._client = self._new_client()
+            await client.aclose()
 
     async def close(self) -> None:
         """End all connections."""
