@@ -181,6 +181,26 @@ def test_a_learned_limit_keeps_further_queries_from_being_lost() -> None:
     run(steps())
 
 
+def test_a_query_that_had_to_wait_for_a_connection_is_given_up_in_time_too() -> None:
+    async def script(asked: Asked) -> None:
+        if asked.name.endswith(".test"):
+            await usual(asked)
+            asked.close()
+
+    async def steps() -> None:
+        with FakeUpstream(script) as upstream:
+            async with Asking(upstream.target, max_attempts=1, max_fails=0, read_timeout=0.5) as asking:
+                await asking.many(10)
+                first = [asyncio.create_task(asking.ask("mute")) for _ in range(streams.MAX_LIMITED_CONNECTIONS)]
+                await asyncio.sleep(0.2)
+                last = asyncio.create_task(asking.ask("mute"))
+                await asyncio.gather(*first, return_exceptions=True)
+                with pytest.raises(UpstreamError, match="no answer"):
+                    await asyncio.wait_for(last, 2)
+
+    run(steps())
+
+
 def test_a_limit_that_proves_wrong_is_forgotten() -> None:
     async def steps() -> None:
         with FakeUpstream(closing_after(1)) as upstream:

@@ -140,8 +140,8 @@ class Upstream:
         busy = self._streams is not None and self._streams.tick(now)
         if self._datagrams is not None and self._datagrams.tick(now):
             busy = True
-        self._fast = busy
-        if busy or (self._streams is not None and self._streams.is_open):
+        was_busy, self._fast = self._fast, busy
+        if busy or was_busy or (self._streams is not None and self._streams.is_open):  # some may wait for room only now
             self._timer = loop.call_later(_TICK if busy else _SLOW_TICK, self._tick)
         else:
             self._timer = None
