@@ -260,6 +260,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take the complete messages out of the buffer, which holds at least one of any size."""
         buffer, end, at = self._buffer, self._filled + nbytes, 0
+        answers = self._answers
         while end - at >= 2:
             following = at + 2 + (buffer[at] << 8 | buffer[at + 1])
             if following > end:
@@ -267,10 +268,12 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._view[at + 2 : following]))
             at = following
         if at:
-            self._heard = self._loop.time()
+            now = self._loop.time()
+            if self._answers != answers:
+                self._heard = now
             buffer[: end - at] = buffer[at:end]
             if not self.waiting and not self._ended:
-                self.idle_since = self._heard
+                self.idle_since = now
                 self._pool.idle(self)
         self._filled = end - at
 
@@ -316,8 +319,9 @@ class Connection(asyncio.BufferedProtocol):
     def tick(self, now: float) -> None:
         """End the waits that are over.
 
-        If not one message has come since such a query was sent, the connection is taken for dead. One that is open
-        though it has had as many queries as the server is said to answer shows that the server does not count.
+        If nobody has had an answer since such a query was sent, the connection is taken for dead: where all answers
+        come too late, a new one leaves behind what waits at the server. One that is open though it has had as many
+        queries as the server is said to answer shows that the server does not count.
         """
         late = [(ident, waiter) for ident, waiter in self.waiting.items() if waiter[3] <= now]
         dead = False
