@@ -119,6 +119,17 @@ def test_a_failure_upstream_is_servfail_so_that_the_client_tries_again(serve: Se
     assert server.texts("web.default.svc.cluster.local") == ["10.96.0.1"]
 
 
+def test_a_target_whose_answer_is_truncated_and_cannot_be_had_over_tcp_is_a_failure(serve: Serve) -> None:
+    async def truncated(asked: Asked) -> None:
+        asked.send(reply(asked, tc=True))
+
+    with FakeUpstream(truncated, tcp=False) as upstream:
+        server = start(serve, upstream)
+        response = server.query("api.default.svc.cluster.local")
+        assert (response.rcode(), response.answer) == (dns.rcode.SERVFAIL, [])
+        procs.wait_until(lambda: "api.example.com., which it leads to, is truncated" in server.log, 5, "the reason")
+
+
 def test_without_forward_the_cname_stays_alone(serve: Serve) -> None:
     server = start(serve, None)
     assert answer(server, "api") == ["api.default.svc.cluster.local. 5 IN CNAME api.example.com."]

@@ -448,8 +448,10 @@ class Handler:
         found = await self._ask(query)
         if not found.plugin:
             return response
-        if found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
-            error = f"{names.to_text(query.lname)}, which it leads to, is {rr.rcode_text(found.rcode)}"
+        truncated = found.relay is not None and found.relay.truncated
+        if truncated or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
+            what = "truncated" if truncated else rr.rcode_text(found.rcode)
+            error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
             return Response(rcode=rr.SERVFAIL, plugin=NAME, error=error)
         if found.relay is None:
             response.answer += found.answer
