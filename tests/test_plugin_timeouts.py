@@ -33,7 +33,7 @@ COREFILE = """
 last.test:$dns {
     bind 127.0.0.1
     timeouts {
-        idle 2s
+        idle 2
         maxtcpqueries 3
     }
     whoami
@@ -152,6 +152,7 @@ def test_options() -> None:
     found = options("timeouts {\nread 1s\nwrite 1m\nidle 24h\nmaxtcpqueries -1\n}")
     assert found == Options(1, 60, 86400, -1)
     assert options("timeouts {\nmaxtcpqueries 7\n}") == Options(maxtcpqueries=7)
+    assert options("timeouts {\nread 10\nidle 60\n}") == Options(read=10, idle=60)
 
 
 def test_of_each_option_the_last_one_holds_for_an_address() -> None:
@@ -167,6 +168,7 @@ def test_of_each_option_the_last_one_holds_for_an_address() -> None:
         ("timeouts 5s {\nread 1s\n}", "1: timeouts has 1 argument"),
         ("timeouts {\nread 999ms\n}", '2: timeouts: "999ms" is too short'),
         ("timeouts {\nidle 25h\n}", '2: timeouts: "25h" is too long'),
+        ("timeouts {\nread 0\n}", '2: timeouts: "0s" is too short'),
         ("timeouts {\nwrite\n}", '2: timeouts: "write" has 0 arguments'),
         ("timeouts {\nmaxtcpqueries 0\n}", "2: timeouts: 0 queries are none at all"),
         ("timeouts {\nmaxtcpqueries -2\n}", '2: timeouts: "-2" is out of range'),

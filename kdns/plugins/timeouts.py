@@ -32,7 +32,7 @@ At least one of them:
 * `maxtcpqueries`: the last one of so many queries on a connection is answered, and then it is closed; default -1, for
   any number.
 
-A **DURATION** is 1s to 24h.
+A **DURATION** is 1s to 24h; a number without a unit is seconds.
 
 ## Metrics
 
@@ -135,7 +135,7 @@ def together(all_options: Iterable[Options]) -> Limits:
 
 
 def _duration(text: str) -> float:
-    seconds = values.duration(text, _LEAST)
+    seconds = values.duration(f"{text}s" if text.isascii() and text.isdecimal() else text, _LEAST)
     if seconds > _MOST:
         raise ConfigValueError(f"{values.shown(text)} is too long", "1s to 24h")
     return seconds
