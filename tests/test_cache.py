@@ -313,7 +313,30 @@ def test_how_long_failures_are_kept_can_be_said() -> None:
         assert len(place.upstream.queries) == queries
 
 
-def test_name_type_do_cd_and_rd_are_kept_apart() -> None:
+def test_without_rd_what_is_kept_is_answered_and_no_failure_is_kept() -> None:
+    place = made(answer=servfail)
+    assert place.respond(asked(flags=0)).rcode == rr.SERVFAIL
+    place.upstream.answer = positive()
+    assert place.respond().rcode == rr.NOERROR
+    place.upstream.answer = servfail
+    assert place.respond(asked(flags=0)).rcode == rr.NOERROR
+    assert len(place.upstream.queries) == 2
+
+
+def test_those_with_and_without_rd_do_not_wait_for_each_other() -> None:
+    async def run() -> None:
+        place = made(answer=lambda query: servfail(query) if not query.flags & dns.flags.RD else positive()(query))
+        place.upstream.waits = True
+        plain = asyncio.create_task(place.handler(asked(flags=0), place.upstream))
+        usual = asyncio.create_task(place.handler(asked(), place.upstream))
+        await asyncio.sleep(0)
+        place.upstream.go.set()
+        assert ((await plain).rcode, (await usual).rcode) == (rr.SERVFAIL, rr.NOERROR)
+
+    asyncio.run(run())
+
+
+def test_name_type_do_and_cd_are_kept_apart() -> None:
     place = made(answer=lambda query: answered(query, f"{NAME} 300 IN {rr.type_text(query.type)} {DATA[query.type]}"))
     queries = [
         asked(),
@@ -321,8 +344,6 @@ def test_name_type_do_cd_and_rd_are_kept_apart() -> None:
         asked(do=True),
         asked(flags=dns.flags.RD | dns.flags.CD),
         asked(do=True, flags=dns.flags.RD | dns.flags.CD),
-        asked(flags=0),
-        asked(do=True, flags=dns.flags.CD),
     ]
     for query in queries * 2:
         place.respond(query)

@@ -8,9 +8,9 @@
 
 An answer is kept for the least TTL of its records, and every record of it shows the seconds that are left. What does
 not exist is kept as long as the SOA in the answer says (RFC 2308), a failure of the other server (SERVFAIL, NOTIMP)
-for 5 seconds. Kept apart are name, type, class, and the bits DO, CD and RD of the query. An answer that is truncated,
-that denies without an SOA, that has an expired signature for a client who asked for signatures, or that does not answer
-the question is not kept.
+for 5 seconds. Kept apart are name, type, class, and the bits DO and CD of the query. An answer that is truncated, that
+denies without an SOA, that has an expired signature for a client who asked for signatures, or that does not answer the
+question is not kept, nor is a failure of a query without RD.
 
 Only what came from another server is kept. Answers from zones that this server holds itself (*kubernetes*, *hosts*,
 *whoami*) pass, so that they are never old.
@@ -101,9 +101,9 @@ Old answers for a day while upstreams are out of reach, and no negative ones bel
 Hits keep the AA bit of the other server's answer; CoreDNS sets it. An NXDOMAIN at the end of a CNAME is kept, as
 RFC 2308 2.1 has it. An empty answer without an SOA is not kept. The TTL of a denial is not above the SOA's MINIMUM. The
 newer of an answer and its denial replaces the other. A failure replaces nothing and is not served stale. One query
-serves all who wait, with or without `serve_stale`. What was asked for without RD answers such queries only. Answers
-from this server's own zones are not kept. **CAPACITY** is exact and bounds memory too, and what goes is not up to
-chance. `coredns_cache_drops_total` does not exist: *forward* takes no answer to another question.
+serves all who wait, with or without `serve_stale`; those with and without RD wait apart. Answers from this server's own
+zones are not kept. **CAPACITY** is exact and bounds memory too, and what goes is not up to chance.
+`coredns_cache_drops_total` does not exist: *forward* takes no answer to another question.
 
 ## See also
 
@@ -530,12 +530,14 @@ class _Flight:
 
 
 def key_of(query: Query) -> bytes:
-    """What an answer is kept under: name in lower case, type, class, DO, CD and RD.
-
-    What another server refuses or fails to say without recursion is nothing for those who want recursion.
-    """
-    bits = (query.flags & CD) | (query.edns is not None and query.edns.do) | (0 if query.flags & RD else 2)
+    """What an answer is kept under: name in lower case, type, class, DO and CD."""
+    bits = (query.flags & CD) | (query.edns is not None and query.edns.do)
     return query.lname + _KEY.pack(query.type, query.klass, bits)
+
+
+def _flight_of(query: Query, key: bytes) -> bytes:
+    """What a flight is found under: without RD other servers may refuse, or refer elsewhere."""
+    return key if query.flags & RD else key + b"-"
 
 
 class Handler:
@@ -619,7 +621,7 @@ class Handler:
         stale = self._options.stale or Stale()
         if not stale.verify:
             self._renew(query, next, key, item, counts)
-        elif not (stale.recheck and (key in self._flights or self._clock() < item.retry)):
+        elif not (stale.recheck and (_flight_of(query, key) in self._flights or self._clock() < item.retry)):
             response = await self._verified(query, next, key, item, counts)
             if response is not None:
                 return response
@@ -658,13 +660,13 @@ class Handler:
         """Ask the rest of the chain: its response if it does not wait, else the flight of all who wait for the key."""
         steps: Coroutine[Any, Any, Response] | None = None
         seen = self._site.changes.generation
-        if key not in self._flights:
+        if _flight_of(query, key) not in self._flights:
             steps = next(query)
             response = attempt(steps)
             if response is not None:
                 return self._keep(query, response, key, counts, seen)
         await in_task()
-        outcome: Response | _Flight | None = self._flights.get(key) or self._meanwhile(key, counts)
+        outcome: Response | _Flight | None = self._flights.get(_flight_of(query, key)) or self._meanwhile(key, counts)
         if outcome is None:
             return self._start(steps or next(query), query, key, counts, seen)
         if steps is not None:
@@ -689,13 +691,13 @@ class Handler:
     def _start(
         self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, counts: _Counts, seen: int
     ) -> _Flight:
-        flight = self._flights[key] = _Flight(asyncio.create_task(steps), seen)
+        flight = self._flights[_flight_of(query, key)] = _Flight(asyncio.create_task(steps), seen)
         flight.task.add_done_callback(functools.partial(self._land, flight, query, key, counts))
         return flight
 
     def _land(self, flight: _Flight, query: Query, key: bytes, counts: _Counts, task: asyncio.Task[Response]) -> None:
         """Keep what a flight brings, and let those who wait go on."""
-        del self._flights[key]
+        del self._flights[_flight_of(query, key)]
         try:
             flight.response = self._keep(query, task.result(), key, counts, flight.seen)
         except asyncio.CancelledError:
@@ -727,7 +729,7 @@ class Handler:
 
     def _renew(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         """Ask for an item again in the background, unless that is being done. Called in any thread."""
-        if not self._items.claim(item, self._clock()):
+        if not (query.flags & RD and self._items.claim(item, self._clock())):
             return
         cells = counts.cells
         cells[counts.prefetches] += 1
@@ -736,7 +738,7 @@ class Handler:
     async def _renewal(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         try:
             seen = self._site.changes.generation
-            flight = self._flights.get(key) or self._start(next(query), query, key, counts, seen)
+            flight = self._flights.get(_flight_of(query, key)) or self._start(next(query), query, key, counts, seen)
             await flight.wait()
             self._tell(flight)
         finally:
@@ -756,7 +758,7 @@ class Handler:
         seen: the generation of our zones before it was asked for.
         """
         relay = response.relay
-        verdict = self._verdict(relay) if relay is not None else None
+        verdict = self._verdict(query, relay) if relay is not None else None
         if relay is None or verdict is None:
             return response
         kind, failure, seconds = verdict
@@ -775,7 +777,7 @@ class Handler:
             self._report(counts)
         return response
 
-    def _verdict(self, relay: Relay) -> tuple[str, bool, float] | None:
+    def _verdict(self, query: Query, relay: Relay) -> tuple[str, bool, float] | None:
         """The kind of answer, whether it is a failure, and the seconds to keep it; None for what is not kept."""
         if relay.truncated:
             return None
@@ -783,7 +785,7 @@ class Handler:
             return SUCCESS, False, self._options.success.clamp(relay.ttl)
         if relay.denial:
             return DENIAL, False, self._options.denial.clamp(min(relay.ttl, relay.negative_ttl))
-        if relay.rcode in (rr.SERVFAIL, rr.NOTIMP) and self._options.servfail:
+        if relay.rcode in (rr.SERVFAIL, rr.NOTIMP) and query.flags & RD and self._options.servfail:
             return DENIAL, True, self._options.servfail
         return None
 
