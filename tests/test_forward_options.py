@@ -49,6 +49,8 @@ async def by_name(asked: Asked) -> None:
         return
     if word in ("SERVFAIL", "REFUSED", "NXDOMAIN", "NOTIMP"):
         asked.send(reply(asked, rcode=word))
+    elif word == "ODD":  # QR and nothing else
+        asked.send(asked.data[:2] + b"\x80\0" + reply(asked, f"A {ADDRESS}")[4:])
     else:
         asked.send(reply(asked, *([] if word == "NODATA" else [f"A {ADDRESS}"])))
 
@@ -156,6 +158,20 @@ def test_answers_have_the_clients_id_and_question_and_our_opt(place: Place) -> N
     assert asked.ednsflags & dns.flags.DO
     place.server.query("b.plain.test")
     assert place.asked("b.plain.test")[0].message.edns == -1
+
+
+def test_rd_and_cd_are_the_clients_and_ra_is_ours_whatever_the_upstream_sets(place: Place) -> None:
+    for flags in (0, dns.flags.RD, dns.flags.CD | dns.flags.RD):
+        answer = place.server.query("odd.plain.test", flags=flags)
+        assert answer.flags == dns.flags.QR | dns.flags.RA | flags
+        assert answer.answer
+
+
+@pytest.mark.parametrize(("rdtype", "klass"), [("AXFR", "IN"), ("A", "CH"), ("A", "ANY")])
+def test_zone_transfers_and_other_classes_are_refused_and_not_passed_on(place: Place, rdtype: str, klass: str) -> None:
+    name = f"{rdtype}-{klass}.plain.test".lower()
+    assert place.server.query(name, rdtype, tcp=True, rdclass=klass).rcode() == dns.rcode.REFUSED
+    assert place.asked(name) == []
 
 
 def test_force_tcp_asks_over_tcp_even_beside_prefer_udp(place: Place) -> None:
