@@ -559,6 +559,45 @@ def test_what_fell_through_our_zones_is_asked_for_again_when_they_change() -> No
     assert len(place.upstream.queries) == 3
 
 
+def test_what_changes_in_our_zones_while_others_are_asked_is_not_missed() -> None:
+    place = made(answer=lambda query: replace(A300(query), depends=(query.lname,)))
+    place.upstream.waits = True
+
+    async def client() -> None:
+        place.upstream.queries.clear()
+        place.upstream.go.clear()
+        response = asyncio.create_task(place.handler(asked(), place.upstream))
+        await until(lambda: bool(place.upstream.queries))
+        place.site.changes.note([name_hash(asked().lname)])
+        place.upstream.go.set()
+        await response
+
+    async def run() -> None:
+        await client()
+        await client()
+
+    asyncio.run(run())
+
+
+def test_what_is_added_to_a_response_is_not_seen_by_others_who_waited_for_the_same() -> None:
+    place = made()
+    place.upstream.waits = True
+
+    async def client() -> bytes:
+        response = await place.handler(asked(), place.upstream)
+        response.edns_options += b"x"
+        return response.edns_options
+
+    async def run() -> None:
+        clients = [asyncio.create_task(client()) for _ in range(3)]
+        await until(lambda: bool(place.upstream.queries))
+        place.upstream.go.set()
+        assert await asyncio.gather(*clients) == [b"x"] * 3
+        assert len(place.upstream.queries) == 1
+
+    asyncio.run(run())
+
+
 # What is stale
 
 
