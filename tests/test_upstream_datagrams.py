@@ -90,7 +90,7 @@ def test_wrong_messages_do_not_prolong_the_wait() -> None:
         with FakeUpstream(script) as upstream:
             async with Asking(upstream.target, read_timeout=0.2, max_attempts=1) as asking:
                 start = time.monotonic()
-                with pytest.raises(UpstreamError, match=f"{upstream.to}: no answer within 0.[23] s"):
+                with pytest.raises(UpstreamError, match=f"{upstream.to}: no answer within 0.[23] s: i/o timeout$"):
                     await asking.ask(tcp=False)
                 assert time.monotonic() - start < 0.5
 
@@ -102,7 +102,7 @@ def test_a_closed_port_is_noticed_at_once() -> None:
         with FakeUpstream(udp=False, tcp=False) as upstream:
             async with Asking(upstream.target) as asking:
                 start = time.monotonic()
-                with pytest.raises(UpstreamError, match=f"{upstream.to}: UDP: Connection refused"):
+                with pytest.raises(UpstreamError, match=f"{upstream.to}: UDP: connection refused"):
                     await asking.ask(tcp=False)
                 assert time.monotonic() - start < 0.5
 

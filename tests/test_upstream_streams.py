@@ -367,7 +367,7 @@ def test_a_silent_upstream_is_given_up_before_a_client_asks_again() -> None:
         with FakeUpstream(silent) as upstream:
             async with Asking(upstream.target, max_attempts=0) as asking:
                 start = time.monotonic()
-                with pytest.raises(UpstreamError, match="no answer within"):
+                with pytest.raises(UpstreamError, match=r"no answer within .* i/o timeout$"):
                     await asking.ask()
                 assert 4 < time.monotonic() - start < 4.9
 

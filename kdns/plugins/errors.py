@@ -57,7 +57,7 @@ Upstreams that do not answer make one line in five minutes:
 ```corefile
 .:53 {
     errors {
-        consolidate 5m "timed? ?out$" warning show_first
+        consolidate 5m "i/o timeout$" warning show_first
         consolidate 30s "^Loop "
     }
     forward . 192.0.2.53

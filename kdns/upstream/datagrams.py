@@ -12,7 +12,7 @@ import resource
 import socket
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError, told
+from kdns.upstream.faults import NOT_USED, TIMEOUT, ConnectionLostError, UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
@@ -68,7 +68,7 @@ class Datagrams:
         """End waits whose time is over; False if no query is in flight."""
         for exchange in self._open:
             if exchange.until <= now and not exchange.future.done():
-                text = f"no answer within {now - exchange.sent:.1f} s"
+                text = f"no answer within {now - exchange.sent:.1f} s: {TIMEOUT}"
                 exchange.future.set_exception(UpstreamError(text))
         return bool(self._open)
 

@@ -10,6 +10,9 @@ from kdns.errors import KdnsError
 NOT_USED = "the upstream is not used any more"
 """Why a query is lost when the addresses of an upstream's name change, or the worker ends."""
 
+TIMEOUT = "i/o timeout"
+"""How a reason ends if a wait is over, as in CoreDNS, whose users have expressions for it (`consolidate` of errors)."""
+
 
 class UpstreamError(KdnsError):
     """An upstream gave no usable answer; the text says why, without naming it."""
@@ -25,4 +28,4 @@ def told(error: OSError) -> str:
         return f"certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
-    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    return os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError
+from kdns.upstream.faults import NOT_USED, TIMEOUT, ConnectionLostError, UpstreamError
 from kdns.upstream.settings import Settings, Target
 from kdns.wire.message import MAX_MESSAGE, QUESTION_AT
 
@@ -65,7 +65,7 @@ class Https:
         except TimeoutError:
             if self._heard < sent:
                 await self._abandon(client)
-            raise UpstreamError("no answer over HTTPS in time") from None
+            raise UpstreamError(f"no answer over HTTPS in time: {TIMEOUT}") from None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
             raise ConnectionLostError(f"the HTTPS connection ended: {_said(error)}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:

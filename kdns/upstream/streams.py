@@ -17,7 +17,7 @@ import ssl
 from typing import TypeAlias
 
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import NOT_USED, ConnectionLostError, UpstreamError, told
+from kdns.upstream.faults import NOT_USED, TIMEOUT, ConnectionLostError, UpstreamError, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 
@@ -235,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
                     server_hostname=(target.server_name or target.host) if secure is not None else None,
                 )
         except TimeoutError:
-            self._fail(f"no {self._pool.proto} connection within {CONNECT_SECONDS:g} s")
+            self._fail(f"no {self._pool.proto} connection within {CONNECT_SECONDS:g} s: {TIMEOUT}")
         except OSError as error:
             self._fail(f"no {self._pool.proto} connection: {told(error)}")
 
@@ -329,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
             del self.waiting[ident]
             dead = dead or sent >= self._heard
             if not future.done():
-                future.set_exception(UpstreamError(f"no answer within {now - sent:.1f} s"))
+                future.set_exception(UpstreamError(f"no answer within {now - sent:.1f} s: {TIMEOUT}"))
         if dead:
             self.end("the connection is dead")
         elif late and not self.waiting:
