@@ -12,13 +12,13 @@ query. A truncated answer over UDP is asked for again over TCP.
 
 TCP and TLS connections are kept, and carry many queries at a time. One that the upstream closes while it is idle is
 opened anew when it is needed; queries on one that ends are asked again elsewhere, once. Each query over UDP has a port
-and an ID of its own; what matches neither upstream, ID and question is dropped and counted.
+and an ID of its own; what does not match upstream, ID and question is dropped and counted.
 
 If an upstream does not answer, or gives an answer that is malformed, the next one is asked, and the upstream is checked
 every 0.5s until it answers anything: the question is `. NS`, over UDP, or over TCP with `force_tcp`, TLS or HTTPS.
 After 3 failed checks it is down and not asked any more until a check succeeds. If all are down, a random one is asked.
-After 4.5 seconds no further upstream is tried, so that the client has its answer, if only SERVFAIL, before it asks
-again.
+Each worker has connections of its own, and checks for itself. After 4.5 seconds no further upstream is tried, so that
+the client has its answer, if only SERVFAIL, before it asks again.
 
 ## Syntax
 
@@ -58,7 +58,7 @@ forward FROM TO... {
 * `force_tcp`: ask over TCP. Otherwise it is over what the client asked over.
 * `prefer_udp`: ask over UDP first, even for clients that came over TCP.
 * `expire` **DURATION**: how long a connection may be idle. Default: 10s.
-* `max_age` **DURATION**: no query is put on a connection that is older. Default: 0, any age.
+* `max_age` **DURATION**: no query is put on a connection that is older, but for HTTPS. Default: 0, any age.
 * `max_idle_conns` **INTEGER**: how many idle connections are kept for each upstream. Default: 0, all (which are few).
 * `read_timeout` **DURATION**: how long one upstream may take to answer. Default: 2s. More than 4.5s leaves no time for
   another one.
@@ -134,8 +134,8 @@ DNS over TLS, and a zone with servers of its own:
 
 ## Differences from CoreDNS
 
-Connections carry many queries at a time, and there are at most two for an upstream; where an upstream closes after some
-answers, up to 64. A name as upstream is looked up after the start, and again and again: until then the answer is
+Connections carry many queries at a time, and each worker has at most two to an upstream; where an upstream closes after
+some answers, up to 64. A name as upstream is looked up after the start, and again and again: until then the answer is
 SERVFAIL, and nothing else has to wait for it. /etc/hosts and search domains are not used for that. With `tls://` and a
 name, the certificate has to be for the name, not for its addresses. All reverse zones of a network count, not only the
 first. Truncated answers are always asked for again over TCP, and a query with an OPT that an upstream does not
