@@ -579,6 +579,22 @@ def test_what_changes_in_our_zones_while_others_are_asked_is_not_missed() -> Non
     asyncio.run(run())
 
 
+def test_a_query_that_is_changed_on_its_way_does_not_keep_others_waiting() -> None:
+    def without_rd(query: Query) -> Response:
+        query.flags &= ~dns.flags.RD  # as `header` does
+        return A300(query)
+
+    place = made(answer=without_rd)
+    place.upstream.waits = True
+    place.upstream.go.set()
+
+    async def run() -> None:
+        await place.handler(asked(), place.upstream)
+        assert not place.handler._flights
+
+    asyncio.run(run())
+
+
 def test_what_is_added_to_a_response_is_not_seen_by_others_who_waited_for_the_same() -> None:
     place = made()
     place.upstream.waits = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import dns.flags
 import dns.rcode
@@ -128,6 +130,24 @@ def test_a_target_whose_answer_is_truncated_and_cannot_be_had_over_tcp_is_a_fail
         response = server.query("api.default.svc.cluster.local")
         assert (response.rcode(), response.answer) == (dns.rcode.SERVFAIL, [])
         procs.wait_until(lambda: "api.example.com., which it leads to, is truncated" in server.log, 5, "the reason")
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("cache", ["", "cache"])
+def test_names_of_two_server_blocks_that_lead_to_each_other_end_after_some_links(
+    tmp_path: Path, cache: str, tcp: bool
+) -> None:
+    block = "{zone}:$dns {{\nkubernetes {zone} {{\nmanifests $manifests/{zone}\n}}\n{cache}\n}}\n"
+    text = "".join(block.format(zone=zone, cache=cache) for zone in ("one.test", "two.test"))
+    server = Server(tmp_path, corefile=text + "cluster.local:$dns {\nwhoami\n}\n")
+    for zone, other in (("one.test", "two.test"), ("two.test", "one.test")):
+        (server.manifests / zone).mkdir()
+        server.write_objects([objects.external_name("a", f"a.default.svc.{other}")], f"{zone}/all.json")
+    with server:
+        ask = functools.partial(server.query, "a.default.svc.one.test", tcp=tcp)
+        procs.wait_until(lambda: ask().rcode() == dns.rcode.NOERROR, 10, "the zones")
+        owners = [rrset.name.to_text() for rrset in ask().answer]
+    assert owners == ["a.default.svc.one.test.", "a.default.svc.two.test."]
 
 
 def test_without_forward_the_cname_stays_alone(serve: Serve) -> None:

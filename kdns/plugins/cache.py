@@ -536,8 +536,12 @@ def key_of(query: Query) -> bytes:
 
 
 def _flight_of(query: Query, key: bytes) -> bytes:
-    """What a flight is found under: without RD other servers may refuse, or refer elsewhere."""
-    return key if query.flags & RD else key + b"-"
+    """What a flight is found under.
+
+    Without RD other servers may refuse, or refer elsewhere. A query behind CNAMEs that we follow is not to wait for one
+    that began with fewer of them, which may be the one that waits for it.
+    """
+    return key + bytes((query.links, bool(query.flags & RD)))
 
 
 class Handler:
@@ -660,15 +664,16 @@ class Handler:
         """Ask the rest of the chain: its response if it does not wait, else the flight of all who wait for the key."""
         steps: Coroutine[Any, Any, Response] | None = None
         seen = self._site.changes.generation
-        if _flight_of(query, key) not in self._flights:
+        way = _flight_of(query, key)  # before `header` changes the query
+        if way not in self._flights:
             steps = next(query)
             response = attempt(steps)
             if response is not None:
                 return self._keep(query, response, key, counts, seen)
         await in_task()
-        outcome: Response | _Flight | None = self._flights.get(_flight_of(query, key)) or self._meanwhile(key, counts)
+        outcome: Response | _Flight | None = self._flights.get(way) or self._meanwhile(key, counts)
         if outcome is None:
-            return self._start(steps or next(query), query, key, counts, seen)
+            return self._start(steps or next(query), query, key, way, counts, seen)
         if steps is not None:
             steps.close()
         return outcome
@@ -689,15 +694,17 @@ class Handler:
         return False
 
     def _start(
-        self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, counts: _Counts, seen: int
+        self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, way: bytes, counts: _Counts, seen: int
     ) -> _Flight:
-        flight = self._flights[_flight_of(query, key)] = _Flight(asyncio.create_task(steps), seen)
-        flight.task.add_done_callback(functools.partial(self._land, flight, query, key, counts))
+        flight = self._flights[way] = _Flight(asyncio.create_task(steps), seen)
+        flight.task.add_done_callback(functools.partial(self._land, flight, query, key, way, counts))
         return flight
 
-    def _land(self, flight: _Flight, query: Query, key: bytes, counts: _Counts, task: asyncio.Task[Response]) -> None:
+    def _land(
+        self, flight: _Flight, query: Query, key: bytes, way: bytes, counts: _Counts, task: asyncio.Task[Response]
+    ) -> None:
         """Keep what a flight brings, and let those who wait go on."""
-        del self._flights[_flight_of(query, key)]
+        del self._flights[way]
         try:
             flight.response = self._keep(query, task.result(), key, counts, flight.seen)
         except asyncio.CancelledError:
@@ -738,7 +745,8 @@ class Handler:
     async def _renewal(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         try:
             seen = self._site.changes.generation
-            flight = self._flights.get(_flight_of(query, key)) or self._start(next(query), query, key, counts, seen)
+            way = _flight_of(query, key)
+            flight = self._flights.get(way) or self._start(next(query), query, key, way, counts, seen)
             await flight.wait()
             self._tell(flight)
         finally:
