@@ -589,7 +589,7 @@ def test_a_query_that_is_changed_on_its_way_does_not_keep_others_waiting() -> No
     place.upstream.go.set()
 
     async def run() -> None:
-        await place.handler(asked(), place.upstream)
+        await asyncio.wait_for(place.handler(asked(), place.upstream), 5)
         assert not place.handler._flights
 
     asyncio.run(run())
