@@ -98,6 +98,13 @@ def test_the_cname_comes_first_and_the_targets_addresses_after_it(
     assert answer(server, "twice", tcp=tcp)[0].startswith("api.default.svc.cluster.local. 5 IN CNAME api.example.com.")
 
 
+def test_the_targets_ttls_are_those_that_the_cache_gives_them(serve: Serve, upstream: FakeUpstream) -> None:
+    server = start(serve, upstream, "cache 7")
+    for _ in range(3):
+        addresses = server.query("api.default.svc.cluster.local").answer[1]
+        assert addresses.ttl in (6, 7)
+
+
 def test_other_types_get_the_cname_alone(serve: Serve, upstream: FakeUpstream) -> None:
     server = start(serve, upstream)
     for rdtype in ("TXT", "CNAME", "MX"):

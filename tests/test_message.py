@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.name
@@ -192,3 +193,31 @@ def test_names_beyond_the_reach_of_a_pointer_are_written_out() -> None:
     wire = message.encode(query, response).wire
     assert len(wire) > 0x4000
     assert as_records(dns.message.from_wire(wire, one_rr_per_rrset=True).additional) == records(additional)
+
+
+def test_the_query_to_an_upstream_has_the_clients_rd_and_cd_and_an_opt_of_ours() -> None:
+    flags = dns.flags.RD | dns.flags.CD
+    for sent, edns, do in ((flags, 0, True), (0, 0, False), (flags, -1, False)):
+        asked = dns.message.make_query("WeB.example.org", "A", use_edns=edns, want_dnssec=do, payload=4000, flags=sent)
+        asked.use_edns(edns, dns.flags.DO if do else 0, 4000, options=[dns.edns.ECSOption("192.0.2.0")])
+        query = message.parse(asked.to_wire(), "udp", CLIENT, LOCAL, 1232)
+        got = dns.message.from_wire(message.upstream_query(query, 7))
+        assert got.id == 7
+        assert got.flags == sent | dns.flags.AD
+        assert got.question[0].name.to_text() == "WeB.example.org."
+        assert (got.edns, got.payload, bool(got.ednsflags & dns.flags.DO), got.options) == (
+            edns,
+            1232 if edns == 0 else 0,
+            do,
+            (),
+        )
+        assert dns.message.from_wire(message.upstream_query(query, 7, edns=False)).edns == -1
+
+
+def test_a_question_that_follows_a_cname_is_the_same_about_another_name() -> None:
+    query = ask(use_edns=0, payload=1400)
+    found = message.follow(query, names.from_text("Api.example.com."), 3)
+    assert (found.name, found.lname) == (names.from_text("Api.example.com."), names.from_text("api.example.com."))
+    assert (found.links, found.limit, found.type, found.edns) == (3, message.MAX_MESSAGE, query.type, query.edns)
+    assert message.question(found) == names.from_text("Api.example.com.") + b"\0\1\0\1"
+    assert query.lname == names.lower(b"\x03WeB" + ZONE)

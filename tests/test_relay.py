@@ -293,6 +293,21 @@ def test_a_name_has_no_more_pointers_than_it_can_have_labels() -> None:
         relay.read(pointing(asked, 128), message.question(asked))
 
 
+def test_an_opt_belongs_into_the_additional_section_once_and_to_the_root() -> None:
+    asked = query(use_edns=0)
+    opt = b"\0" + struct.pack("!HHIH", rr.OPT, 1232, 0, 0)
+    head = struct.pack("!HH", asked.id, 0x8000)
+    for counts, records in (
+        ((1, 1, 0, 0), opt),
+        ((1, 0, 1, 0), opt),
+        ((1, 0, 0, 2), opt * 2),
+        ((1, 0, 0, 1), b"\3com" + opt),
+    ):
+        wire = head + struct.pack("!HHHH", *counts) + message.question(asked) + records
+        with pytest.raises(FormatError, match="OPT"):
+            relay.read(wire, message.question(asked))
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     asked = query()

@@ -106,12 +106,13 @@ class Countdown:
         stamp = max(left, 0).to_bytes(4, "big")
         for at in self._ttls:
             patched[at : at + 4] = stamp
-        self._current = current = bytes(patched)
-        self._left = left
+        current = bytes(patched)
         if self._turns is not None and self._rotation is not None:
             start, end, step, _ = self._rotation
             records = current[start - 2 : end - 2]
             self._turns = Turns(Rotation(start, end, step, records), self._turns.at // step)
+        self._current = current
+        self._left = left  # last: a thread that finds it so may be another one
         return current
 
 

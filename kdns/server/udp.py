@@ -111,10 +111,16 @@ class UdpServer:
         started = time.monotonic_ns()
         if self._changes.counters[0] != self.cache.seen:
             self.cache.sync()
-        self._answer(count, started)
+        waiting: list[tuple[Pending, Envelope]] = []
+        try:
+            self._answer(count, started, waiting)
+        finally:
+            if waiting:
+                self._loop.call_soon_threadsafe(self._finish_later, waiting, started)
         return True
 
-    def _answer(self, count: int, started: int) -> None:
+    def _answer(self, count: int, started: int, waiting: list[tuple[Pending, Envelope]]) -> None:
+        """Answer what is in the batch. What has to wait for its answer goes to `waiting`."""
         batch, cache, cells = self._batch, self.cache, self._region.cells
         data, reply_lengths = batch.data, batch.reply_lengths
         young = cache.young
@@ -123,7 +129,6 @@ class UdpServer:
         block: Block | None = None
         same = 0  # how many answers in a row are of `block`
         logged: list[tuple[int, WriteDown, bytes, bytes]] = []
-        waiting: list[tuple[Pending, Envelope]] = []
         for slot, size in enumerate(batch.lengths[:count].tolist()):
             at = slot * SLOT
             key = data[at + 2 : at + size]
@@ -154,8 +159,6 @@ class UdpServer:
             if owner.log is not None:
                 logged.append((slot, owner.log, data[at : at + 2] + key, data[at : at + length]))
         self._send(first, count)
-        if waiting:
-            self._loop.call_soon_threadsafe(self._finish_later, waiting, started)
         elapsed = time.monotonic_ns() - started
         if block is not None:
             block.counters.duration(elapsed, same)
@@ -166,7 +169,7 @@ class UdpServer:
             write_down(query, reply, batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
 
     def _miss(self, slot: int, query: bytes, started: int, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
-        """What the young generation of the cache does not have. What has to wait for its answer goes to `waiting`."""
+        """What the young generation of the cache does not have."""
         entry = self.cache.from_old(query[2:], started)
         if entry is not None:
             return entry
