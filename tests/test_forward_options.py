@@ -23,6 +23,7 @@ from kdns.corefile import values
 from kdns.errors import ConfigError, ConfigValueError
 from kdns.plugins import forward, loads
 from kdns.upstream.settings import Settings, Target
+from tests.conftest import Serve
 from tests.support import procs
 from tests.support.server import Server
 from tests.support.upstream import ADDRESS, Asked, FakeUpstream, reply, usual
@@ -235,6 +236,23 @@ def test_max_concurrent_refuses_more_and_counts(place: Place) -> None:
     assert found == ["REFUSED"] * 6 + ["SERVFAIL"] * 2
     assert place.server.metrics().value("coredns_forward_max_concurrent_rejects_total") == 6
     assert place.ask("a.few.test") == [ADDRESS]
+
+
+def test_an_upstream_that_does_not_answer_leaves_room_for_others(serve: Serve) -> None:
+    with FakeUpstream(silent) as mute, FakeUpstream() as good:
+        lines = f"forward mute.test {mute.to} {{\nforce_tcp\n}}\nforward good.test {good.to}"
+        server = serve(corefile=COREFILE % lines)
+        query = bytearray(dns.message.make_query("00000.mute.test", "A").to_wire())
+        with server.udp_socket() as sock:
+            for number in range(forward.MOST_WAITING + 500):
+                query[13:18] = f"{number:05}".encode()
+                sock.send(query)
+                if number % 50 == 0:
+                    time.sleep(0.005)
+            procs.wait_until(
+                lambda: server.metrics().value("kdns_pending_rejects_total") > 100, 5, "queries that are turned away"
+            )
+            assert server.texts("a.good.test") == [ADDRESS]
 
 
 def test_source_address_is_where_upstreams_are_asked_from(place: Place) -> None:

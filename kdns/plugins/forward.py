@@ -76,6 +76,7 @@ forward FROM TO... {
 * `health_check` **DURATION**: the pause between health checks, instead of 0.5s. `no_rec`: without RD. `domain`
   **FQDN**: the name that is asked for.
 * `max_concurrent` **MAX**: so many queries may wait for answers at a time, in each worker; the next one is REFUSED.
+  At most 4096 may in any case, and the next one is SERVFAIL (`kdns_pending_rejects_total`).
   Default: 0, any number.
 * `next` **RCODE...**: with these response codes, the next *forward* of the server block that covers the name is used,
   if there is one. It may be repeated.
@@ -176,6 +177,8 @@ from kdns.wire.message import Query, Response
 NAME = "forward"
 SITED = True
 MAX_UPSTREAMS = 15
+MOST_WAITING = 4096
+"""Queries of one directive that may wait at once in a worker, so that upstreams that are gone leave room for others."""
 
 _MOST = 1_000_000_000
 _RCODES = {rr.rcode_text(number): number for number in range(24) if not rr.rcode_text(number).startswith("RCODE")}
@@ -566,6 +569,9 @@ class _Forwarder:
             self._region.count(("count", "coredns_forward_max_concurrent_rejects_total"))
             text = f"more than {forward.max_concurrent} queries at a time (max_concurrent)"
             return Response(rcode=rr.REFUSED, plugin=NAME, error=text)
+        if self._waiting >= MOST_WAITING:
+            self._region.count(("count", "kdns_pending_rejects_total"))
+            return Response(rcode=rr.SERVFAIL, plugin=NAME, recursion=True)
         settings = forward.settings
         tcp = settings.force_tcp or (query.proto != "udp" and not settings.prefer_udp)
         ask = Ask(message.upstream_query(query, 0)[2:], message.question(query))
