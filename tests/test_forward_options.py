@@ -255,6 +255,19 @@ def test_an_upstream_that_does_not_answer_leaves_room_for_others(serve: Serve) -
             assert server.texts("a.good.test") == [ADDRESS]
 
 
+def test_several_forwards_together_take_no_longer_than_one(serve: Serve) -> None:
+    with FakeUpstream(silent) as mute, FakeUpstream(by_name) as other:
+        options = "policy sequential\nmax_fails 0"
+        lines = f"""
+        forward . {mute.to} {other.to} {{\n{options}\nnext NXDOMAIN\n}}
+        forward . {mute.to} {{\n{options}\n}}
+        """
+        server = serve(corefile=COREFILE % lines)
+        begun = time.monotonic()
+        assert server.query("nxdomain.a.test", timeout=10).rcode() == dns.rcode.SERVFAIL
+        assert 4 < time.monotonic() - begun < 5.8
+
+
 def test_source_address_is_where_upstreams_are_asked_from(place: Place) -> None:
     place.ask("a.source.test")
     place.ask("a.source.test", tcp=True)

@@ -152,6 +152,7 @@ the upstream has set. `max_age` may be less than `expire`.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -530,11 +531,12 @@ class Handler:
         if not covering:
             return await next(query)
         await in_task()
+        begun = asyncio.get_running_loop().time()
         for forwarder in covering[:-1]:
-            response = await forwarder.ask(query)
+            response = await forwarder.ask(query, begun)
             if not forwarder.passes_on(response):
                 return response
-        return await covering[-1].ask(query)
+        return await covering[-1].ask(query, begun)
 
 
 class _Forwarder:
@@ -562,8 +564,8 @@ class _Forwarder:
             return True
         return self._forward.next_on_nodata and response.rcode == rr.NOERROR and not response.relay.counts[0]
 
-    async def ask(self, query: Query) -> Response:
-        """What the upstreams answer, or SERVFAIL and why. In a task."""
+    async def ask(self, query: Query, begun: float) -> Response:
+        """What the upstreams answer, or SERVFAIL and why. In a task. begun: when the query came (loop.time())."""
         forward = self._forward
         if forward.max_concurrent and self._waiting >= forward.max_concurrent:
             self._region.count(("count", "coredns_forward_max_concurrent_rejects_total"))
@@ -577,7 +579,7 @@ class _Forwarder:
         ask = Ask(message.upstream_query(query, 0)[2:], message.question(query))
         self._waiting += 1
         try:
-            return Response(relay=await self._group.ask(ask, tcp), plugin=NAME, recursion=True)
+            return Response(relay=await self._group.ask(ask, tcp, begun), plugin=NAME, recursion=True)
         except UpstreamError as error:
             return Response(rcode=rr.SERVFAIL, plugin=NAME, recursion=True, error=str(error))
         finally:

@@ -37,8 +37,10 @@ class Group:
         self._arrange()
         around.background(self._live())
 
-    async def ask(self, ask: Ask, tcp: bool) -> Relay:
-        """The first answer with which the query need not go to another upstream. tcp: ask over TCP.
+    async def ask(self, ask: Ask, tcp: bool, begun: float) -> Relay:
+        """The first answer with which the query need not go to another upstream.
+
+        tcp: ask over TCP. begun: when the query came, of the event loop's clock.
 
         Upstreams that are down are left out; if all are, a random one is asked, once. Raises UpstreamError, which says
         what the last upstream did.
@@ -48,7 +50,7 @@ class Group:
             raise UpstreamError("; ".join(f"{target.host}: {why}" for target, why in self._unresolved.items()))
         settings = self._settings
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + max(TOTAL_SECONDS, settings.read_timeout)
+        give_up = begun + max(TOTAL_SECONDS, settings.read_timeout)
         most = 2 * len(upstreams) if settings.max_attempts is None else settings.max_attempts
         failed = passed = 0
         lost = False

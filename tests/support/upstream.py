@@ -122,7 +122,8 @@ class Asking:
         """The answer to a question for type A."""
         query = dns.message.make_query(name, "A", use_edns=0 if edns else -1).to_wire()
         end = message.question_end(query)
-        return await self.group.ask(Ask(query[2:], query[12:end]), tcp)
+        begun = asyncio.get_running_loop().time()
+        return await self.group.ask(Ask(query[2:], query[12:end]), tcp, begun)
 
     async def many(self, count: int, *, tcp: bool = True) -> list[Relay | BaseException]:
         """The answers to so many questions, asked together, for 0.test, 1.test, and so on."""
