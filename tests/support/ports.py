@@ -11,10 +11,11 @@ FIRST, LAST = 20000, 32000
 LOOPBACKS = ("127.0.0.1", "::1")
 
 _choice = random.Random(os.getpid())
-_PROCESSES = 16
-_own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
-"""Which of the processes that run the tests this is: each has ports of its own."""
-_given: set[int] = set()
+_given: dict[int, None] = {}
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_OWN = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+"""How many processes run the tests, and which of them this is: each has ports of its own."""
+_REMEMBERED = (LAST - FIRST) // _PROCESSES // 2
 
 
 def has_ipv6() -> bool:
@@ -30,15 +31,17 @@ def has_ipv6() -> bool:
 def free_port(addresses: Iterable[str] = LOOPBACKS) -> int:
     """A port that is free for UDP and TCP on every address (those of a family that is not there are left out).
 
-    None is given twice: who got it may not have bound it yet.
+    None is given again soon: who got it may not have bound it yet.
     """
     usable = [a for a in addresses if ":" not in a or has_ipv6()]
     for _ in range(200):
-        port = _choice.randrange(FIRST, LAST, _PROCESSES) + _own
+        port = _choice.randrange(FIRST + _OWN, LAST, _PROCESSES)
         if port in _given:
             continue
         if all(_is_free(address, port, kind) for address in usable for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)):
-            _given.add(port)
+            _given[port] = None
+            if len(_given) > _REMEMBERED:
+                del _given[next(iter(_given))]
             return port
     raise RuntimeError(f"no free port between {FIRST} and {LAST}")
 
