@@ -315,12 +315,12 @@ def test_a_snapshot_expires_while_it_is_served(outage: Outage) -> None:
     server.kill()
     api.down()
     api.update(service("web", "a", ips=["10.96.0.1"]))
-    server = start("namespaces a", "snapshot_max_age 2s")
+    server = start("namespaces a", "snapshot_max_age 5s")
     wait_answer(server, WEB, ["10.96.0.5"])
-    wait_answer(server, WEB, "SERVFAIL", 2 + AT_ONCE)
-    assert time.monotonic() - begin > 1.9
+    wait_answer(server, WEB, "SERVFAIL", 5 + AT_ONCE)
+    assert time.monotonic() - begin > 4
     api.up()
-    wait_answer(server, WEB, ["10.96.0.1"], 3 + AT_ONCE)
+    wait_answer(server, WEB, ["10.96.0.1"])
 
 
 def test_a_snapshot_that_was_too_old_is_served_again_when_the_limit_is_lifted(outage: Outage) -> None:
