@@ -20,7 +20,7 @@ import dns.rdatatype
 import pytest
 
 from tests.conftest import Serve
-from tests.support import objects
+from tests.support import objects, procs
 from tests.support.ask import Expected, Told, ask, records, shows_within, told
 from tests.support.objects import Object, endpoint, endpoint_slice, external_name, namespace, service
 from tests.support.server import COREFILE, Server
@@ -751,6 +751,7 @@ def test_before_the_first_sync_a_name_that_we_do_not_have_is_servfail_never_nxdo
         answer = ask(server, name, rdtype)
         assert (answer.rcode, answer.answer, answer.authority) == ("SERVFAIL", [], [])
         assert "aa" not in answer.flags
+    procs.wait_until(lambda: bool(server.query(Z, "SOA").answer), 5, "the zone's own records")
     assert ask(server, Z, "SOA").rcode == "NOERROR"
     assert f"[ERROR] plugin/errors: 2 web.{SHOP}. A: zone {Z}.: its source has not been read yet" in server.log
     (server.folder / "broken.json").write_text('{"apiVersion": "v1", "kind": "List", "items": []}')
