@@ -56,6 +56,14 @@ class DomainNameError(KdnsError):
     """Text or bytes that are not a domain name (RFC 1035 2.3.4, 3.1)."""
 
 
+class UpstreamError(KdnsError):
+    """An upstream gave no usable answer; the text says why, without naming it."""
+
+
+class ConnectionLostError(UpstreamError):
+    """The connection ended while a query was on it, which says little about the upstream: it may be asked again."""
+
+
 class FormatError(KdnsError):
     """A message that breaks RFC 1035's format; the answer is FORMERR."""
 

@@ -131,7 +131,7 @@ class Place:
         reader, self.writer = os.pipe()
         self.output = reader
         self.log = Log(Sink(self.writer))
-        self.site = Site(self.region, self.log, zones, "", False, Upstream(A300), self._background, Changes.create())
+        self.site = Site(self.region, self.log, zones, "", Upstream(A300), self._background, Changes.create())
         self.upstream = Upstream(A300)
         self.wall = 1_700_000_000.0
         self.handler = Handler(options or Options(), self.site, self.clock, lambda: self.wall)

@@ -13,8 +13,8 @@ import dns.message
 import dns.rcode
 import pytest
 
+from kdns.errors import UpstreamError
 from kdns.upstream import datagrams
-from kdns.upstream.faults import UpstreamError
 from tests.support import ports
 from tests.support.upstream import ADDRESS, Asked, Asking, FakeUpstream, addresses, reply, usual
 

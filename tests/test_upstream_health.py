@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdns.upstream.faults import UpstreamError
+from kdns.errors import UpstreamError
 from kdns.upstream.resolve import nameservers
 from kdns.upstream.settings import Target
 from tests.support import procs

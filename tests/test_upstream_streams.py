@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from kdns.errors import UpstreamError
 from kdns.upstream import streams
-from kdns.upstream.faults import UpstreamError
 from tests.support import procs
 from tests.support.upstream import ADDRESS, Asked, Asking, Connection, FakeUpstream, addresses, reply, usual
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kdns.upstream.faults import UpstreamError
+from kdns.errors import UpstreamError
 from kdns.upstream.settings import TlsFiles
 from tests.support.upstream import ADDRESS, Asked, Asking, FakeUpstream, addresses, reply, usual
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from kdns.corefile.config import Directive
 from kdns.corefile.lexer import Token
-from kdns.corefile.values import choices, shown
+from kdns.corefile.values import choices, shown, zones
 from kdns.errors import ConfigValueError, Mistake
 
 T = TypeVar("T")
@@ -80,6 +80,15 @@ class Reader:
                     self.refuse(item.name, f"{self._name(item)} has a block", f"{word} without braces")
                 known[word](item)
             seen.add(word)
+
+    def bare(self) -> None:
+        """Note a mistake if the directive has arguments, or a block with anything in it."""
+        self.arguments(self.directive, 0, 0, self.directive.name.text)
+        self.no_block()
+
+    def zones(self, tokens: Iterable[Token]) -> tuple[str, ...]:
+        """The zones that words stand for, each once: lower case, with their last dot."""
+        return tuple(dict.fromkeys(zone for token in tokens for zone in self.value(token, zones) or ()))
 
     def no_block(self) -> None:
         """Note a mistake if the directive has a block with anything in it."""

@@ -229,7 +229,7 @@ class _Parser:
         if args and args[0].text.lstrip("+-").isdecimal():
             ttl = reader.value(args.pop(0), _ttl) or MAX_TTL
             success, denial = replace(success, ttl=ttl), replace(denial, ttl=ttl)
-        zones = self._zones(args)
+        zones = reader.zones(args)
         self.found = {SUCCESS: success, DENIAL: denial}
         known: dict[str, Callable[[Directive], None]] = {
             SUCCESS: self._limits,
@@ -249,9 +249,6 @@ class _Parser:
         for kind, disabled in self.disabled.items():
             self.found[kind] = replace(self.found[kind], disabled=disabled)
         return Options(zones, **self.found)
-
-    def _zones(self, args: list[Token]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(zone for token in args for zone in self.reader.value(token, values.zones) or ()))
 
     def _limits(self, item: Directive) -> None:
         kind = item.name.text
@@ -314,7 +311,7 @@ class _Parser:
         args = self.reader.arguments(item, 1, None, "disable success|denial [ZONES...]")
         if args:
             kind = self.reader.value(args[0], lambda text: values.choice(text, (SUCCESS, DENIAL)))
-            zones = self._zones(list(args[1:])) if args[1:] else (".",)
+            zones = self.reader.zones(args[1:]) if args[1:] else (".",)
             self.disabled[kind or ""] = self.disabled.get(kind or "", ()) + zones
 
     def _keepttl(self, item: Directive) -> None:
@@ -565,8 +562,11 @@ class Handler:
         self._clock = clock
         self._wall = wall
         self._everything = "." in zones
-        self._zones = _zone_set(zones)
-        self._disabled = {SUCCESS: _zone_set(options.success.disabled), DENIAL: _zone_set(options.denial.disabled)}
+        self._zones = names.zone_set(zones)
+        self._disabled = {
+            SUCCESS: names.zone_set(options.success.disabled),
+            DENIAL: names.zone_set(options.denial.disabled),
+        }
         self._label = ",".join(zones)
         self._items = Items(options)
         self._evicted = {SUCCESS: 0, DENIAL: 0}
@@ -825,10 +825,6 @@ def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:
         aging=aging,
         plugin=NAME,
     )
-
-
-def _zone_set(zones: tuple[str, ...]) -> names.Zones[bool]:
-    return names.Zones({names.lower(names.from_text(zone)): True for zone in zones})
 
 
 def _is_valid(body: bytes, at: int, now: int) -> bool:

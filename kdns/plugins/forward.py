@@ -162,12 +162,11 @@ from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
-from kdns.errors import ConfigValueError, Mistake
+from kdns.errors import ConfigValueError, Mistake, UpstreamError
 from kdns.plugins import debug, root
 from kdns.plugins.chain import Next, in_task
 from kdns.plugins.site import Site
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import UpstreamError
 from kdns.upstream.group import Group
 from kdns.upstream.resolve import nameservers
 from kdns.upstream.settings import POLICIES, PORTS, Settings, Target, TlsFiles
@@ -373,8 +372,7 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         return read
 
     def excepted(item: Directive) -> None:
-        for token in reader.arguments(item, 1, None, "except ZONES..."):
-            found.excepted += reader.value(token, values.zones) or ()
+        found.excepted += reader.zones(reader.arguments(item, 1, None, "except ZONES..."))
 
     def max_concurrent(item: Directive) -> None:
         accepted = "max_concurrent MAX"
@@ -512,8 +510,8 @@ class Handler:
 
     def __init__(self, options: Options, site: Site) -> None:
         wrong = None
-        if site.debug:
-            log = site.log.plugin(NAME)
+        log = site.log.plugin(NAME)
+        if log.debugging:
 
             def wrong(text: str, data: bytes) -> None:
                 debug.dump(log, text, data)

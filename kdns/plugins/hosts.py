@@ -143,8 +143,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     file, *args = directive.args or (None,)
     if file is not None and not file.text:
         reader.refuse(file, "hosts has an empty path", "hosts [FILE [ZONES...]]")
-    zones = tuple(zone for token in args if token for zone in reader.value(token, values.zones) or ())
-    zones = tuple(dict.fromkeys(zones or (key.zone for key in block.keys)))
+    zones = reader.zones(token for token in args if token) or tuple(dict.fromkeys(key.zone for key in block.keys))
     settings: dict[str, object] = {"zones": zones, "path": str(root.directory(block) / (file.text if file else FILE))}
     lines: list[str] = []
     known = _readers(reader, settings)
@@ -185,8 +184,7 @@ def _readers(reader: Reader, settings: dict[str, object]) -> dict[str, Callable[
         settings["reload"] = reader.one(item, values.duration, "reload DURATION")
 
     def fallthrough(item: Directive) -> None:
-        zones = [zone for token in item.args for zone in reader.value(token, values.zones) or ()]
-        settings["fallthrough"] = tuple(dict.fromkeys(zones)) if item.args else (".",)
+        settings["fallthrough"] = reader.zones(item.args) if item.args else (".",)
 
     def fallthrough_unsupported(item: Directive) -> None:
         reader.arguments(item, 0, 0, "fallthrough_unsupported")
@@ -205,17 +203,13 @@ def _check(line: str, zones: Iterable[str], known: Iterable[str]) -> None:
         )
     if not written:
         raise ConfigValueError(f"{address} has no name behind it", "ADDRESS NAME...")
-    ours = _zones(zones)
+    ours = names.zone_set(zones)
     for text in written:
         name = _name(text)
         if name is None:
             raise ConfigValueError(f"{values.shown(text)} is no name", "a name such as www.example.org")
         if ours.find(name) is None:
             raise ConfigValueError(f"{values.shown(text)} is in none of the zones", f"a name in {', '.join(zones)}")
-
-
-def _zones(zones: Iterable[str]) -> names.Zones[bool]:
-    return names.Zones({names.lower(names.from_text(zone)): True for zone in zones})
 
 
 def _address(text: str) -> bytes | None:
@@ -316,8 +310,8 @@ class Handler:
         self._options = options
         self._site = site
         self._log = site.log.plugin(NAME)
-        self._zones = _zones(options.zones)
-        self._fall = _zones(options.fallthrough)
+        self._zones = names.zone_set(options.zones)
+        self._fall = names.zone_set(options.fallthrough)
         self._inline, _ = read(options.lines, self._zones)
         self._seen: tuple[int, int, int] | None = None
         self._trouble = ""

@@ -252,7 +252,7 @@ class _Found:
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
     """Read the directive; None after a mistake."""
     reader = Reader(directive, mistakes)
-    zones = _zones(reader, directive) if directive.args else list(dict.fromkeys(key.zone for key in block.keys))
+    zones = list(reader.zones(directive.args) if directive.args else dict.fromkeys(key.zone for key in block.keys))
     if reader.sound and zones and all(map(values.is_reverse, zones)):
         reader.refuse(directive.name, "kubernetes has reverse zones only", "a zone such as cluster.local beside them")
     found = _Found()
@@ -298,7 +298,7 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
 
     def multicluster(item: Directive) -> None:
         if reader.arguments(item, 1, None, "multicluster ZONES..."):
-            found.multicluster = _zones(reader, item)
+            found.multicluster = list(reader.zones(item.args))
 
     def startup_timeout(item: Directive) -> None:
         found.startup_timeout = reader.one(item, values.duration, "startup_timeout DURATION")
@@ -340,7 +340,7 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         return read
 
     def fallthrough(item: Directive) -> None:
-        found.fallthrough = _zones(reader, item) if item.args else ["."]
+        found.fallthrough = list(reader.zones(item.args)) if item.args else ["."]
 
     def ignore(item: Directive) -> None:
         reader.one(item, lambda text: values.choice(text, ("empty_service",)), "ignore empty_service")
@@ -392,11 +392,6 @@ def _together(reader: Reader, found: _Found, zones: Collection[str]) -> None:
         if zone not in zones or values.is_reverse(zone):
             message = f"kubernetes has multicluster {zone}, which is not one of its zones of names"
             reader.refuse(written["multicluster"], message, ", ".join(z for z in zones if not values.is_reverse(z)))
-
-
-def _zones(reader: Reader, item: Directive) -> list[str]:
-    found = [zone for token in item.args for zone in reader.value(token, values.zones) or ()]
-    return list(dict.fromkeys(found))
 
 
 def _namespace(text: str) -> str:

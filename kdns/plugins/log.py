@@ -132,7 +132,7 @@ def parse(directive: Directive, _block: ServerBlock, mistakes: list[Mistake]) ->
         for unknown in _METADATA.findall(line):
             message = f"log: metadata such as {values.shown(unknown)} is not supported by this version of kdns"
             reader.refuse(token, message, "{/log/class}, {/log/type}")
-    zones = [zone for token in args for zone in reader.value(token, values.zones) or ()] or ["."]
+    zones = list(reader.zones(args)) or ["."]
     classes: set[str] = set()
 
     def read_class(item: Directive) -> None:

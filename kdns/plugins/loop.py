@@ -86,8 +86,7 @@ class Options:
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
     """Read the directive; None after a mistake."""
     reader = Reader(directive, mistakes)
-    reader.arguments(directive, 0, 0, "loop")
-    reader.no_block()
+    reader.bare()
     if block.keys and len(block.keys[0].zone) > _LONGEST:
         accepted = f"a first zone of at most {_LONGEST} characters"
         reader.refuse(directive.name, "loop: the zone is too long for a random name in it", accepted)

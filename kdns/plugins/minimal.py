@@ -60,8 +60,7 @@ class Options:
 def parse(directive: Directive, _block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
     """Read the directive; None after a mistake."""
     reader = Reader(directive, mistakes)
-    reader.arguments(directive, 0, 0, "minimal")
-    reader.no_block()
+    reader.bare()
     return Options() if reader.sound else None
 
 

@@ -16,18 +16,17 @@ from kdns.zone.changes import Changes
 class Site:
     """The surroundings of a handler in one server block of one worker.
 
-    zones: those of the server block, as in metrics ("." or "cluster.local."). token: random text, the same in all
-    workers of a configuration. debug: whether the server block has `debug`. ask: what this server answers to a query,
-    all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in the event
-    loop for as long as the worker serves; to be called in any thread.
-    changes: which names of our zones have changed.
+    log: has lines for debugging if the server block has `debug`. zones: those of the server block, as in metrics ("."
+    or "cluster.local."). token: random text, the same in all workers of a configuration. ask: what this server answers
+    to a query, all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in
+    the event loop for as long as the worker serves; to be called in any thread. changes: which names of our zones have
+    changed.
     """
 
     region: Region
     log: Log
     zones: tuple[str, ...]
     token: str
-    debug: bool
     ask: Next
     background: Callable[[Coroutine[Any, Any, None]], None]
     changes: Changes

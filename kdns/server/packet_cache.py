@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kdns.observe.counters import Region
 from kdns.wire.message import Aging, Rotation
+from kdns.wire.relay import stamp
 from kdns.zone.changes import Changes
 
 if TYPE_CHECKING:
@@ -100,13 +101,9 @@ class Countdown:
 
     def _at(self, response: bytes, left: int) -> bytes:
         """Write the TTL into every record; what came before the response was kept sees the one that it began with."""
-        patched = bytearray(response)
         for at in self._ttls[:1]:
             left = min(left, int.from_bytes(response[at : at + 4], "big"))
-        stamp = max(left, 0).to_bytes(4, "big")
-        for at in self._ttls:
-            patched[at : at + 4] = stamp
-        current = bytes(patched)
+        current = stamp(response, self._ttls, max(left, 0))
         if self._turns is not None and self._rotation is not None:
             start, end, step, _ = self._rotation
             records = current[start - 2 : end - 2]

@@ -245,7 +245,6 @@ class Worker:
 
     def _site(self, index: int) -> Site:
         config = self._plan.blocks[index]
-
         label = next((server.label for server in self._plan.servers if index in server.blocks), "")
 
         async def ask(query: Query) -> Response:
@@ -253,13 +252,11 @@ class Worker:
             chain = self._reached[index].find(query.lname)
             return await (chain or _refuse)(query)
 
-        debugging = debug.NAME in config.plugins
         return Site(
             self._region,
-            logs.Log(self._sink, debug=debugging),
+            logs.Log(self._sink, debug=debug.NAME in config.plugins),
             tuple(key.zone for key in config.keys),
             self._plan.token,
-            debugging,
             ask,
             self._start,
             self._changes,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from kdns.wire.message import QUESTION_AT
-
-_HEADER = struct.Struct("!HHHHH")
-_RD = 0x0100
+from kdns.wire import relay
+from kdns.wire.message import HEADER, QUESTION_AT, RD
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,14 +40,10 @@ class Ask:
             return "query"
         if data[4:6] != b"\0\1":
             return "" if data[4:6] == b"\0\0" and data[3] & 0xF else "question"
-        asked = self.question
-        found = data[QUESTION_AT : QUESTION_AT + len(asked)]
-        if found == asked or (found[-4:] == asked[-4:] and found[:-4].lower() == asked[:-4].lower()):
-            return ""
-        return "question"
+        return "" if relay.same_question(data, self.question) else "question"
 
 
 def plain_ask(name: bytes, rtype: int, *, recursion: bool = True) -> Ask:
     """A question of our own in class IN, without an OPT. name: in wire format."""
     question = name + struct.pack("!HH", rtype, 1)
-    return Ask(_HEADER.pack(_RD if recursion else 0, 1, 0, 0, 0) + question, question)
+    return Ask(HEADER.pack(0, RD if recursion else 0, 1, 0, 0, 0)[2:] + question, question)

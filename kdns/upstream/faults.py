@@ -1,25 +1,15 @@
-"""What goes wrong with an upstream."""
+"""How it is said what goes wrong with an upstream."""
 
 from __future__ import annotations
 
 import os
 import ssl
 
-from kdns.errors import KdnsError
-
 NOT_USED = "the upstream is not used any more"
 """Why a query is lost when the addresses of an upstream's name change, or the worker ends."""
 
 TIMEOUT = "i/o timeout"
 """How a reason ends if a wait is over, as in CoreDNS, whose users have expressions for it (`consolidate` of errors)."""
-
-
-class UpstreamError(KdnsError):
-    """An upstream gave no usable answer; the text says why, without naming it."""
-
-
-class ConnectionLostError(UpstreamError):
-    """The connection ended while a query was on it, which says little about the upstream: it may be asked again."""
 
 
 def told(error: OSError) -> str:

@@ -6,8 +6,8 @@ import asyncio
 import random
 from collections.abc import Iterator
 
+from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import ConnectionLostError, UpstreamError
 from kdns.upstream.resolve import FIRST_PAUSE, resolve, system_resolvers
 from kdns.upstream.settings import Settings, Target
 from kdns.upstream.upstream import Surroundings, Upstream

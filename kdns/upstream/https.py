@@ -10,8 +10,9 @@ from functools import partial
 
 import httpx
 
+from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import NOT_USED, TIMEOUT, ConnectionLostError, UpstreamError
+from kdns.upstream.faults import NOT_USED, TIMEOUT
 from kdns.upstream.settings import Settings, Target
 from kdns.wire.message import MAX_MESSAGE, QUESTION_AT
 

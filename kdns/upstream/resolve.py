@@ -7,8 +7,8 @@ import ipaddress
 import re
 from pathlib import Path
 
+from kdns.errors import UpstreamError
 from kdns.upstream.ask import plain_ask
-from kdns.upstream.faults import UpstreamError
 from kdns.upstream.settings import PORTS, Target
 from kdns.upstream.upstream import Upstream
 from kdns.wire import names, rr

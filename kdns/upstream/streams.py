@@ -16,8 +16,9 @@ import random
 import ssl
 from typing import TypeAlias
 
+from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
-from kdns.upstream.faults import NOT_USED, TIMEOUT, ConnectionLostError, UpstreamError, told
+from kdns.upstream.faults import NOT_USED, TIMEOUT, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 

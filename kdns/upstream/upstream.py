@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdns.errors import FormatError
+from kdns.errors import FormatError, UpstreamError
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
 from kdns.upstream.ask import Ask, plain_ask
 from kdns.upstream.datagrams import Datagrams
-from kdns.upstream.faults import UpstreamError, told
+from kdns.upstream.faults import told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
 from kdns.upstream.streams import Streams

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kdns.errors import FormatError
 from kdns.wire import names, rr
-from kdns.wire.relay import Relay
+from kdns.wire.relay import Relay, stamp
 from kdns.wire.rrset import RRset
 
 HEADER = struct.Struct("!HHHHHH")
@@ -313,11 +313,7 @@ def _relay(query: Query, response: Response, relay: Relay, opt: bytes) -> Encode
         counts = _first(counts, kept)
         body = relay.cut(counts)
     if response.ttl is not None:
-        patched = bytearray(body)
-        stamp = response.ttl.to_bytes(4, "big")
-        for at in ttls:
-            patched[at : at + 4] = stamp
-        body = bytes(patched)
+        body = stamp(body, ttls, response.ttl)
     header = HEADER.pack(query.id, flags, 1, counts[0], counts[1], counts[2] + bool(opt))
     question = query.data[QUESTION_AT : query.question_end]
     rotation = _run(relay, body) if response.rotate and not flags & TC else None

@@ -137,6 +137,11 @@ class Zones(Generic[T]):
         return None
 
 
+def zone_set(zones: Iterable[str]) -> Zones[bool]:
+    """True for every name in one of these zones. Raises DomainNameError."""
+    return Zones({lower(from_text(zone)): True for zone in zones})
+
+
 def parent(name: bytes) -> bytes:
     """The name without its first label. The root has no parent: it is returned as it is."""
     return name[1 + name[0] :] if name != ROOT else ROOT

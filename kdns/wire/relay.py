@@ -7,6 +7,7 @@ is found in one walk over it; nothing that breaks the format gets past it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from msgspec import Struct, structs
 
@@ -117,6 +118,21 @@ class Relay(Struct, frozen=True, eq=False, gc=False):
         ]
 
 
+def stamp(data: bytes, offsets: Iterable[int], ttl: int) -> bytes:
+    """The same bytes with a TTL, in seconds, at these offsets."""
+    stamped = bytearray(data)
+    four = ttl.to_bytes(4, "big")
+    for at in offsets:
+        stamped[at : at + 4] = four
+    return bytes(stamped)
+
+
+def same_question(data: bytes, question: bytes) -> bool:
+    """Whether the question of a message (at least a header) is this one but for case, in wire format."""
+    asked = data[QUESTION_AT : QUESTION_AT + len(question)]
+    return asked == question or (asked[:-4].lower() == question[:-4].lower() and asked[-4:] == question[-4:])
+
+
 def read(data: bytes, question: bytes) -> Relay:
     """Take a response apart.
 
@@ -133,9 +149,7 @@ def read(data: bytes, question: bytes) -> Relay:
         data = data[:4] + b"\0\1" + data[6:QUESTION_AT] + question + data[QUESTION_AT:]
     elif questions != 1:
         raise FormatError(f"{questions} questions")
-    end = QUESTION_AT + len(question)
-    asked = data[QUESTION_AT:end]
-    if asked != question and (asked[:-4].lower() != question[:-4].lower() or asked[-4:] != question[-4:]):
+    if not same_question(data, question):
         raise FormatError("another question")
     return _Walk(data, question, flags, counts).relay()
 

@@ -45,7 +45,7 @@ class Ground:
         self.region = Region.create()
         self.background: list[Coroutine[Any, Any, None]] = []
         asked = ask or self._nobody
-        self.site = Site(self.region, self.log, zones, "t0ken", debug, asked, self.background.append, Changes.create())
+        self.site = Site(self.region, self.log, zones, "t0ken", asked, self.background.append, Changes.create())
 
     async def _nobody(self, query: Query) -> Response:
         raise AssertionError(f"nobody was to be asked for {query.lname!r}")
