@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 import dns.edns
@@ -15,11 +14,9 @@ import pytest
 
 from kdns.plugins import any as any_
 from kdns.plugins import bufsize, chaos, loadbalance, nsid, whoami
-from kdns.plugins.chain import Next
 from kdns.wire import message, rr
-from kdns.wire.message import Query, Response
-
-CLIENT = ("192.0.2.7", 40000)
+from kdns.wire.message import Query
+from tests.support.plugins import CLIENT, Behind, answered, read
 
 
 def query(
@@ -32,29 +29,6 @@ def query(
 def asking_nsid() -> Query:
     asked = dns.message.make_query("a.org", "A", use_edns=0, options=[dns.edns.NSIDOption(b"")])
     return message.parse(asked.to_wire(), "udp", CLIENT, ("192.0.2.1", 53), message.DEFAULT_UDP)
-
-
-class Behind:
-    """The rest of the chain; keeps the query that reached it."""
-
-    def __init__(self, response: Response | None = None) -> None:
-        self.response = response or Response(rcode=rr.REFUSED, plugin="behind")
-        self.query: Query | None = None
-
-    async def __call__(self, query: Query) -> Response:
-        self.query = query
-        return self.response
-
-
-def answered(handler: object, asked: Query, behind: Next | None = None) -> Response:
-    assert callable(handler)
-    response = asyncio.run(handler(asked, behind or Behind()))
-    assert isinstance(response, Response)
-    return response
-
-
-def read(asked: Query, response: Response) -> dns.message.Message:
-    return dns.message.from_wire(message.encode(asked, response).wire)
 
 
 # -- any
