@@ -38,6 +38,7 @@ COREDNS = {
     "coredns_kubernetes_rest_client_requests_total": ("counter", {"code", "method", "host"}),
     "coredns_hosts_entries": ("gauge", {"hostsfile"}),
     "coredns_hosts_reload_timestamp_seconds": ("gauge", set()),
+    "coredns_nodecache_setup_errors_total": ("counter", {"errortype"}),
     "coredns_local_localhost_requests_total": ("counter", set()),
     "coredns_forward_healthcheck_broken_total": ("counter", set()),
     "coredns_forward_max_concurrent_rejects_total": ("counter", set()),

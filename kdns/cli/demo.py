@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,13 +74,15 @@ def demo(
     """
     import tempfile
 
+    from kdns import plugins
     from kdns.server import supervisor
 
     require_free(port)
     with tempfile.TemporaryDirectory(prefix="kdns-demo-") as folder:
         conf = Path(folder) / "Corefile"
         conf.write_text(corefile(port))
-        start = supervisor.Start(conf, Path(folder) / "state", workers=1, ready=lambda: introduce(port))
+        load = partial(plugins.load, conf, environ=os.environ)
+        start = supervisor.Start(load, Path(folder) / "state", workers=1, ready=lambda: introduce(port))
         supervisor.run(start)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +41,11 @@ def serve(
     kdns serve --conf /etc/kdns/Corefile
     kdns serve --conf Corefile --dns-port 1053 --state-dir /tmp/kdns --workers 1
     """
+    from kdns import plugins
     from kdns.server import supervisor
 
-    supervisor.run(supervisor.Start(conf, state_dir or default_state_dir(), workers, dns_port))
+    load = partial(plugins.load, conf, environ=os.environ, default_port=dns_port)
+    supervisor.run(supervisor.Start(load, state_dir or default_state_dir(), workers))
 
 
 def default_state_dir() -> Path:

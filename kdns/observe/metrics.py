@@ -65,6 +65,11 @@ COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
     Family("coredns_health_request_failures_total", "Requests to the own health endpoint that failed."),
+    Family(
+        "coredns_nodecache_setup_errors_total",
+        "What had to be put right, or could not be, of a node's addresses, packet rules and ConfigMaps.",
+        ("errortype",),
+    ),
     Family("coredns_local_localhost_requests_total", "Queries for names below localhost or starting with it."),
     Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
     Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),

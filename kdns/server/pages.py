@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kdns.corefile.config import Config
+from kdns.errors import KdnsError
 from kdns.observe.counters import HEALTH_REQUESTS, Region
 from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, health_page, metrics_page
 from kdns.observe.logs import Log
@@ -22,6 +23,7 @@ class Pages:
         self._log = log
         self._readiness: list[Readiness] = []
         self._probes: list[HealthProbe] = []
+        self._more: HttpServer | None = None
 
     def prepare(
         self, config: Config, checks: Mapping[str, Callable[[], bool]], notes: Callable[[], list[str]]
@@ -51,6 +53,16 @@ class Pages:
             self._probe(endpoints)
 
         return serve
+
+    def serve_metrics(self, host: str, port: int) -> None:
+        """Serve /metrics at one more address for as long as the process lives; an error is only logged."""
+        more = HttpServer(lambda text: self._log.error(text, key="http"))
+        try:
+            more.serve(more.bind([Endpoint(host, port, "/metrics", self._metrics, "metrics")]))
+        except KdnsError as error:
+            self._log.error(f"{error}; DNS is served without it")
+            return
+        self._more = more
 
     def _endpoint(self, name: str, address: object, path: str, page: object) -> Endpoint:
         return Endpoint(address.host, address.port, path, page, name)  # type: ignore[attr-defined, arg-type]
@@ -83,3 +95,5 @@ class Pages:
         for probe in self._probes:
             probe.close()
         self._server.close()
+        if self._more is not None:
+            self._more.close()

@@ -50,8 +50,8 @@ class Plan:
     """A worker's task; it can be pickled.
 
     zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
-    text by which the workers of one configuration know each other. The worker gets the sockets in the order of
-    `places`.
+    text by which the workers of one configuration know each other. state_dir: "" without a zone store; presence: then
+    the supervisor's name among those that serve beside it. The worker gets the sockets in the order of `places`.
     """
 
     index: int
@@ -60,6 +60,7 @@ class Plan:
     zones: tuple[tuple[tuple[bytes, int], ...], ...]
     state_dir: str
     token: str = ""
+    presence: str = ""
 
     @property
     def places(self) -> tuple[Place, ...]:

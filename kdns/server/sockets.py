@@ -16,6 +16,9 @@ from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
 BUFFER = 8 << 20
 """Bytes that a UDP socket may hold (the kernel counts about 800 for a small query)."""
 _SO_RCVBUFFORCE = 33
+_IP_FREEBIND, _IP_TRANSPARENT = 15, 19
+_IPV6_TRANSPARENT, _IPV6_FREEBIND = 75, 78
+"""Of Linux (linux/in.h, linux/in6.h); the module socket of Python 3.11 has no names for them."""
 
 
 def allow_descriptors() -> None:
@@ -78,8 +81,13 @@ def families() -> list[int]:
     return found
 
 
-def listen(place: Place) -> socket.socket:
-    """A socket that listens there and shares its address with others (SO_REUSEPORT). Raises KdnsError."""
+def listen(place: Place, *, anywhere: bool = False) -> socket.socket:
+    """A socket that listens there and shares its address with others (SO_REUSEPORT).
+
+    anywhere: also at an address that the machine does not have, or not yet (ip(7) IP_TRANSPARENT; packets have to be
+    brought to it). Without the right to it (NET_ADMIN), the socket is bound (IP_FREEBIND) and gets only what comes for
+    an address of the machine. Raises KdnsError.
+    """
     try:
         sock = socket.socket(place.family, PROTOCOLS[place.proto])
     except OSError as error:
@@ -89,6 +97,8 @@ def listen(place: Place) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if place.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if anywhere and place.host not in WILDCARDS.values():
+            _allow_any_address(sock)
         sock.bind(_address(place))
         if place.proto == "tcp":
             sock.setblocking(False)
@@ -99,6 +109,18 @@ def listen(place: Place) -> socket.socket:
         sock.close()
         raise KdnsError(_explain(place, error)) from error
     return sock
+
+
+def _allow_any_address(sock: socket.socket) -> None:
+    level, transparent, freebind = (
+        (socket.SOL_IP, _IP_TRANSPARENT, _IP_FREEBIND)
+        if sock.family == socket.AF_INET
+        else (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, _IPV6_FREEBIND)
+    )
+    try:
+        sock.setsockopt(level, transparent, 1)
+    except PermissionError:
+        sock.setsockopt(level, freebind, 1)
 
 
 def _address(place: Place) -> tuple[str, int] | tuple[str, int, int, int]:

@@ -15,14 +15,13 @@ import secrets
 import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdns
-from kdns import plugins
 from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs
@@ -32,7 +31,9 @@ from kdns.server import sockets as listening
 from kdns.server.cluster_feed import ClusterFeed
 from kdns.server.feeds import Feed, ManifestFeed
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
+from kdns.server.presence import Presence, others
 from kdns.server.publication import Publication
+from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
@@ -50,14 +51,20 @@ MOST_WORKERS = 4
 class Start:
     """How to serve: what the command line says.
 
-    conf: the Corefile. workers: None for one for each CPU that may be used, at most MOST_WORKERS. dns_port: where
-    server blocks listen that name no port. ready: called when queries are answered.
+    load: reads the configuration; raises KdnsError. state_dir: None to serve without a zone store: `load` then refuses
+    `kubernetes`. workers: None for one for each CPU that may be used, at most MOST_WORKERS. setup: makes what brings
+    queries to the sockets, from the log and the supervisor's counters; called before `load`. The sockets are then bound
+    whether the machine has their addresses or not. metrics: a host and port for /metrics beside those of the
+    configuration. look_every: seconds after which `load` is called again, `reload` or not. ready: called when queries
+    are answered.
     """
 
-    conf: Path
-    state_dir: Path
+    load: Callable[[], Config]
+    state_dir: Path | None
     workers: int | None = None
-    dns_port: int = 53
+    setup: Callable[[logs.Log, Region], Setup] | None = None
+    metrics: tuple[str, int] | None = None
+    look_every: float | None = None
     ready: Callable[[], None] | None = None
 
 
@@ -109,15 +116,21 @@ class Supervisor:
         """
         self._start = start
         self._log = log
+        self._own = Region.create()
+        self._setup = start.setup(log, self._own) if start.setup is not None else None
         self._config = self._load()
         self._count = start.workers or min(usable_cpus(), MOST_WORKERS)
         self._changes = Changes.create()
-        self._own = Region.create()
         self._totals = Totals()
         self._totals.add_region(self._own)
         self._staff = Staff(self._totals, self._own, self._changes, log)
+        self._store: Store | None = None
+        self._presence: Presence | None = None
         try:
-            self._store = Store.open(start.state_dir, self._changes, log.warning)
+            if start.state_dir is not None:
+                self._store = Store.open(start.state_dir, self._changes, log.warning)
+            else:
+                self._presence = Presence()
         except StoreError:
             self._staff.close()
             raise
@@ -128,7 +141,7 @@ class Supervisor:
         self._reload = asyncio.Event()
 
     def _load(self) -> Config:
-        return plugins.load(self._start.conf, environ=os.environ, default_port=self._start.dns_port)
+        return self._start.load()
 
     async def serve(self) -> None:
         """Serve until told to stop."""
@@ -138,6 +151,8 @@ class Supervisor:
         for number in (signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(number, self._reload.set)
         try:
+            if self._setup is not None:
+                await self._setup.prepare()
             self._running = await self._build(self._config)
             try:
                 await self._work(self._running)
@@ -145,7 +160,16 @@ class Supervisor:
                 await self._current.crew.stop()
                 raise
         finally:
+            if self._setup is not None:
+                await self._setup.remove(alone=self._alone())
             self._staff.close()
+
+    def _alone(self) -> bool:
+        """Whether no other instance serves beside this one."""
+        try:
+            return self._presence is None or not others(self._presence.name)
+        except OSError:  # what another one may need is rather left than taken away
+            return False
 
     async def _work(self, first: Running) -> None:
         """Let it answer, and do everything beside, until told to stop."""
@@ -159,12 +183,16 @@ class Supervisor:
 
         self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
         self._pages.prepare(self._config, self._checks(first.feeds), self._notes)()
+        if self._start.metrics is not None:
+            self._pages.serve_metrics(*self._start.metrics)
         if waiting:
             await self._wait_for_sources(first, waiting)
             await first.crew.start()
+        if self._setup is not None:
+            await self._setup.open()
         self._announce()
         await self._forget_others(first)
-        background = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
+        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch(), self._keep_set_up())]
         await self._stop.wait()
         self._pages.not_ready()
         for task in background:
@@ -195,9 +223,11 @@ class Supervisor:
 
     def close(self) -> None:
         """Let go of everything."""
-        for sock in self._sockets.values():
-            sock.close()
-        self._store.close()
+        self._release(set(self._sockets))
+        if self._store is not None:
+            self._store.close()
+        if self._presence is not None:
+            self._presence.close()
 
     # Configurations
 
@@ -215,13 +245,14 @@ class Supervisor:
                 config.blocks,
                 servers,
                 tuple(zones.get(id(block), ()) for block in config.blocks),
-                str(self._start.state_dir),
+                str(self._start.state_dir or ""),
                 secrets.token_hex(8),
+                self._presence.name if self._presence is not None else "",
             )
             for place in plan.places:
                 for index in range(self._count):
                     if (place, index) not in self._sockets:
-                        self._sockets[place, index] = listening.listen(place)
+                        self._sockets[place, index] = listening.listen(place, anywhere=self._setup is not None)
         except BaseException:
             self._release(set(self._sockets) - before)
             await self._stop_feeds(feeds)
@@ -258,6 +289,7 @@ class Supervisor:
         feeds: list[Feed] = []
         for index, block in enumerate(config.blocks):
             if kubernetes.NAME in block.plugins:
+                assert self._store is not None, "Start.load refuses it otherwise"
                 publication = Publication(block, _listens(index, servers), self._store, log, self._committed)
                 feeds.append(self._feed(publication))
         return feeds
@@ -279,12 +311,21 @@ class Supervisor:
     async def _follow_always(self, feed: Feed) -> None:
         """Follow a source; after an error that nobody foresaw, from the start again."""
         while True:
-            try:
-                await feed.follow()
-            except Exception as error:
-                text = "".join(traceback.format_exception(error)).rstrip().replace("\n", " | ")
-                self._log.error(f"{feed.publication.title}: {text}", key=f"feed {error!r}")
+            await self._survive(feed.follow(), feed.publication.title)
             await asyncio.sleep(SYNC_SECONDS)
+
+    async def _keep_set_up(self) -> None:
+        while self._setup is not None:
+            await self._survive(self._setup.follow(), "node")
+            await asyncio.sleep(SYNC_SECONDS)
+
+    async def _survive(self, steps: Coroutine[Any, Any, None], title: str) -> None:
+        """Let an error that nobody foresaw end these steps, and nothing else."""
+        try:
+            await steps
+        except Exception as error:
+            text = "".join(traceback.format_exception(error)).rstrip().replace("\n", " | ")
+            self._log.error(f"{title}: {text}", key=f"{title} {error!r}")
 
     def _release(self, places: set[tuple[Place, int]]) -> None:
         for key in places:
@@ -335,8 +376,9 @@ class Supervisor:
             for source in {zone.source for zone in txn.zones()} - used:
                 txn.drop_source(source)
 
-        with contextlib.suppress(StoreError):
-            await asyncio.to_thread(self._store.write, action)
+        if self._store is not None:
+            with contextlib.suppress(StoreError):
+                await asyncio.to_thread(self._store.write, action)
 
     # While it runs
 
@@ -344,9 +386,8 @@ class Supervisor:
         """Reload on a signal, and when a file of the configuration has changed (`reload`)."""
         seen, failure = self._config.digest, ""
         while True:
-            options = min(_options(self._current.config, reload.NAME), key=lambda o: o.interval, default=None)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reload.wait(), options.delay(random.random()) if options else None)
+                await asyncio.wait_for(self._reload.wait(), self._pause())
             asked = self._reload.is_set()
             self._reload.clear()
             try:
@@ -363,6 +404,13 @@ class Supervisor:
             except Exception as error:
                 self._tell_failure("".join(traceback.format_exception(error)))
 
+    def _pause(self) -> float | None:
+        """Seconds until the configuration's files are looked at again; None without `reload`."""
+        delays = [options.delay(random.random()) for options in _options(self._current.config, reload.NAME)]
+        if self._start.look_every is not None:
+            delays.append(self._start.look_every)
+        return min(delays, default=None)
+
     def _tell_failure(self, text: str) -> None:
         self._own.count(("count", "coredns_reload_failed_total"))
         log = self._log.plugin(reload.NAME)
@@ -375,7 +423,7 @@ class Supervisor:
 
     async def _sync(self) -> None:
         """Bring the store to the disk, and clear up after readers that have died."""
-        while True:
+        while self._store is not None:
             await asyncio.sleep(SYNC_SECONDS)
             try:
                 await asyncio.to_thread(self._store.sync)
@@ -384,7 +432,11 @@ class Supervisor:
                 self._log.error(str(error), key="sync")
 
     async def _end(self) -> None:
-        """Not ready, then lame duck, then let the workers finish."""
+        """Not ready, then lame duck, then let the workers finish what was asked before.
+
+        What is asked from then on goes to others: to an instance that shares the addresses, or where the packets go
+        without us.
+        """
         self._pages.not_ready()
         lameduck = max((o.lameduck for o in _options(self._current.config, health.NAME)), default=0.0)
         if lameduck:
@@ -393,7 +445,10 @@ class Supervisor:
         for task in self._current.followers:
             task.cancel()
         await asyncio.gather(*self._current.followers, return_exceptions=True)
-        await self._current.crew.stop()
+        if self._setup is not None:
+            await self._setup.withdraw()
+        self._release(set(self._sockets))  # a worker cannot give up a socket that is open here
+        await self._current.crew.stop(leaving=True)
         await asyncio.to_thread(self._pages.close)
 
     @property
@@ -446,7 +501,7 @@ class Supervisor:
             workers=len(running.crew.pids),
             pids=(os.getpid(), self._staff.nursery_pid, *running.crew.pids),
             store_generation=self._changes.generation,
-            store_bytes=self._store.size,
+            store_bytes=self._store.size if self._store is not None else 0,
             data_age_seconds=max(ages, default=None),
             objects=objects,
             manifest_errors=sum(feed.problems for feed in running.feeds),

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from kdns.observe.counters import Region
 from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
+from kdns.server.plan import BACKLOG
 from kdns.server.respond import Pending, Responder, Via
 from kdns.zone.changes import Changes
 
@@ -117,12 +118,18 @@ class TcpServer:
         self._socket.setblocking(False)
         asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
-    async def stop(self) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """Accept no more; what is connected stays, and what waits in the socket is left to others that share it.
 
+        leaving: nobody else will read it. What waits is accepted, and the kernel refuses what comes from then on.
         (asyncio's own server would drop what it has accepted in the same moment.)
         """
+        if leaving:
+            for _ in range(BACKLOG // _ACCEPTED + 1):
+                self._accept()
         asyncio.get_running_loop().remove_reader(self._socket)
+        if leaving:
+            self._socket.close()
         if self._pause is not None:
             self._pause.cancel()
         await asyncio.gather(*self._arriving, return_exceptions=True)

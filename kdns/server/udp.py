@@ -71,8 +71,11 @@ class UdpServer:
         port of an address of ours). It can still send to anybody. Not for a socket that another worker will read.
         """
         host = self._via.local[0]
-        with contextlib.suppress(OSError):
-            self._socket.connect((_LOOPBACK.get(host, host), _DISCARD))
+        # The address itself may not be there at all (IP_TRANSPARENT), nor a way to it.
+        for peer in (_LOOPBACK.get(host, host), _LOOPBACK["::" if ":" in host else "0.0.0.0"]):  # noqa: S104
+            with contextlib.suppress(OSError):
+                self._socket.connect((peer, _DISCARD))
+                return
 
     async def stop(self) -> None:
         """End the thread after it has answered what waits in the socket, and wait for what is pending."""

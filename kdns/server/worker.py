@@ -1,7 +1,7 @@
 """A worker: answers queries. It shares nothing with its siblings but the store, and knows nothing of Kubernetes.
 
-It lives as long as its supervisor wants. If the supervisor itself is gone, it goes on answering from the store until
-another supervisor has taken over the state directory, for ORPHANED seconds at most.
+It lives as long as its supervisor wants. If the supervisor itself is gone, it goes on answering until another one has
+taken over: the state directory, or if there is none, the node. It waits for ORPHANED seconds at most.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, tim
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
+from kdns.server.presence import others
 from kdns.server.respond import Block, Responder, WriteDown
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
@@ -36,7 +37,7 @@ from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.store import Reader, is_held
 
-READY, STOP = b"ready", b"stop"
+READY, STOP, LEAVE = b"ready", b"stop", b"leave"
 PATIENCE = 3.0
 """Seconds that clients get to take their last answers."""
 ORPHANED = 600.0
@@ -89,7 +90,7 @@ class Worker:
         self._region = Region.attach(region)
         self._changes = Changes(changes)
         self._sockets = [socket.socket(fileno=fd) for fd in sockets]
-        self._store = Reader(Path(plan.state_dir), self._changes)
+        self._store = Reader(Path(plan.state_dir), self._changes) if plan.state_dir else None
         self._sink = logs.Sink(lost=self._lost_lines)
         self._log = logs.Log(self._sink)
         self._connections = Connections(self._region)
@@ -124,10 +125,7 @@ class Worker:
         self._control.setblocking(False)
         with contextlib.suppress(OSError):
             self._control.send(READY)
-        if not await self._until_told():
-            for udp in self._udp:
-                udp.turn_away()
-        await self._stop()
+        await self._stop(leaving=await self._until_told() == LEAVE)
         ending = list(self._background)
         for task in ending:
             task.cancel()
@@ -150,14 +148,14 @@ class Worker:
         if error is not None:
             self._failed("".join(traceback.format_exception(error)).rstrip())
 
-    async def _until_told(self) -> bool:
-        """Wait for the supervisor's word; False at the end of being an orphan, whose sockets nobody else has."""
+    async def _until_told(self) -> bytes:
+        """Wait for the supervisor's word; LEAVE at the end of being an orphan, whose sockets nobody else has."""
         try:
             told = await asyncio.get_running_loop().sock_recv(self._control, 16)
         except OSError:
             told = b""
         if told:
-            return True
+            return told
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         self._log.warning(
@@ -170,11 +168,19 @@ class Worker:
                 await asyncio.wait_for(ended.wait(), 0.2)
             waited += 0.2
             with contextlib.suppress(OSError):
-                held = held + 0.2 if is_held(Path(self._plan.state_dir)) else 0.0
-        return False
+                held = held + 0.2 if self._is_replaced() else 0.0
+        return LEAVE
 
-    async def _stop(self) -> None:
-        await asyncio.gather(*(tcp.stop() for tcp in self._tcp))
+    def _is_replaced(self) -> bool:
+        """Whether there is another supervisor in place of ours. Raises OSError."""
+        return others(self._plan.presence) if self._plan.presence else is_held(Path(self._plan.state_dir))
+
+    async def _stop(self, *, leaving: bool) -> None:
+        """Answer what has been asked. leaving: nobody else will read the sockets."""
+        if leaving:
+            for udp in self._udp:
+                udp.turn_away()
+        await asyncio.gather(*(tcp.stop(leaving=leaving) for tcp in self._tcp))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(udp.stop() for udp in self._udp))
@@ -234,6 +240,7 @@ class Worker:
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:
         module: ModuleType = plugins.MODULES[name]
         if name == kubernetes.NAME:
+            assert self._store is not None, "Start.load refuses it otherwise"
             views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
             return kubernetes.Handler(options, views, self._store, self._site(index).ask)
         if not hasattr(module, "Handler"):

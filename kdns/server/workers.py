@@ -83,15 +83,16 @@ class Crew:
             raise failed[0]
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self._count)]
 
-    async def stop(self) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """Let the workers finish what they have in hand, and wait until they are gone.
 
         One that is being started is waited for: if nobody followed it, it would take the supervisor for dead.
+        leaving: nobody will read the workers' sockets after them.
         """
         self._stopping.set()
         for process in self._processes.values():
             with contextlib.suppress(OSError):
-                process.control.send(worker.STOP)
+                process.control.send(worker.LEAVE if leaving else worker.STOP)
         waits = [process.ended.wait() for process in self._processes.values()]
         try:
             async with asyncio.timeout(STOP_SECONDS):
