@@ -7,7 +7,7 @@ its own block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +34,36 @@ class Parsed:
 def parse_file(path: Path, environ: Mapping[str, str], default_port: int) -> Parsed:
     """Read a Corefile and what it imports. default_port: for keys without scheme and port."""
     sources = Sources(environ, [])
-    return _parse(sources, sources.read(path), path, default_port)
+    expander = Expander(sources)
+    expander.expand(sources.read(path), (identity(path),))
+    return _parse(expander, str(path), default_port)
 
 
 def parse_text(text: str | bytes, file: str, environ: Mapping[str, str], default_port: int) -> Parsed:
     """Read a Corefile that is not in a file. file: the name for messages, and where imports are looked for."""
-    sources = Sources(environ, [])
     data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    return _parse(sources, sources.tokens(data, file), Path(file), default_port)
+    return parse_parts([(data, file)], environ, default_port)
 
 
-def _parse(sources: Sources, tokens: list[Token], path: Path, default_port: int) -> Parsed:
+def parse_parts(parts: Iterable[tuple[bytes, str]], environ: Mapping[str, str], default_port: int) -> Parsed:
+    """Read a Corefile made of one or more texts, each with a name as for `parse_text`."""
+    sources = Sources(environ, [])
     expander = Expander(sources)
-    expander.expand(tokens, (identity(path),))
+    names: list[str] = []
+    for data, file in parts:
+        if names:
+            sources.hash.update(b"\0%d\0" % len(data))
+        names.append(file)
+        expander.expand(sources.tokens(data, file), (identity(Path(file)),))
+    return _parse(expander, names[0], default_port)
+
+
+def _parse(expander: Expander, file: str, default_port: int) -> Parsed:
+    """file: the first one's name."""
+    sources = expander.sources
     blocks = _Parser(expander.out, default_port, sources.mistakes).blocks()
     if not blocks and not sources.mistakes:
-        sources.mistakes.append(Mistake(str(path), 1, "there is no server block", "at least one, such as . { whoami }"))
+        sources.mistakes.append(Mistake(file, 1, "there is no server block", "at least one, such as . { whoami }"))
     return Parsed(tuple(blocks), tuple(sources.files), sources.hash.hexdigest(), tuple(sources.mistakes))
 
 

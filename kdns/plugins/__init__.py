@@ -12,13 +12,13 @@ Its docstring is its manual page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from kdns.corefile.config import Config, Directive, ServerBlock, ServerConfig
-from kdns.corefile.parser import Parsed, parse_file, parse_text
+from kdns.corefile.parser import Parsed, parse_file, parse_parts, parse_text
 from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import (
@@ -95,13 +95,30 @@ def loads(
     return _understand(parse_text(text, file, environ or {}, default_port))
 
 
+def load_parts(
+    parts: Iterable[tuple[bytes, str]],
+    *,
+    environ: Mapping[str, str],
+    default_port: int = 53,
+    refused: Mapping[str, tuple[str, str]] | None = None,
+) -> Config:
+    """The same for a Corefile of several texts, each with the name of its file.
+
+    refused: directives that this server cannot have; why, and what is accepted instead.
+    """
+    return _understand(parse_parts(parts, environ, default_port), refused)
+
+
 def sited(name: str) -> bool:
     """Whether a plugin's Handler takes a Site."""
     return getattr(MODULES[name], "SITED", False)
 
 
-def _understand(parsed: Parsed) -> Config:
+def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = None) -> Config:
     mistakes = list(parsed.mistakes)
+    for name in (directive.name for block in parsed.blocks for directive in block.directives):
+        if refused and name.text in refused:
+            mistakes.append(Mistake(name.file, name.line, *refused[name.text]))
     blocks = tuple(_server(block, mistakes) for block in parsed.blocks)
     mistakes += bind.conflicts(blocks)
     if mistakes:
