@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "observe": {"corefile"},
     "upstream": {"wire", "observe"},
     "plugins": {"wire", "zone", "corefile", "observe", "upstream"},
-    "node": {"corefile"},
+    "node": {"wire", "corefile", "observe"},
     "server": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "upstream", "node"},
     "cli": {"wire", "zone", "cluster", "corefile", "plugins", "observe", "upstream", "node", "server"},
 }
