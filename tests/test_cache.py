@@ -29,6 +29,7 @@ from kdns.errors import ConfigError
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
 from kdns.plugins import cache, loads
+from kdns.plugins.budget import Budget
 from kdns.plugins.cache import DENIAL, SUCCESS, Handler, Item, Items, Limits, Options, Prefetch, Stale
 from kdns.plugins.chain import in_task
 from kdns.plugins.site import Site
@@ -131,7 +132,10 @@ class Place:
         reader, self.writer = os.pipe()
         self.output = reader
         self.log = Log(Sink(self.writer))
-        self.site = Site(self.region, self.log, zones, "", Upstream(A300), self._background, Changes.create())
+        self.budget = Budget()
+        self.site = Site(
+            self.region, self.log, zones, "", Upstream(A300), self._background, Changes.create(), self.budget
+        )
         self.upstream = Upstream(A300)
         self.wall = 1_700_000_000.0
         self.handler = Handler(options or Options(), self.site, self.clock, lambda: self.wall)
@@ -765,7 +769,7 @@ def test_the_whole_ttl_is_shown_of_a_stale_answer_with_keepttl() -> None:
 
 
 def test_a_failure_does_not_hide_what_is_valid() -> None:
-    items = Items(Options())
+    items = Items(Options(), Budget())
     query = asked()
 
     def item(response: Response, kind: str, failure: bool = False) -> Item:
@@ -1038,7 +1042,7 @@ def test_bytes_are_bounded_too() -> None:
 
 
 def test_what_an_answer_takes_is_not_more_than_is_reckoned(record: Callable[[str, object], None]) -> None:
-    items = Items(Options(success=Limits(1 << 20, 3600)))
+    items = Items(Options(success=Limits(1 << 20, 3600)), Budget())
     asking = [asked(f"name-{index}.example.com.") for index in range(1000)]
     addresses = [(query, (f"{query_name(query)} 300 IN A 192.0.2.{host}" for host in (1, 2))) for query in asking]
     bodies = [answered(query, *records).relay for query, records in addresses]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins.budget import Budget
 from kdns.server import packet_cache
 from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.server.respond import Block
@@ -30,7 +31,7 @@ def region() -> Region:
 
 @pytest.fixture
 def cache(changes: Changes, region: Region) -> PacketCache:
-    return PacketCache(changes, region)
+    return PacketCache(changes, region, Budget())
 
 
 @pytest.fixture

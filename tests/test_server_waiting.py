@@ -8,8 +8,9 @@ import socket
 import dns.message
 
 from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next, in_task, link
-from kdns.server.respond import Block, Responder
+from kdns.server.respond import Block, Responder, Waiting
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
@@ -37,10 +38,10 @@ def test_address_records_of_an_answer_that_had_to_wait_rotate_over_udp() -> None
     async def test() -> None:
         region, changes = Region.create(), Changes.create()
         block = Block(QueryCounters(region, "dns://:53", "."), link([Waits()], addresses), None, None)
-        responder = Responder("dns://:53", {names.ROOT: block}, region, print)
+        responder = Responder("dns://:53", {names.ROOT: block}, region, print, Waiting())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", 0))
-            udp = UdpServer(sock, responder, changes, region, asyncio.get_running_loop())
+            udp = UdpServer(sock, responder, changes, region, asyncio.get_running_loop(), Budget())
             udp.start()
             asked = [query("slow.test", ident) for ident in range(40)]
             answers: list[dns.message.Message] = await asyncio.to_thread(ask_udp, sock.getsockname(), *asked)

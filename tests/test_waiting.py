@@ -11,12 +11,11 @@ from contextlib import asynccontextmanager
 
 import dns.message
 import dns.rcode
-import pytest
 
 from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next, in_task, link
-from kdns.server import respond
-from kdns.server.respond import Block, Responder
+from kdns.server.respond import MOST_PENDING, Block, Responder, Waiting
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
@@ -44,20 +43,23 @@ async def address(query: Query) -> Response:
 
 
 @asynccontextmanager
-async def serving(host: str = "127.0.0.1") -> AsyncIterator[tuple[tuple[str, int], tuple[str, int], list[str], Region]]:
+async def serving(
+    host: str = "127.0.0.1", most: int = MOST_PENDING
+) -> AsyncIterator[tuple[tuple[str, int], tuple[str, int], list[str], Region]]:
     """Addresses for UDP and TCP, what was reported, and the counters."""
     region, changes, reported = Region.create(), Changes.create(), list[str]()
     chain = link([Slow()], address)
     block = Block(QueryCounters(region, "dns://:53", "."), chain, None, None)
-    responder = Responder("dns://:53", {names.ROOT: block}, region, reported.append)
+    responder = Responder("dns://:53", {names.ROOT: block}, region, reported.append, Waiting(most))
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind((host, 0))
     streams = socket.socket()
     streams.bind(("127.0.0.1", 0))
     streams.listen()
-    udp = UdpServer(datagrams, responder, changes, region, asyncio.get_running_loop())
+    budget = Budget()
+    udp = UdpServer(datagrams, responder, changes, region, asyncio.get_running_loop(), budget)
     connections = Connections(region)
-    tcp = TcpServer(streams, responder, changes, connections)
+    tcp = TcpServer(streams, responder, changes, connections, budget)
     udp.start()
     tcp.start()
     yield ("127.0.0.1", datagrams.getsockname()[1]), streams.getsockname(), reported, region
@@ -118,12 +120,9 @@ def test_over_tcp_a_waiting_query_is_answered_later_than_one_that_came_after_it(
     run(test)
 
 
-def test_more_queries_than_may_wait_are_refused_at_once_until_others_have_their_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_more_queries_than_may_wait_are_refused_at_once_until_others_have_their_answers() -> None:
     async def test() -> None:
-        monkeypatch.setattr(respond, "MOST_PENDING", 10)
-        async with serving() as (udp, _, _, region):
+        async with serving(most=10) as (udp, _, _, region):
             asked = [query("slow.test", ident) for ident in range(12)]
             for _ in range(2):
                 answers = await asyncio.to_thread(ask_udp, udp, *asked)

@@ -118,11 +118,10 @@ import math
 import struct
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from cachetools import LRUCache
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -130,6 +129,7 @@ from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
 from kdns.observe.counters import Region
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next, attempt, in_task
 from kdns.plugins.site import Site
 from kdns.wire import names, rr
@@ -143,7 +143,7 @@ SUCCESS, DENIAL = "success", "denial"
 DEFAULT_CAPACITY, MIN_CAPACITY = 9984, 1024
 PER_ENTRY = 1280
 """Bytes that may be taken for each answer of the capacity, on average."""
-OVERHEAD = 720
+OVERHEAD = 520
 """About what an entry takes beside its key, message and list of offsets, in bytes."""
 PER_RECORD = 40
 """About what the offset of a record's TTL takes, in bytes."""
@@ -390,19 +390,47 @@ class Item:
         self.last = now
 
 
-class _Kept(LRUCache[bytes, Item]):
-    """Items of one kind, as many as fit. evicted: how many made room for others."""
+class _Kept:
+    """Items of one kind, as many as fit; those used last stand last.
+
+    size: about how many bytes they take. evicted: how many made room for others.
+    """
+
+    __slots__ = ("_capacity", "evicted", "items", "size")
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity * PER_ENTRY, lambda item: item.size)
-        self.capacity = capacity
+        self._capacity = capacity
+        self.items: OrderedDict[bytes, Item] = OrderedDict()
+        self.size = 0
         self.evicted = 0
 
-    def popitem(self) -> tuple[bytes, Item]:
-        """What was not used for the longest time; called by cachetools when there is no room."""
-        popped: tuple[bytes, Item] = super().popitem()
+    def find(self, key: bytes) -> Item | None:
+        item = self.items.get(key)
+        if item is not None:
+            self.items.move_to_end(key)
+        return item
+
+    def put(self, key: bytes, item: Item) -> None:
+        self.drop(key)
+        most = self._capacity * PER_ENTRY - item.size
+        while self.items and (len(self.items) >= self._capacity or self.size > most):
+            self.evict()
+        self.items[key] = item
+        self.size += item.size
+
+    def drop(self, key: bytes) -> None:
+        item = self.items.pop(key, None)
+        if item is not None:
+            self.size -= item.size
+
+    def evict(self) -> int:
+        """Take out what was not used for the longest time; returns its bytes, 0 if there is nothing."""
+        if not self.items:
+            return 0
+        _, item = self.items.popitem(last=False)
+        self.size -= item.size
         self.evicted += 1
-        return popped
+        return item.size
 
 
 class Items:
@@ -411,13 +439,25 @@ class Items:
     What is over stays, unused, until its place is wanted: looking for it would cost more than it takes.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, budget: Budget) -> None:
         stale = options.stale or Stale(0.0)
         self._prefer_positive = stale.prefer_positive
         self._longer = stale.duration
         self._lock = threading.Lock()
         self._success, self._denial = _Kept(options.success.capacity), _Kept(options.denial.capacity)
         self._kept = {SUCCESS: self._success, DENIAL: self._denial}
+        self._budget = budget
+        budget.join(self)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes all items take."""
+        return self._success.size + self._denial.size
+
+    def shed(self) -> int:
+        """Evict of the kind that takes more what was not used for the longest time; returns its bytes."""
+        with self._lock:
+            return max(self._success, self._denial, key=lambda kept: kept.size).evict()
 
     def find(self, key: bytes, now: float) -> Item | None:
         """The item to answer with, which may have expired if `serve_stale` wants it.
@@ -425,9 +465,9 @@ class Items:
         What has records comes before what denies.
         """
         for kept in (self._success, self._denial):
-            if key in kept:
+            if key in kept.items:
                 with self._lock:
-                    item: Item | None = kept.get(key)
+                    item = kept.find(key)
                 if item is not None and now < item.expires + (0.0 if item.failure else self._longer):
                     return item
         return None
@@ -441,13 +481,14 @@ class Items:
             item.hits, item.last = known.hits, known.last
         kept = self._kept[item.kind]
         with self._lock:
+            before = self.size
             if item.kind == SUCCESS:
-                self._denial.pop(key, None)
+                self._denial.drop(key)
             elif not self._prefer_positive:
-                self._success.pop(key, None)
-            if len(kept) >= kept.capacity and key not in kept:
-                kept.popitem()
-            kept[key] = item
+                self._success.drop(key)
+            kept.put(key, item)
+            more = self.size - before
+        self._budget.add(more)
         return True
 
     def claim(self, item: Item, now: float) -> bool:
@@ -461,7 +502,7 @@ class Items:
     def count(self, kind: str) -> tuple[int, int, int]:
         """Of one kind: items, about how many bytes they take, and how many were evicted so far."""
         kept = self._kept[kind]
-        return len(kept), int(kept.currsize), kept.evicted
+        return len(kept.items), kept.size, kept.evicted
 
 
 class _Counts:
@@ -568,7 +609,7 @@ class Handler:
             DENIAL: names.zone_set(options.denial.disabled),
         }
         self._label = ",".join(zones)
-        self._items = Items(options)
+        self._items = Items(options, site.budget)
         self._evicted = {SUCCESS: 0, DENIAL: 0}
         self._counts: dict[str, _Counts] = {}
         self._flights: dict[bytes, _Flight] = {}

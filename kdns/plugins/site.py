@@ -8,6 +8,7 @@ from typing import Any
 
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next
 from kdns.zone.changes import Changes
 
@@ -20,7 +21,7 @@ class Site:
     or "cluster.local."). token: random text, the same in all workers of a configuration. ask: what this server answers
     to a query, all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in
     the event loop for as long as the worker serves; to be called in any thread. changes: which names of our zones have
-    changed.
+    changed. budget: of memory, for what is kept.
     """
 
     region: Region
@@ -30,3 +31,4 @@ class Site:
     ask: Next
     background: Callable[[Coroutine[Any, Any, None]], None]
     changes: Changes
+    budget: Budget

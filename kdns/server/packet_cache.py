@@ -10,7 +10,8 @@ What a plugin keeps for a time of its own (`cache`) is answered from here too, w
 plugin wants to be asked again. Times are those of `time.monotonic_ns()`.
 
 Two generations of entries bound the cache without a list of uses: new entries go into `young`; when that is full it
-becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`.
+becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`. All caches of a
+worker share a budget of bytes besides.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdns.observe.counters import Region
+from kdns.plugins.budget import Budget
 from kdns.wire.message import Aging, Rotation
 from kdns.wire.relay import stamp
 from kdns.zone.changes import Changes
@@ -35,8 +37,8 @@ OVERHEAD = 300
 """About what an entry takes beside its key and response, in bytes."""
 PER_NAME = 150
 """About what each name takes that an entry depends on, in bytes: its hash, and its place in the index."""
-LARGEST = BYTES // 8
-"""An entry that takes more than this is not kept, as too many others would have to go for it."""
+PART = 8
+"""A generation takes no more than this part of the worker's budget, and an entry no more than this part of it."""
 
 
 class Turns:
@@ -150,22 +152,31 @@ class PacketCache:
     """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key, now)`."""
 
     __slots__ = (
-        "_asked", "_cells", "_changes", "_lock", "_marked", "_old_index", "_young_bytes", "_young_index", "old", "seen",
-        "young",
+        "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_marked", "_most", "_old_bytes", "_old_index",
+        "_young_index", "old", "seen", "young",
     )  # fmt: skip
 
-    def __init__(self, changes: Changes, region: Region) -> None:
+    def __init__(self, changes: Changes, region: Region, budget: Budget) -> None:
         self._changes = changes
         self.seen = changes.generation
         self.young: dict[bytes, Entry] = {}
         self.old: dict[bytes, Entry] = {}
         self._young_index: dict[int, list[bytes]] = {}
         self._old_index: dict[int, list[bytes]] = {}
-        self._young_bytes = 0
+        self._bytes = 0  # of the young generation
+        self._old_bytes = 0
+        self._most = min(BYTES, budget.limit // PART)
         self._asked = bytearray(ASKED)
         self._marked = 0
         self._lock = threading.Lock()
         self._cells = _Cells(region)
+        self._budget = budget
+        budget.join(self)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the entries take."""
+        return self._bytes + self._old_bytes
 
     def wants(self, key: bytes) -> bool:
         """True if the query has come before, and its answer is worth keeping."""
@@ -192,45 +203,67 @@ class PacketCache:
 
         If the store has changed since, the entry may be out of date already and is not kept.
         """
-        size = len(key) + len(entry.response) + OVERHEAD + PER_NAME * len(entry.hashes)
-        if entry.turns is not None:
-            size += entry.turns.bytes
+        size = _size(key, entry)
         with self._lock:
-            if seen != self.seen or size > LARGEST:
+            if seen != self.seen or size > self._most // PART:
                 return
-            if len(self.young) >= ENTRIES or self._young_bytes + size > BYTES:
+            before = self.size
+            if len(self.young) >= ENTRIES or self._bytes + size > self._most:
                 self._turn()
+            self._old_bytes -= _take(self.old, key)
+            known = self.young.get(key)
+            if known is not None:
+                self._bytes -= _size(key, known)
             self.young[key] = entry
-            self._young_bytes += size
-            for value in entry.hashes:
-                self._young_index.setdefault(value, []).append(key)
+            self._bytes += size
+            if known is None or known.hashes != entry.hashes:
+                for value in entry.hashes:
+                    self._young_index.setdefault(value, []).append(key)
+            more = self.size - before
+        self._budget.add(more)
+
+    def shed(self) -> int:
+        """Drop the old generation; all, if there is none."""
+        with self._lock:
+            before = self.size
+            if not self.old:
+                self._turn()
+            self._evict_old()
+            return before - self.size
 
     def _turn(self) -> None:
+        self._evict_old()
+        self.old, self._old_index, self._old_bytes = self.young, self._young_index, self._bytes
+        self.young, self._young_index, self._bytes = {}, {}, 0
+
+    def _evict_old(self) -> None:
         cells = self._cells
         cells.region.cells[cells.evictions] += len(self.old)
-        self.old, self._old_index = self.young, self._young_index
-        self.young, self._young_index = {}, {}
-        self._young_bytes = 0
+        self.old, self._old_index, self._old_bytes = {}, {}, 0
 
     def sync(self) -> None:
         """Drop what the store's writer says has changed since the last time."""
         with self._lock:
+            before = self.size
+            entries = len(self.young) + len(self.old)
             self.seen, hashes = self._changes.since(self.seen)
             if hashes is None:
-                dropped = len(self.young) + len(self.old)
                 self.young, self.old, self._young_index, self._old_index = {}, {}, {}, {}
-                self._young_bytes = 0
+                self._bytes = self._old_bytes = 0
             else:
-                dropped = 0
                 for value in hashes:
-                    dropped += _drop(self.young, self._young_index, value) + _drop(self.old, self._old_index, value)
+                    self._bytes -= _drop(self.young, self._young_index, value)
+                    self._old_bytes -= _drop(self.old, self._old_index, value)
+            dropped = entries - len(self.young) - len(self.old)
             cells = self._cells
             cells.region.cells[cells.invalidations] += dropped
+            less = before - self.size
+        if less:
+            self._budget.add(-less)
 
     def report(self) -> tuple[int, int]:
         """Entries, and about how many bytes they take."""
-        young, old = len(self.young), len(self.old)
-        return young + old, self._young_bytes * (young + old) // (young or 1)
+        return len(self.young) + len(self.old), self.size
 
 
 class _Cells:
@@ -242,9 +275,17 @@ class _Cells:
         self.invalidations = region.series(("count", "kdns_packet_cache_invalidations_total"), 1)
 
 
+def _size(key: bytes, entry: Entry) -> int:
+    size = len(key) + len(entry.response) + OVERHEAD + PER_NAME * len(entry.hashes)
+    return size if entry.turns is None else size + entry.turns.bytes
+
+
+def _take(entries: dict[bytes, Entry], key: bytes) -> int:
+    """Take an entry out; returns its bytes, 0 if it is not there."""
+    entry = entries.pop(key, None)
+    return 0 if entry is None else _size(key, entry)
+
+
 def _drop(entries: dict[bytes, Entry], index: dict[int, list[bytes]], value: int) -> int:
-    dropped = 0
-    for key in index.pop(value, ()):
-        if entries.pop(key, None) is not None:
-            dropped += 1
-    return dropped
+    """Drop the entries that depend on a name with this hash; returns their bytes."""
+    return sum(_take(entries, key) for key in index.pop(value, ()))

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from kdns.corefile.config import ServerConfig, ServerKey
+from kdns.server.memory import UNLIMITED, Share
 
 WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 BACKLOG = 1024
@@ -51,7 +52,8 @@ class Plan:
 
     zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
     text by which the workers of one configuration know each other. state_dir: "" without a zone store; presence: then
-    the supervisor's name among those that serve beside it. The worker gets the sockets in the order of `places`.
+    the supervisor's name among those that serve beside it. share: of memory. The worker gets the sockets in the order
+    of `places`.
     """
 
     index: int
@@ -61,6 +63,7 @@ class Plan:
     state_dir: str
     token: str = ""
     presence: str = ""
+    share: Share = UNLIMITED
 
     @property
     def places(self) -> tuple[Place, ...]:

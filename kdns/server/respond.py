@@ -27,7 +27,7 @@ WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int],
 DROPPED = "dropped"
 """Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
 MOST_PENDING = 8192
-"""Queries to one address that may wait for an answer at once; each takes about 7 KB. A dead upstream makes each of them
+"""Queries of a worker that may wait for an answer at once; each takes about 7 KB. A dead upstream makes each of them
 wait for seconds, and without a bound a flood would take all memory."""
 
 
@@ -72,11 +72,21 @@ class Pending:
     seen: int
 
 
+class Waiting:
+    """The queries of a worker that wait, and how many may."""
+
+    __slots__ = ("most", "queries")
+
+    def __init__(self, most: int = MOST_PENDING) -> None:
+        self.most = most
+        self.queries: set[Pending] = set()  # adding and discarding need no lock, as counting would
+
+
 class Responder:
     """Answers for one listening address.
 
-    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. dump: takes
-    messages that are no queries, and what is to be said of them (`debug`).
+    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. waiting: of
+    all addresses of the worker. dump: takes messages that are no queries, and what is to be said of them (`debug`).
     """
 
     def __init__(
@@ -85,6 +95,7 @@ class Responder:
         blocks: dict[bytes, Block],
         region: Region,
         report: Callable[[str], None],
+        waiting: Waiting,
         dump: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._label = label
@@ -94,7 +105,7 @@ class Responder:
         self._dump = dump
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
-        self._pending: set[Pending] = set()  # adding and discarding need no lock, as counting would
+        self._waiting = waiting
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
 
     def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
@@ -129,7 +140,7 @@ class Responder:
 
         def done(task: asyncio.Task[Response]) -> None:
             self._tasks.discard(task)
-            self._pending.discard(pending)
+            self._waiting.queries.discard(pending)
             if task.cancelled():
                 return
             error = task.exception()
@@ -149,12 +160,12 @@ class Responder:
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
             return self._finished(query, self.panic(error), via, block, seen)
-        if len(self._pending) >= MOST_PENDING:
+        if len(self._waiting.queries) >= self._waiting.most:
             steps.close()
             self._region.count(("count", "kdns_pending_rejects_total"))
             return self._finished(query, Response(rcode=rr.SERVFAIL), via, block, seen)
         pending = Pending(steps, query, via, block, seen)
-        self._pending.add(pending)
+        self._waiting.queries.add(pending)
         return pending
 
     def _finished(self, query: Query, response: Response, via: Via, block: Block, seen: int) -> Entry:

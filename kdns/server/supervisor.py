@@ -28,8 +28,10 @@ from kdns.observe import logs
 from kdns.observe.counters import Region, Totals
 from kdns.plugins import bind, health, kubernetes, reload
 from kdns.server import sockets as listening
+from kdns.server.cgroups import memory_limit, usable_cpus
 from kdns.server.cluster_feed import ClusterFeed
 from kdns.server.feeds import Feed, ManifestFeed
+from kdns.server.memory import share
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence, others
 from kdns.server.publication import Publication
@@ -89,21 +91,6 @@ def run(start: Start) -> None:
     finally:
         supervisor.close()
         log.flush()
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its cgroup's limit rounded up (cgroup v2 cpu.max)."""
-    count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().split("::", 1)[1].split("\n")[0]
-        path = Path("/sys/fs/cgroup") / group.lstrip("/")
-        for folder in (path, *path.parents):
-            if not folder.is_relative_to("/sys/fs/cgroup") or not (folder / "cpu.max").exists():
-                continue
-            quota, period = (folder / "cpu.max").read_text().split()
-            if quota != "max":
-                count = min(count, max(1, -(-int(quota) // int(period))))
-    return count
 
 
 class Supervisor:
@@ -248,6 +235,7 @@ class Supervisor:
                 str(self._start.state_dir or ""),
                 secrets.token_hex(8),
                 self._presence.name if self._presence is not None else "",
+                share(memory_limit(), self._count),
             )
             for place in plan.places:
                 for index in range(self._count):

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 
 from kdns.observe.counters import Region
+from kdns.plugins.budget import UNBOUNDED, Budget
 from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import BACKLOG
@@ -23,7 +24,8 @@ from kdns.zone.changes import Changes
 CONNECTIONS = 1000
 """Most connections of a worker, over all its listeners."""
 UNSENT = 256 << 10
-"""Bytes of answers that may wait for a slow client; no more is read from it until they are taken."""
+"""Bytes of answers that may wait for a slow client; no more is read from it until they are taken. Less where memory is
+short."""
 WRITE = 64 << 10
 """Bytes of answers that are written together."""
 TURN = 100
@@ -43,25 +45,48 @@ the answers that are on their way."""
 
 
 class Connections:
-    """The connections of a worker, the one that was idle longest first."""
+    """The connections of a worker, the one that was idle longest first.
 
-    def __init__(self, region: Region) -> None:
+    most: bytes that they may hold together of incomplete messages and of answers that are not taken. unsent: see
+    UNSENT.
+    """
+
+    def __init__(self, region: Region, most: int = UNBOUNDED) -> None:
         self.region = region
         self.open: OrderedDict[Connection, None] = OrderedDict()
+        self.unsent = min(UNSENT, most // 2 // CONNECTIONS)
+        self._most = most
+        self._held = 0
 
     def add(self, connection: Connection) -> None:
         """Note a new connection; another one is closed if there are too many."""
         if len(self.open) >= CONNECTIONS:
-            oldest = next((other for other in self.open if not other.pending), next(iter(self.open)))
-            del self.open[oldest]  # now, so that the next one in a burst makes another one go
-            oldest.evict()
+            self._evict(next((other for other in self.open if not other.pending), next(iter(self.open))))
         self.open[connection] = None
         self._count()
 
     def remove(self, connection: Connection) -> None:
         """Note that a connection has ended."""
-        self.open.pop(connection, None)
+        self._forget(connection)
         self._count()
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """Note how many bytes a connection holds; when all hold too many, the one with most of them is closed."""
+        if connection not in self.open:
+            return
+        self._held += size - connection.held
+        connection.held = size
+        while self._held > self._most:
+            self._evict(max(self.open, key=_held))
+
+    def _evict(self, connection: Connection) -> None:
+        self._forget(connection)  # now, so that the next one in a burst makes another one go
+        connection.evict()
+
+    def _forget(self, connection: Connection) -> None:
+        if connection in self.open:
+            del self.open[connection]
+            self._held -= connection.held
 
     def _count(self) -> None:
         self.region.set(("gauge", "kdns_tcp_connections"), len(self.open))
@@ -88,6 +113,10 @@ class Connections:
                 connection.drain(now - stood, late=now > until)
 
 
+def _held(connection: Connection) -> int:
+    return connection.held
+
+
 class TcpServer:
     """Accepts connections on one listening socket, in the event loop."""
 
@@ -97,6 +126,7 @@ class TcpServer:
         responder: Responder,
         changes: Changes,
         connections: Connections,
+        budget: Budget,
         limits: Limits | None = None,
     ) -> None:
         self._socket = sock
@@ -105,7 +135,7 @@ class TcpServer:
         self.connections = connections
         self.limits = limits or Limits()
         self.region = connections.region
-        self.cache = PacketCache(changes, self.region)
+        self.cache = PacketCache(changes, self.region, budget)
         self.family = sock.family
         self.local: tuple[str, int] = sock.getsockname()[:2]
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
@@ -153,7 +183,7 @@ class TcpServer:
 
 
 class Connection(asyncio.Protocol):
-    """One client."""
+    """One client. held: bytes, see Connections."""
 
     def __init__(self, server: TcpServer) -> None:
         self._server = server
@@ -170,11 +200,12 @@ class Connection(asyncio.Protocol):
         self._asked = 0
         self._ended = 0.0  # since when it has had its number of queries and their answers
         self.pending = 0
+        self.held = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=UNSENT)
+        transport.set_write_buffer_limits(high=self._server.connections.unsent)
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         local = (transport.get_extra_info("sockname") or self._server.local)[:2]
         self._via = Via("tcp", self._server.family, local, self._server.cache)
@@ -241,6 +272,15 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         if self._asked == most and not self.pending:
             self._end()
+        self._note()
+
+    def _note(self) -> None:
+        """Say how much is held, if that has changed."""
+        size = len(self._buffer)
+        if self._blocked:
+            size += self._transport.get_write_buffer_size()
+        if size != self.held:
+            self._server.connections.hold(self, size)
 
     def _end(self) -> None:
         """Say behind the last answer that there will be no more; the client is given time to read that."""
@@ -288,6 +328,7 @@ class Connection(asyncio.Protocol):
                 self._heard = time.monotonic()
                 self._transport.write(self._reply(query, entry, started))
                 self._resume()
+                self._note()
 
         self._server.responder.finish(pending, deliver)
 
@@ -299,9 +340,11 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._blocked = time.monotonic()
         self._transport.pause_reading()
+        self._note()
 
     def resume_writing(self) -> None:
         self._blocked = 0.0
+        self._note()
         self._resume()
 
     @property

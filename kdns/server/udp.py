@@ -14,6 +14,7 @@ import threading
 import time
 
 from kdns.observe.counters import Region
+from kdns.plugins.budget import Budget
 from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SIZE, SLOT, Batch, Envelope, ask_for_packet_info
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block, Pending, Responder, Via, WriteDown
@@ -38,6 +39,7 @@ class UdpServer:
         changes: Changes,
         region: Region,
         loop: asyncio.AbstractEventLoop,
+        budget: Budget,
     ) -> None:
         wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104
         if wildcard:
@@ -48,7 +50,7 @@ class UdpServer:
         self._changes = changes
         self._region = region
         self._loop = loop
-        self.cache = PacketCache(changes, region)
+        self.cache = PacketCache(changes, region, budget)
         self._via = Via("udp", sock.family, sock.getsockname()[:2], self.cache)
         self._refused = region.series(("count", "kdns_dropped_total", "reason", "send"), 1)
         self._hits = region.series(("count", "kdns_packet_cache_hits_total"), 1)

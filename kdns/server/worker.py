@@ -24,11 +24,12 @@ from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, timeouts
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server.plan import Plan, Server
 from kdns.server.presence import others
-from kdns.server.respond import Block, Responder, WriteDown
+from kdns.server.respond import Block, Responder, Waiting, WriteDown
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
@@ -93,7 +94,9 @@ class Worker:
         self._store = Reader(Path(plan.state_dir), self._changes) if plan.state_dir else None
         self._sink = logs.Sink(lost=self._lost_lines)
         self._log = logs.Log(self._sink)
-        self._connections = Connections(self._region)
+        self._budget = Budget(plan.share.cached)
+        self._waiting = Waiting(plan.share.waiting)
+        self._connections = Connections(self._region, plan.share.held)
         self._udp: list[UdpServer] = []
         self._tcp: list[TcpServer] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,10 +115,10 @@ class Worker:
             for place in server.places:
                 sock = next(sockets)
                 if place.proto == "udp":
-                    self._udp.append(UdpServer(sock, responder, self._changes, self._region, loop))
+                    self._udp.append(UdpServer(sock, responder, self._changes, self._region, loop, self._budget))
                 else:
                     limits = self._limits(server)
-                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections, limits))
+                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections, self._budget, limits))
         for udp in self._udp:
             udp.start()
         for tcp in self._tcp:
@@ -212,7 +215,7 @@ class Worker:
             )
         debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
         dump = partial(debug.dump, logs.Log(self._sink, debug=True).plugin(debug.NAME)) if debugging else None
-        return Responder(server.label, blocks, self._region, self._failed, dump)
+        return Responder(server.label, blocks, self._region, self._failed, self._waiting, dump)
 
     def _limits(self, server: Server) -> timeouts.Limits:
         configs = [self._plan.blocks[index] for index in sorted(server.blocks)]
@@ -267,6 +270,7 @@ class Worker:
             ask,
             self._start,
             self._changes,
+            self._budget,
         )
 
     def _reach(self, chains: list[Chains]) -> dict[int, names.Zones[Next]]:

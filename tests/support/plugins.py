@@ -10,6 +10,7 @@ import dns.message
 
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
+from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import message, rr
@@ -45,7 +46,8 @@ class Ground:
         self.region = Region.create()
         self.background: list[Coroutine[Any, Any, None]] = []
         asked = ask or self._nobody
-        self.site = Site(self.region, self.log, zones, "t0ken", asked, self.background.append, Changes.create())
+        changes = Changes.create()
+        self.site = Site(self.region, self.log, zones, "t0ken", asked, self.background.append, changes, Budget())
 
     async def _nobody(self, query: Query) -> Response:
         raise AssertionError(f"nobody was to be asked for {query.lname!r}")

@@ -1,0 +1,46 @@
+"""What each worker may take of the memory that there is, so that hostile clients do not get us killed.
+
+Without a limit of a control group, what is kept is bounded by the Corefile (`cache`) and by constants. With one, the
+processes and their modules come first, and the rest is shared out; some of it stays free, as what Python gives back to
+the system comes in large pieces only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdns.plugins.budget import UNBOUNDED
+from kdns.server.respond import MOST_PENDING
+
+PROCESSES = 44 << 20
+"""About what the supervisor, the nursery and the modules that all share take, in bytes."""
+WORKER = 12 << 20
+"""About what a worker takes beside what is counted here."""
+PENDING = 10 << 10
+"""About what a query takes while it waits for an answer of another server."""
+LEAST = 2 << 20
+"""What a worker gets in the smallest group: then the limit is too low, and it may come to a kill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A worker's part, in bytes but for `waiting`.
+
+    cached: of all that its caches keep. waiting: how many queries may wait for an answer. held: what TCP connections
+    may hold of messages that are incomplete, and of answers that are not taken.
+    """
+
+    cached: int = UNBOUNDED
+    waiting: int = MOST_PENDING
+    held: int = UNBOUNDED
+
+
+UNLIMITED = Share()
+
+
+def share(limit: int | None, workers: int) -> Share:
+    """What each of the workers may take. limit: bytes for all processes together; None if there is none."""
+    if limit is None:
+        return UNLIMITED
+    room = max(LEAST, (limit - PROCESSES) // workers - WORKER)
+    return Share(cached=room * 2 // 5, waiting=min(MOST_PENDING, room // 5 // PENDING), held=room // 5)
