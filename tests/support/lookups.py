@@ -1,0 +1,504 @@
+"""What pods ask, and what becomes of every question: asked once, or again as glibc does, over TCP, by real programs.
+
+`python -m tests.support.lookups` is the client, a process of its own in a pod's network namespace: it reads its Plan as
+JSON from standard input, prints "started", ends after its time or when its standard input closes, and prints what
+became of each question as JSON. Every question has a socket and so a port of its own, as with glibc. Times are of
+CLOCK_MONOTONIC, which all processes share; those of UDP responses are the kernel's, taken when the datagram arrived, so
+that a client that was not scheduled finds no gap that was not there.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import itertools
+import json
+import os
+import resource
+import select
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import dns.message
+import dns.rdatatype
+
+from tests.support.netns import Netns
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 53
+WAIT = 2.0
+"""Seconds after which a query that is asked once is lost."""
+RETRY, ATTEMPTS = 5.0, 2
+"""glibc's `timeout` and `attempts` (resolv.conf(5))."""
+TICK = 0.001
+ONCE, TCP, GLIBC, PROGRAM = "once", "tcp", "glibc", "program"
+"""The kinds of question: one UDP query; one over a TCP connection of its own; A and AAAA from one UDP socket, asked
+again as glibc does; a program that is run."""
+LOST, REFUSED = "lost", "refused"
+_SO_TIMESTAMPNS = 35  # socket(7); Python has no name for it
+_SERVER_FAULTS = (2, 4, 5)  # SERVFAIL, NOTIMP, REFUSED: glibc goes on to the next server
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """name: `*` in it is replaced by what never repeats. rcode: what a right answer has."""
+
+    name: str
+    rdtype: str = "A"
+    rcode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rates are questions a second of each address. programs: command lines that are run in turn, `pause` seconds
+    between them, each a question that exit code 0 answers; `*` in them as in names. seconds: at most."""
+
+    addresses: list[str]
+    questions: list[Question]
+    once: float = 0.0
+    tcp: float = 0.0
+    glibc: float = 0.0
+    programs: list[str] = field(default_factory=list)
+    pause: float = 0.1
+    seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was asked. who: the address, or the program's command line. ended: when the answer came or, if
+    none did, when it was given up. outcome: "ok", LOST, REFUSED (ICMP or RST), "rcode N" or "exit N"."""
+
+    kind: str
+    who: str
+    sent: float
+    ended: float
+    outcome: str
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.sent
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What became of questions of one kind to one address.
+
+    lost: when each that was not answered was asked, and refused and failed likewise (a port unreachable or a reset;
+    another response code than the right one). gap, since: the longest time in which there were questions and no
+    answer came to any, and when it began (see `longest_gap`). slowest: seconds of the slowest answer. slow: answers
+    that took over a second.
+    """
+
+    sent: int
+    lost: list[float]
+    refused: list[float]
+    failed: list[float]
+    gap: float
+    since: float
+    slowest: float
+    slow: int
+
+    @property
+    def missing(self) -> list[float]:
+        """When each was asked that did not get a right answer."""
+        return sorted([*self.lost, *self.refused, *self.failed])
+
+
+def figures(asked: Iterable[Asked], kind: str, who: str | None = None) -> Figures:
+    """Judge the questions of a kind and address (None: all). Those of several clients may be put together."""
+    chosen = [one for one in asked if one.kind == kind and who in (None, one.who)]
+    by_outcome: dict[str, list[float]] = collections.defaultdict(list)
+    for one in chosen:
+        name = one.outcome if one.outcome in ("ok", LOST, REFUSED) else "failed"
+        by_outcome[name].append(one.sent)
+    answered = [one for one in chosen if one.outcome == "ok"]
+    since, gap = longest_gap([one.sent for one in chosen], [one.ended for one in answered])
+    times = [one.seconds for one in answered]
+    return Figures(
+        sent=len(chosen),
+        lost=sorted(by_outcome[LOST]),
+        refused=sorted(by_outcome[REFUSED]),
+        failed=sorted(by_outcome["failed"]),
+        gap=gap,
+        since=since,
+        slowest=max(times, default=0.0),
+        slow=sum(seconds > 1 for seconds in times),
+    )
+
+
+def longest_gap(sent: Iterable[float], answered: Iterable[float]) -> tuple[float, float]:
+    """The longest time without an answer, and before it when it began: (moment, seconds).
+
+    It is counted from the first question since the last answer, so that a client that asks nothing for a while makes
+    no gap; where none was asked since, and an older one is answered, from the last answer.
+    """
+    events = sorted([*((moment, 0) for moment in sent), *((moment, 1) for moment in answered)])
+    worst = 0.0, 0.0
+    first: float | None = None
+    last = events[0][0] if events else 0.0
+    for moment, is_answer in events:
+        if not is_answer:
+            first = moment if first is None else first
+            continue
+        begun = last if first is None else first
+        worst = max(worst, (moment - begun, begun))
+        first, last = None, moment
+    if first is not None:
+        worst = max(worst, (events[-1][0] - first, first))
+    return worst[1], worst[0]
+
+
+class Client:
+    """Runs the client in a pod; a context manager that ends it in any case."""
+
+    def __init__(self, pod: Netns, plan: Plan) -> None:
+        self.pod = pod
+        self.plan = plan
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [*self.pod.prefix, sys.executable, "-m", "tests.support.lookups"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(asdict(self.plan)) + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "started\n"
+        return self
+
+    def stop(self) -> None:
+        """Ask no more. What is on its way is waited for, by `finish`."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def finish(self) -> list[Asked]:
+        """Stop, and account for every question."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            self.stop()
+        output = self.process.stdout.read()
+        self.process.wait()
+        return [Asked(*one) for one in json.loads(output)]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+# The client's process
+
+
+Answered = Callable[[Asked], None]
+
+
+class _Exchange:
+    """One question. `socket` is what to wait for; None when it has ended."""
+
+    seconds = WAIT
+    events = select.EPOLLIN
+
+    def __init__(self, address: str, queries: Sequence[bytes], rcode: int) -> None:
+        self.address = address
+        self.waiting = {query[:2]: query for query in queries}
+        self.rcode = rcode
+        self.outcome = LOST
+        self.socket: socket.socket | None = None
+        self.sent = self.ended = time.monotonic()
+        self.open()
+
+    kind = ONCE
+
+    def open(self) -> None:
+        """Open a socket and ask what has no answer."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        try:
+            self.socket.connect((self.address, PORT))
+            for query in self.waiting.values():
+                self.socket.send(query)
+        except OSError as error:
+            self.failed(error)
+
+    def ready(self, events: int) -> None:
+        """The socket has something."""
+        assert self.socket is not None
+        while self.waiting:
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(4096, 64)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                return self.failed(error)
+            self.take(data, _arrival(ancillary))
+
+    def take(self, data: bytes, at: float) -> None:
+        """A response."""
+        if self.waiting.pop(data[:2], None) is None:
+            return
+        self.ended = at
+        if (rcode := data[3] & 15) != self.rcode:
+            self.end(f"rcode {rcode}")
+        elif not self.waiting:
+            self.end("ok")
+
+    def failed(self, error: OSError) -> None:
+        """The socket reports an error: ICMP's port unreachable, a reset, or no route."""
+        self.ended = time.monotonic()
+        self.end(
+            REFUSED if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET) else errno.errorcode[error.errno or 0]
+        )
+
+    def late(self) -> None:
+        """Its time is over."""
+        self.ended = time.monotonic()
+        self.end(LOST)
+
+    def end(self, outcome: str) -> None:
+        """That was it."""
+        self.outcome = outcome
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self.socket is not None:
+            self.socket.close()
+        self.socket = None
+
+
+class _Glibc(_Exchange):
+    """res_nsend of glibc with one nameserver: an error or a server's fault begins the next attempt at once, silence
+    after 5 seconds, which asks again what has no answer, from a new socket."""
+
+    kind = GLIBC
+    seconds = RETRY
+
+    def __init__(self, address: str, queries: Sequence[bytes], rcode: int) -> None:
+        self.attempt = 1
+        super().__init__(address, queries, rcode)
+
+    def take(self, data: bytes, at: float) -> None:
+        if data[3] & 15 in _SERVER_FAULTS and data[:2] in self.waiting:
+            self.ended = at
+            return self.again(f"rcode {data[3] & 15}")
+        super().take(data, at)
+
+    def failed(self, error: OSError) -> None:
+        self.ended = time.monotonic()
+        self.again(REFUSED)
+
+    def late(self) -> None:
+        self.ended = time.monotonic()
+        self.again(LOST)
+
+    def again(self, outcome: str) -> None:
+        """The next attempt, if there is one left."""
+        self.close()
+        if self.attempt == ATTEMPTS:
+            return self.end(outcome)
+        self.attempt += 1
+        self.open()
+
+
+class _Tcp(_Exchange):
+    kind = TCP
+    events = select.EPOLLOUT
+
+    def open(self) -> None:
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.received = b""
+        try:
+            self.socket.connect((self.address, PORT))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.failed(error)
+
+    def ready(self, events: int) -> None:
+        assert self.socket is not None
+        try:
+            if self.events == select.EPOLLOUT:
+                self.events = select.EPOLLIN
+                for query in self.waiting.values():
+                    self.socket.send(struct.pack("!H", len(query)) + query)
+                return
+            data = self.socket.recv(4096)
+        except OSError as error:
+            return self.failed(error)
+        if not data:
+            return self.failed(ConnectionResetError(errno.ECONNRESET, "closed"))
+        self.received += data
+        if len(self.received) >= 2 and len(self.received) >= 2 + int.from_bytes(self.received[:2], "big"):
+            self.take(self.received[2:], time.monotonic())
+
+
+_KINDS: tuple[type[_Exchange], ...] = (_Exchange, _Tcp, _Glibc)
+
+
+class _Loop:
+    """Asks as the plan says, and keeps account."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.poll = select.epoll()
+        self.open: dict[int, _Exchange] = {}
+        self.deadlines: dict[float, collections.deque[tuple[float, int, _Exchange]]] = {
+            WAIT: collections.deque(),
+            RETRY: collections.deque(),
+        }
+        self.asked: list[Asked] = []
+        self.ids = itertools.count(os.getpid() << 16)
+        self.queries = {kind: _queries(plan.questions, kind, self.ids) for kind in (ONCE, TCP, GLIBC)}
+
+    def run(self) -> None:
+        """Until the time is over or standard input is closed, and for what is on its way then."""
+        start = time.monotonic()
+        streams = [
+            (address, kind, rate)
+            for address in self.plan.addresses
+            for kind, rate in zip(_KINDS, (self.plan.once, self.plan.tcp, self.plan.glibc), strict=True)
+            if rate
+        ]
+        counts = [0] * len(streams)
+        self.poll.register(0, select.EPOLLIN | select.EPOLLHUP)
+        print("started", flush=True)
+        stopped = False
+        while not stopped and (passed := time.monotonic() - start) < self.plan.seconds:
+            for index, (address, kind, rate) in enumerate(streams):
+                while counts[index] < passed * rate:
+                    counts[index] += 1
+                    self.ask(address, kind)
+            stopped = self.turn()
+        self.poll.unregister(0)
+        while self.open:
+            self.turn()
+
+    def ask(self, address: str, kind: type[_Exchange]) -> None:
+        """Ask the next question."""
+        queries, rcode = next(self.queries[kind.kind])
+        self.watch(kind(address, queries, rcode))
+
+    def watch(self, exchange: _Exchange) -> None:
+        """Wait for its socket, or note how it ended."""
+        if exchange.socket is None:
+            self.asked.append(Asked(exchange.kind, exchange.address, exchange.sent, exchange.ended, exchange.outcome))
+            return
+        number = exchange.socket.fileno()
+        self.open[number] = exchange
+        self.poll.register(number, exchange.events)
+        self.deadlines[exchange.seconds].append((time.monotonic() + exchange.seconds, number, exchange))
+
+    def turn(self) -> bool:
+        """Take what comes within a tick; True when standard input was closed."""
+        stopped = False
+        for number, events in self.poll.poll(TICK):
+            if number == 0:
+                stopped = True
+                continue
+            exchange = self.open[number]
+            before = exchange.events
+            self.step(number, exchange, lambda one=exchange, seen=events: one.ready(seen))  # type: ignore[misc]
+            if exchange.events != before and exchange.socket is not None:
+                self.poll.modify(number, exchange.events)
+        now = time.monotonic()
+        for waiting in self.deadlines.values():
+            while waiting and waiting[0][0] <= now:
+                _, number, exchange = waiting.popleft()
+                if self.open.get(number) is exchange:
+                    self.step(number, exchange, exchange.late)
+        return stopped
+
+    def step(self, number: int, exchange: _Exchange, action: Callable[[], None]) -> None:
+        """Do something with an exchange, which may end or go on with another socket."""
+        before = exchange.socket
+        action()
+        if exchange.socket is not before:
+            del self.open[number]  # its socket is closed, and epoll has forgotten it
+            self.watch(exchange)
+
+
+def _queries(questions: Sequence[Question], kind: str, ids: Iterator[int]) -> Iterator[tuple[list[bytes], int]]:
+    """For ever: the messages of a question, and the response code that they should have."""
+    types = ("A", "AAAA") if kind == GLIBC else (None,)
+    made = [
+        ([dns.message.make_query(_plain(q.name), t or q.rdtype).to_wire()[2:] for t in types], "*" in q.name, q.rcode)
+        for q in questions
+    ]
+    for messages, fresh, rcode in itertools.cycle(made):
+        found = []
+        unique = b"%08x" % (next(ids) & 0xFFFFFFFF)
+        for message in messages:
+            body = message.replace(b"00000000", unique) if fresh else message
+            found.append((next(ids) & 0xFFFF).to_bytes(2, "big") + body)
+        yield found, rcode
+
+
+def _plain(name: str) -> str:
+    return name.replace("*", "00000000")
+
+
+def _arrival(ancillary: Sequence[tuple[int, int, bytes]]) -> float:
+    """When the kernel took the datagram in, on the monotonic clock."""
+    for _, kind, data in ancillary:
+        if kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = struct.unpack("qq", data[:16])
+            return time.monotonic() - (time.time() - float(seconds) - float(nanoseconds) / 1e9)
+    return time.monotonic()
+
+
+def _run_programs(plan: Plan, asked: list[Asked], stop: threading.Event) -> None:
+    for number in itertools.count():
+        command = plan.programs[number % len(plan.programs)]
+        begun = time.monotonic()
+        arguments = shlex.split(command.replace("*", f"{os.getpid()}-{number}"))
+        done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        outcome = "ok" if done.returncode == 0 else f"exit {done.returncode}"
+        asked.append(Asked(PROGRAM, command, begun, time.monotonic(), outcome))
+        if stop.wait(plan.pause):
+            return
+
+
+def main() -> None:
+    """Read the plan, run it, print what became of all questions."""
+    read = json.loads(sys.stdin.readline())
+    plan = Plan(**read | {"questions": [Question(**one) for one in read["questions"]]})
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop = _Loop(plan)
+    ran: list[Asked] = []
+    stop = threading.Event()
+    runner = threading.Thread(target=_run_programs, args=(plan, ran, stop))
+    if plan.programs:
+        runner.start()
+    loop.run()
+    stop.set()
+    if plan.programs:
+        runner.join()
+    print(json.dumps([[a.kind, a.who, a.sent, a.ended, a.outcome] for a in [*loop.asked, *ran]]))
+
+
+if __name__ == "__main__":
+    main()
