@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kdns.cli import check, demo, query, records, serve, version
+from kdns.cli import check, demo, node, query, records, serve, version
 from kdns.errors import KdnsError
 
 
@@ -40,6 +40,7 @@ app = typer.Typer(
     Exit codes: 0 all went well; 1 it did not, and stderr says why; 2 the command line was wrong.""",
 )
 app.command()(serve.serve)
+app.command(cls=node.GoFlags)(node.node)
 app.command()(demo.demo)
 app.command()(check.check)
 app.command()(query.query)

@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Corefiles.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with an object for each file.")] = False,
+    node: Annotated[bool, typer.Option("--node", help="They are base files of `kdns node`, with variables.")] = False,
 ) -> None:
     """Read Corefiles as `kdns serve` would, and print every mistake as FILE:LINE: what is wrong; what is accepted.
 
     For a file without mistakes: the zones, ports and plugins that it would serve. Variables like {$NAME} are taken from
-    this command's environment. The interfaces that `bind` may name are looked up by `kdns serve` alone.
+    this command's environment. The interfaces that `bind` may name are looked up by `kdns serve` alone. With --node,
+    __PILLAR__ variables have the values of some node.
 
     \b
     kdns check Corefile
+    kdns check --node Corefile.base
     kdns check --json zones/sample/Corefile | jq '.[].servers'
 
     Exit codes: 0 no mistake; 1 mistakes in at least one file.
     """
-    reports = [report(file) for file in files]
+    reports = [report(file, node=node) for file in files]
     if as_json:
         typer.echo(json.dumps(reports, indent=2))
     else:
@@ -42,14 +45,15 @@ def check(
         raise typer.Exit(1)
 
 
-def report(file: Path) -> dict[str, Any]:
-    """What one file would serve, or what is wrong with it."""
+def report(file: Path, *, node: bool = False) -> dict[str, Any]:
+    """What one file would serve, or what is wrong with it. node: it is a base file of `kdns node`."""
     import os
 
+    from kdns.cli.node import example
     from kdns.plugins import load
 
     try:
-        config = load(file, environ=os.environ)
+        config = example(file) if node else load(file, environ=os.environ)
     except ConfigError as error:
         mistakes = [
             {
