@@ -81,3 +81,7 @@ class ApiError(KdnsError):
     def __init__(self, message: str, reason: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+
+class NodeError(KdnsError):
+    """Something that brings queries to a node's sockets was refused; the text says what and why."""

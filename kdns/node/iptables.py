@@ -1,0 +1,143 @@
+"""The rules of iptables that NodeLocal DNSCache has, of the same text: what one of the two left, the other knows.
+
+Those of the filter table accept DNS where a firewall drops what conntrack does not know; they do no harm when nobody
+serves. Those of the raw table keep kube-proxy from the queries, and so strand the node when nobody serves: they are
+used only where nftables cannot do it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from kdns.node.links import Note, Outcome
+from kdns.node.settings import Settings
+
+_SECONDS = 30.0
+_LOCK_SECONDS = "5"
+_NOT_THERE = 1
+_LOCKED = 4
+
+_SKIP = ("-m", "comment", "--comment", "NodeLocal DNS Cache: skip conntrack")
+_ALLOW = ("-m", "comment", "--comment", "NodeLocal DNS Cache: allow DNS traffic")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """program: `iptables` or `ip6tables`. words: what follows the chain (iptables(8))."""
+
+    program: str
+    table: str
+    chain: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.program} rule in {self.table} {self.chain}: {' '.join(self.words[:8])}"
+
+
+def accepting(settings: Settings) -> Iterator[Rule]:
+    """Let queries in and answers out."""
+    for address in settings.own:
+        for protocol in ("tcp", "udp"):
+            to, of = _dns(settings, address, protocol)
+            yield Rule(_program(address), "filter", "INPUT", (*to, "-j", "ACCEPT", *_ALLOW))
+            yield Rule(_program(address), "filter", "OUTPUT", (*of, "-j", "ACCEPT", *_ALLOW))
+
+
+def untracking(settings: Settings) -> Iterator[Rule]:
+    """Leave no conntrack entries."""
+    for address in settings.own:
+        for protocol in ("tcp", "udp"):
+            to, of = _dns(settings, address, protocol)
+            yield Rule(_program(address), "raw", "PREROUTING", (*to, "-j", "NOTRACK", *_SKIP))
+            yield Rule(_program(address), "raw", "OUTPUT", (*of, "-j", "NOTRACK", *_SKIP))
+            yield Rule(_program(address), "raw", "OUTPUT", (*to, "-j", "NOTRACK", *_SKIP))
+        health = str(settings.health_port)
+        for end in (("-d", address, "--dport", health), ("-s", address, "--sport", health)):
+            yield Rule(_program(address), "raw", "OUTPUT", ("-p", "tcp", *end, "-j", "NOTRACK", *_SKIP))
+
+
+def _dns(settings: Settings, address: str, protocol: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What matches queries, and what matches answers."""
+    port = str(settings.port)
+    return ("-p", protocol, "-d", address, "--dport", port), ("-p", protocol, "-s", address, "--sport", port)
+
+
+def _program(address: str) -> str:
+    return "iptables" if ip_address(address).version == 4 else "ip6tables"
+
+
+def absent(settings: Settings) -> list[str]:
+    """The programs that would be needed, and are not in PATH."""
+    return [program for program in _programs(settings) if shutil.which(program) is None]
+
+
+def stranding(settings: Settings) -> list[Rule]:
+    """Those of `untracking` that may be there, left by a NodeLocal DNSCache or by us."""
+    left = [program for program in _programs(settings) if _SKIP[-1] in _listing(program)]
+    return [rule for rule in untracking(settings) if rule.program in left]
+
+
+def _programs(settings: Settings) -> list[str]:
+    return sorted({_program(address) for address in settings.own})
+
+
+def ensure(rules: Iterable[Rule]) -> Outcome:
+    """Put each rule first in its chain, unless it is there. Programs that are not in PATH are left out."""
+    outcome = Outcome()
+    for rule in _possible(rules):
+        status, error = _run(rule, "-C")
+        if status == _NOT_THERE:
+            status, error = _run(rule, "-I")
+            if not status:
+                outcome += Outcome(done=(Note("iptables", f"added {rule}"),))
+        if status:
+            outcome += _failed("add", rule, status, error)
+    return outcome
+
+
+def remove(rules: Iterable[Rule]) -> Outcome:
+    """Take each rule away, as often as it is there. Programs that are not in PATH are left out."""
+    outcome = Outcome()
+    for rule in _possible(rules):
+        status, error = _run(rule, "-D")
+        while not status:
+            outcome += Outcome(done=(Note("iptables", f"removed {rule}"),))
+            status, error = _run(rule, "-D")
+        if status != _NOT_THERE:
+            outcome += _failed("remove", rule, status, error)
+    return outcome
+
+
+def _possible(rules: Iterable[Rule]) -> list[Rule]:
+    every = list(rules)
+    there = {program for program in {rule.program for rule in every} if shutil.which(program)}
+    return [rule for rule in every if rule.program in there]
+
+
+def _failed(verb: str, rule: Rule, status: int, error: str) -> Outcome:
+    kind = "iptables_lock" if status == _LOCKED or "xtables lock" in error else "iptables"
+    return Outcome(failed=(Note(kind, f"cannot {verb} {rule}: {error}"),))
+
+
+def _run(rule: Rule, action: str) -> tuple[int, str]:
+    """The program's status, and the first line of what it complains about."""
+    status, _, error = _call(rule.program, "-t", rule.table, action, rule.chain, *rule.words)
+    return status, (error.strip().splitlines() or [f"status {status}"])[0]
+
+
+def _listing(program: str) -> str:
+    """All rules of the raw table, none if there is no such table or program."""
+    return _call(program, "-t", "raw", "-S")[1]
+
+
+def _call(program: str, *words: str) -> tuple[int, str, str]:
+    """Status, output and error output; -1 if it could not be run, or not to its end."""
+    try:
+        done = subprocess.run([program, "-w", _LOCK_SECONDS, *words], capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, "", str(error)
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,230 @@
+"""The network of a node: brings queries to our sockets, keeps it so, and takes it away again.
+
+There are two ways. With a table of nftables that this process owns, queries for all addresses are intercepted, and go
+where they went before from the moment in which this process is gone. Where that cannot be had, the addresses are put on
+a link and iptables has rules, as with NodeLocal DNSCache: a node then has no DNS at them while nobody serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kdns.errors import NodeError
+from kdns.node import iptables, links, rtnetlink
+from kdns.node.links import Note, Outcome, Wanted
+from kdns.node.settings import ROUTES, Settings
+from kdns.node.table import Interception
+from kdns.observe.logs import Log
+
+GATHER_SECONDS = 0.005
+"""How long after a change to look: whoever changes something often changes more."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0
+"""Between repairs, while somebody keeps undoing them."""
+_CAP_NET_ADMIN = 12
+
+
+class Network:
+    """Implements `kdns.server.setup.Setup`. Its work is done in threads, one piece at a time."""
+
+    def __init__(self, settings: Settings, log: Log, count: Callable[[str], None]) -> None:
+        """count: told of each repair and each failure, by its kind: iptables, iptables_lock, interface_add,
+        interface_check."""
+        self._settings = settings
+        self._log = log
+        self._count = count
+        self._lock = threading.Lock()
+        self._idle = not settings.own
+        self._table: Interception | None = None
+        self._brings = False
+        self._on_loopback = False
+
+    async def prepare(self) -> None:
+        """Find out what can be done here, and put addresses, rules and routes in place."""
+        if not self._idle and not _may_change_networks():
+            self._idle = True
+            why = (
+                "this process has no CAP_NET_ADMIN: queries come for addresses that the node has already, and no others"
+            )
+            self._report(Outcome(failed=(Note("interface_add", why),)), mending=False)
+        await self._do(self._prepare)
+
+    async def open(self) -> None:
+        """Bring queries here."""
+        await self._do(self._open)
+
+    async def follow(self) -> None:
+        """Put back what somebody takes away, until cancelled."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        changed.set()
+        complete = loop.time() + self._settings.sync_seconds
+        pause = FIRST_PAUSE
+        with self._watching(changed):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(complete):
+                        await changed.wait()
+                await asyncio.sleep(GATHER_SECONDS)
+                changed.clear()
+                work = self._check_links
+                if loop.time() >= complete:
+                    work, complete = self._check, loop.time() + self._settings.sync_seconds
+                if await self._do(work, mending=True):
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
+                else:
+                    pause = max(pause / 2, FIRST_PAUSE)
+
+    async def withdraw(self) -> None:
+        """Bring no more queries here. For addresses that are on a link, they come until `remove`."""
+        await self._do(self._close)
+
+    async def remove(self, *, alone: bool) -> None:
+        """Leave nothing behind. alone: no other instance is there, which needs the same links and rules."""
+        await self._do(self._close)
+        if alone and not self._settings.skip_teardown:
+            await self._do(self._remove)
+
+    async def _do(self, work: Callable[[], Outcome], *, mending: bool = False) -> bool:
+        """Do one piece of work; whether there was something to do. Never raises."""
+        if self._idle:
+            return False
+        try:
+            outcome = await asyncio.to_thread(self._alone_with, work)
+        except Exception as error:  # whatever it is, DNS is to be served
+            outcome = Outcome(failed=(Note("interface_check", f"{type(error).__name__}: {error}"),))
+        self._report(outcome, mending=mending)
+        return outcome != Outcome()
+
+    def _alone_with(self, work: Callable[[], Outcome]) -> Outcome:
+        with self._lock:
+            return work()
+
+    def _report(self, outcome: Outcome, *, mending: bool) -> None:
+        """mending: what was done had been done before, and somebody had undone it."""
+        for note in outcome.done:
+            if mending:
+                self._count(note.kind)
+                self._log.warning(f"node: not as it should be: {note.text}", key=f"node {note.text}")
+            else:
+                self._log.info(f"node: {note.text}")
+        for note in outcome.failed:
+            self._count(note.kind)
+            self._log.error(f"node: {note.text}", key=f"node {note.kind}")
+
+    @contextlib.contextmanager
+    def _watching(self, changed: asyncio.Event) -> Iterator[None]:
+        """Set the event whenever something changes that may be ours."""
+        if self._idle:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        with rtnetlink.Events(self._settings.interface, self._settings.own, ROUTES) as events:
+
+            def look() -> None:
+                if events.concern_us():
+                    changed.set()
+
+            loop.add_reader(events.fileno(), look)
+            try:
+                yield
+            finally:
+                loop.remove_reader(events.fileno())
+
+    # What follows is done in a thread, by `_do`.
+
+    def _prepare(self) -> Outcome:
+        if self._settings.setup_iptables:
+            try:
+                self._table = Interception(self._settings)
+            except NodeError as error:
+                self._go_classic(str(error))
+        outcome = self._check_links()
+        lacking = self._lacking_routing()
+        if lacking:
+            self._go_classic(f"there is no {lacking[0]}")
+            outcome += self._check_links()
+        return outcome
+
+    def _go_classic(self, reason: str) -> None:
+        self._table = None
+        self._log.warning(
+            "node: an nftables table that goes with this process cannot be had, iptables has the rules: while nobody"
+            f" serves, there is no DNS at the addresses: {reason}"
+        )
+
+    def _open(self) -> Outcome:
+        self._brings = True
+        return self._check()
+
+    def _check(self) -> Outcome:
+        # The links last: addresses that are intercepted now would strand the node's own processes after this one.
+        return self._check_table() + self._check_iptables() + self._check_links()
+
+    def _check_table(self) -> Outcome:
+        if self._table is None or not self._brings:
+            return Outcome()
+        try:
+            return Outcome(done=(Note("iptables", "added table of nftables"),) if self._table.ensure() else ())
+        except NodeError as error:
+            return Outcome(failed=(Note("iptables", f"cannot add table of nftables: {error}"),))
+
+    def _check_iptables(self) -> Outcome:
+        settings = self._settings
+        if not settings.setup_iptables or not self._brings:
+            return Outcome()
+        outcome = iptables.ensure(iptables.accepting(settings))
+        if self._table is not None:
+            return outcome + iptables.remove(iptables.stranding(settings))
+        absent = tuple(Note("iptables", f"there is no program {name} in PATH") for name in iptables.absent(settings))
+        return outcome + iptables.ensure(iptables.untracking(settings)) + Outcome(failed=absent)
+
+    def _check_links(self) -> Outcome:
+        wanted = self._wanted()
+        if not list(links.differences(wanted, rtnetlink.view(ROUTES), loopback=self._on_loopback)):
+            return Outcome()
+        outcome = links.change("ensure", wanted)
+        on_loopback = bool(wanted.on_link) and wanted.interface not in rtnetlink.view(ROUTES).links
+        if on_loopback and not self._on_loopback:
+            self._log.warning(f"node: there is no link {wanted.interface}: {links.LOOPBACK} has the addresses")
+        self._on_loopback = on_loopback
+        return outcome
+
+    def _wanted(self) -> Wanted:
+        settings = self._settings
+        if not settings.setup_interface:
+            return Wanted(None, (), (), ())
+        if self._table is None:
+            return Wanted(settings.interface, settings.own, (), ())
+        others = tuple(address for address in settings.own if address not in settings.link_local)
+        return Wanted(settings.interface, settings.link_local, others if self._brings else (), settings.own)
+
+    def _lacking_routing(self) -> list[str]:
+        """The rules and routes that are wanted, and are not there."""
+        routing = Wanted(None, (), (), self._wanted().routed)
+        return list(links.differences(routing, rtnetlink.view(ROUTES), loopback=False))
+
+    def _close(self) -> Outcome:
+        self._brings = False
+        if self._table is not None:
+            self._table.end()
+        return Outcome()
+
+    def _remove(self) -> Outcome:
+        settings = self._settings
+        outcome = Outcome()
+        if settings.setup_iptables:
+            outcome += iptables.remove(iptables.accepting(settings)) + iptables.remove(iptables.stranding(settings))
+        if settings.setup_interface:
+            outcome += links.change("remove", Wanted(settings.interface, settings.own, (), settings.own))
+        return outcome
+
+
+def _may_change_networks() -> bool:
+    """Whether this process has CAP_NET_ADMIN (capabilities(7), proc(5))."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return bool(int(fields["CapEff"], 16) >> _CAP_NET_ADMIN & 1)

@@ -1,0 +1,124 @@
+"""Tables of nftables that last no longer than this process.
+
+A table with `flags owner` belongs to the netlink socket that made it, and the kernel removes it when that socket is
+closed, however the process ends (nft(8), Linux 5.12). So the socket must be in one process only: it is closed in
+children that are forked, and those that are executed do not get it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from kdns.errors import NodeError
+
+_LIBRARY = "libnftables.so.1"
+_NETLINK_NETFILTER = 12
+
+
+class Owned:
+    """The tables that one netlink socket owns.
+
+    A context runs one command in its life: with a second one libnftables might open another socket in place of this.
+    """
+
+    def __init__(self, library: Library, commands: str) -> None:
+        """Make tables; commands as nft(8) has them, carried out together or not at all. Raises NodeError."""
+        self._library = library
+        before = _sockets()
+        self._context: int | None = library.open()
+        try:
+            library.run(self._context, commands)
+            self._fds = _sockets() - before
+            for fd in self._fds:
+                os.set_inheritable(fd, False)
+        except NodeError:
+            self.close()
+            raise
+        os.register_at_fork(after_in_child=self._forked)
+
+    def close(self) -> None:
+        """Remove the tables."""
+        if self._context is not None:
+            self._library.close(self._context)
+            self._context = None
+
+    def _forked(self) -> None:
+        if self._context is not None:
+            for fd in self._fds:
+                os.close(fd)
+            self._context = None
+
+
+class Library:
+    """libnftables(3), as far as it is used here."""
+
+    def __init__(self) -> None:
+        """Raises NodeError if the library, or the kernel's side of it, is not there."""
+        try:
+            self._calls: Final = ctypes.CDLL(_LIBRARY)
+            # nft_ctx_new ends the process if it gets no such socket.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+        except OSError as error:
+            raise NodeError(f"nftables cannot be used: {error}") from error
+        self._declare()
+
+    def _declare(self) -> None:
+        context = ctypes.c_void_p
+        for name, result, arguments in (
+            ("nft_ctx_new", context, (ctypes.c_uint32,)),
+            ("nft_ctx_free", None, (context,)),
+            ("nft_ctx_buffer_output", ctypes.c_int, (context,)),
+            ("nft_ctx_buffer_error", ctypes.c_int, (context,)),
+            ("nft_ctx_get_output_buffer", ctypes.c_char_p, (context,)),
+            ("nft_ctx_get_error_buffer", ctypes.c_char_p, (context,)),
+            ("nft_run_cmd_from_buffer", ctypes.c_int, (context, ctypes.c_char_p)),
+        ):
+            call = getattr(self._calls, name)
+            call.restype, call.argtypes = result, arguments
+
+    def open(self) -> int:
+        """A new context. Raises NodeError."""
+        context: int | None = self._calls.nft_ctx_new(0)
+        if context is None:
+            raise NodeError("nftables cannot be used: no memory")
+        self._calls.nft_ctx_buffer_output(context)
+        self._calls.nft_ctx_buffer_error(context)
+        return context
+
+    def run(self, context: int, commands: str) -> str:
+        """Run commands; returns what they print. Raises NodeError with what was refused, and why."""
+        if self._calls.nft_run_cmd_from_buffer(context, commands.encode()):
+            lines = self._calls.nft_ctx_get_error_buffer(context).decode(errors="replace").splitlines()
+            raise NodeError(" ".join(lines[0].split()) if lines else "refused without a reason")
+        return str(self._calls.nft_ctx_get_output_buffer(context).decode(errors="replace"))
+
+    def close(self, context: int) -> None:
+        """Close a context and its socket."""
+        self._calls.nft_ctx_free(context)
+
+    def tables(self) -> frozenset[str]:
+        """The names of all tables of the family inet. Raises NodeError."""
+        context = self.open()
+        try:
+            words = (line.split() for line in self.run(context, "list tables").splitlines())
+            return frozenset(word[2] for word in words if word[:2] == ["table", "inet"])
+        finally:
+            self.close(context)
+
+
+def _sockets() -> set[int]:
+    """The descriptors of this process that are sockets of nftables."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        fd = int(entry.name)
+        try:
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                if sock.family == socket.AF_NETLINK and sock.proto == _NETLINK_NETFILTER:
+                    found.add(fd)
+        except OSError:
+            continue
+    return found
