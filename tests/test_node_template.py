@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from kdns.node.loader import Loader, Paths
 from kdns.node.template import Part, Values, fill, service_variable
 from kdns.observe.logs import Log, Sink
 from kdns.plugins import load_parts
+from tests.support.volume import Volume
 
 VALUES = Values(("169.254.20.10", "10.96.0.10"), 53, "cluster.local", "kube-dns-upstream", "10.96.0.11")
 BASE = """\
@@ -144,32 +144,6 @@ def test_a_services_environment_variable_is_named_as_kubernetes_names_it() -> No
 # The ConfigMap
 
 
-class Volume:
-    """A ConfigMap volume as kubelet makes it: keys are links through `..data`, which is exchanged at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.number = 0
-        folder.mkdir()
-
-    def write(self, **keys: Any) -> None:
-        """Put other keys there; values that are no text are written as JSON."""
-        self.number += 1
-        data = self.folder / f"..{self.number}"
-        data.mkdir()
-        for name, value in keys.items():
-            (data / name).write_text(value if isinstance(value, str) else json.dumps(value))
-        link = self.folder / "..data_tmp"
-        link.symlink_to(data.name)
-        link.rename(self.folder / "..data")
-        for entry in self.folder.iterdir():
-            if not entry.name.startswith("..") and entry.name not in keys:
-                entry.unlink()
-        for name in keys:
-            if not (self.folder / name).is_symlink():
-                (self.folder / name).symlink_to(f"..data/{name}")
-
-
 @pytest.fixture
 def volume(tmp_path: Path) -> Volume:
     return Volume(tmp_path / "kube-dns")
@@ -241,11 +215,11 @@ def test_keys_that_are_exchanged_while_they_are_read_belong_together(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume.write(stubDomains={"old": ["192.0.2.1"]}, upstreamNameservers=["192.0.2.1"])
-    read_bytes = Path.read_bytes
+    read_bytes, before = Path.read_bytes, volume.number
 
     def exchanged(path: Path) -> bytes:
         found = read_bytes(path)
-        if volume.number == 1:
+        if volume.number == before:
             volume.write(stubDomains={"new": ["192.0.2.2"]}, upstreamNameservers=["192.0.2.2"])
         return found
 
