@@ -94,7 +94,7 @@ def test_what_is_dropped_replaced_or_out_of_date_is_not_counted_any_more(region:
             packets.put(b"%d" % number, Entry(bytes(600), 0, None, block, (number,)), packets.seen)
             items.put(b"%d" % number, item(900), 0)
     once = budget.used
-    assert once < 50 * (600 + 900 + 1000)
+    assert once < 50 * (600 + 900 + 1250)
     changes.note(range(25))
     packets.sync()
     assert budget.used == packets.size + items.size < once

@@ -118,10 +118,11 @@ import math
 import struct
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from cachetools import LRUCache
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -143,7 +144,7 @@ SUCCESS, DENIAL = "success", "denial"
 DEFAULT_CAPACITY, MIN_CAPACITY = 9984, 1024
 PER_ENTRY = 1280
 """Bytes that may be taken for each answer of the capacity, on average."""
-OVERHEAD = 520
+OVERHEAD = 720
 """About what an entry takes beside its key, message and list of offsets, in bytes."""
 PER_RECORD = 40
 """About what the offset of a record's TTL takes, in bytes."""
@@ -390,47 +391,19 @@ class Item:
         self.last = now
 
 
-class _Kept:
-    """Items of one kind, as many as fit; those used last stand last.
-
-    size: about how many bytes they take. evicted: how many made room for others.
-    """
-
-    __slots__ = ("_capacity", "evicted", "items", "size")
+class _Kept(LRUCache[bytes, Item]):
+    """Items of one kind, as many as fit. evicted: how many made room for others."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self.items: OrderedDict[bytes, Item] = OrderedDict()
-        self.size = 0
+        super().__init__(capacity * PER_ENTRY, lambda item: item.size)
+        self.capacity = capacity
         self.evicted = 0
 
-    def find(self, key: bytes) -> Item | None:
-        item = self.items.get(key)
-        if item is not None:
-            self.items.move_to_end(key)
-        return item
-
-    def put(self, key: bytes, item: Item) -> None:
-        self.drop(key)
-        most = self._capacity * PER_ENTRY - item.size
-        while self.items and (len(self.items) >= self._capacity or self.size > most):
-            self.evict()
-        self.items[key] = item
-        self.size += item.size
-
-    def drop(self, key: bytes) -> None:
-        item = self.items.pop(key, None)
-        if item is not None:
-            self.size -= item.size
-
-    def evict(self) -> int:
-        """Take out what was not used for the longest time; returns its bytes, 0 if there is nothing."""
-        if not self.items:
-            return 0
-        _, item = self.items.popitem(last=False)
-        self.size -= item.size
+    def popitem(self) -> tuple[bytes, Item]:
+        """What was not used for the longest time; called by cachetools when there is no room."""
+        popped: tuple[bytes, Item] = super().popitem()
         self.evicted += 1
-        return item.size
+        return popped
 
 
 class Items:
@@ -452,12 +425,13 @@ class Items:
     @property
     def size(self) -> int:
         """About how many bytes all items take."""
-        return self._success.size + self._denial.size
+        return int(self._success.currsize + self._denial.currsize)
 
     def shed(self) -> int:
         """Evict of the kind that takes more what was not used for the longest time; returns its bytes."""
         with self._lock:
-            return max(self._success, self._denial, key=lambda kept: kept.size).evict()
+            kept = max(self._success, self._denial, key=lambda kept: kept.currsize)
+            return kept.popitem()[1].size if kept else 0
 
     def find(self, key: bytes, now: float) -> Item | None:
         """The item to answer with, which may have expired if `serve_stale` wants it.
@@ -465,9 +439,9 @@ class Items:
         What has records comes before what denies.
         """
         for kept in (self._success, self._denial):
-            if key in kept.items:
+            if key in kept:
                 with self._lock:
-                    item = kept.find(key)
+                    item: Item | None = kept.get(key)
                 if item is not None and now < item.expires + (0.0 if item.failure else self._longer):
                     return item
         return None
@@ -483,10 +457,12 @@ class Items:
         with self._lock:
             before = self.size
             if item.kind == SUCCESS:
-                self._denial.drop(key)
+                self._denial.pop(key, None)
             elif not self._prefer_positive:
-                self._success.drop(key)
-            kept.put(key, item)
+                self._success.pop(key, None)
+            if len(kept) >= kept.capacity and key not in kept:
+                kept.popitem()
+            kept[key] = item
             more = self.size - before
         self._budget.add(more)
         return True
@@ -502,7 +478,7 @@ class Items:
     def count(self, kind: str) -> tuple[int, int, int]:
         """Of one kind: items, about how many bytes they take, and how many were evicted so far."""
         kept = self._kept[kind]
-        return len(kept.items), kept.size, kept.evicted
+        return len(kept), int(kept.currsize), kept.evicted
 
 
 class _Counts:
