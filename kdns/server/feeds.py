@@ -10,6 +10,7 @@ from typing import TypeAlias
 from kdns.cluster.manifests import Change, ManifestSource
 from kdns.cluster.objects import Object
 from kdns.errors import Mistake
+from kdns.observe.counters import Region
 from kdns.server.cluster_feed import ClusterFeed
 from kdns.server.publication import Publication
 
@@ -105,3 +106,18 @@ class ManifestFeed:
 
 
 Feed: TypeAlias = ManifestFeed | ClusterFeed
+
+
+def make_feed(publication: Publication, own: Region, before: Sequence[Feed] | None) -> Feed:
+    """The feed of a directive. own: the supervisor's counters. before: those that are followed now, None at the start.
+
+    Raises ConfigError for access to the API that cannot work.
+    """
+    if publication.options.manifests:
+        return ManifestFeed(publication)
+    was_current = any(
+        feed.was_current
+        for feed in before or ()
+        if isinstance(feed, ClusterFeed) and feed.publication.publisher.source == publication.publisher.source
+    )
+    return ClusterFeed(publication, own, first=before is None, was_current=was_current)

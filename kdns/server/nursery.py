@@ -1,7 +1,9 @@
 """The process that workers are forked from.
 
-It has loaded what workers need and nothing else, has one thread, and does nothing but fork when the supervisor asks: a
-worker is there within milliseconds, and all workers share the memory of the modules. It ends with the supervisor.
+It has loaded what workers need, has one thread, and does nothing but fork when the supervisor asks: a worker is there
+within milliseconds, and all workers share the memory of the modules. It is itself forked from the supervisor, before
+that has threads and descriptors, and shares that memory with it too; only when it has to be started again, a fresh
+interpreter loads the modules once more. It ends with the supervisor.
 
 The supervisor sends, on a SOCK_SEQPACKET socket, one message per worker: the number of file descriptors (4 bytes, big
 endian), and then these, at most GROUP with each message: the plan (pickled), the worker's control socket, its
@@ -21,10 +23,11 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kdns.errors import KdnsError
 
@@ -38,33 +41,27 @@ _START_SECONDS = 10.0
 class Nursery:
     """The supervisor's side: starts the process, and starts it again when it is gone.
 
-    ended: is told the pid and the wait status of each worker that has ended.
+    pid: of the process. ended: is told the pid and the wait status of each worker that has ended.
     """
 
-    def __init__(self, ended: Callable[[int, int], None]) -> None:
-        self._ended = ended
+    def __init__(self) -> None:
+        """To be made before this process has other threads, if memory is to be shared: they cannot be forked."""
+        self.ended: Callable[[int, int], None] = _ignore
         self._lock = asyncio.Lock()
-        self._process: subprocess.Popen[bytes]
         self._socket: socket.socket
         self._answer: asyncio.Future[tuple[int, int]] | None = None
         self._watching = False
-        self.start()
+        self._start(_fork if threading.active_count() == 1 else _spawn)
 
-    def start(self) -> None:
+    def _start(self, create: Callable[[socket.socket], int]) -> None:
         """Start the process; returns before it is ready."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "kdns.server.nursery", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self.pid = create(theirs)
         ours.setblocking(False)
         self._socket = ours
         self._started = time.monotonic()
         self._watching = False
-
-    @property
-    def pid(self) -> int:
-        """The process."""
-        return self._process.pid
 
     async def fork(self, fds: Sequence[int]) -> tuple[int, int]:
         """A new worker with these file descriptors (see above): its pid and a pidfd. Raises KdnsError."""
@@ -74,7 +71,7 @@ class Nursery:
             except (OSError, EOFError):
                 self._forget()
             try:
-                self.start()
+                self._start(_spawn)
                 return await self._fork(fds)
             except (OSError, EOFError) as error:
                 self._forget()
@@ -102,7 +99,7 @@ class Nursery:
             data, fds = b"", []
         if len(data) == ENDED.size:
             pid, status = ENDED.unpack(data)
-            self._ended(-pid, status)
+            self.ended(-pid, status)
         elif len(data) == PID.size and fds and self._answer is not None and not self._answer.done():
             self._answer.set_result((PID.unpack(data)[0], fds[0]))
         else:
@@ -116,7 +113,7 @@ class Nursery:
         elif time.monotonic() - self._started > 1.0:
             self._forget()
             with contextlib.suppress(OSError):  # then the next fork tries again
-                self.start()
+                self._start(_spawn)
                 self._watch()
 
     def _watch(self) -> None:
@@ -128,13 +125,51 @@ class Nursery:
         with contextlib.suppress(ValueError, OSError, RuntimeError):
             asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait(1)
+        _end(self.pid)
 
     def close(self) -> None:
         """End the process. Workers go on."""
         self._forget()
+
+
+def _ignore(_: int, __: int) -> None:
+    pass
+
+
+def _fork(link: socket.socket) -> int:
+    """A nursery that goes on with what this process has loaded, and with no descriptor but the link; its pid."""
+    _load()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        number = link.fileno()
+        os.closerange(3, number)
+        os.closerange(number + 1, os.sysconf("SC_OPEN_MAX"))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _serve(link)
+    finally:
+        os._exit(0)
+
+
+def _spawn(link: socket.socket) -> int:
+    """A nursery in an interpreter of its own; its pid."""
+    command = [sys.executable, "-m", "kdns.server.nursery", str(link.fileno())]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, link.fileno(), link.fileno()),  # lets it through (posix_spawn_file_actions_adddup2(3))
+    ]
+    return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+
+
+def _end(pid: int) -> None:
+    """Kill a child, and wait for a second until it is gone."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(200):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.005)
 
 
 def serve(link: socket.socket, run: Callable[[bytes, list[int]], None]) -> None:
@@ -210,16 +245,24 @@ def _become_worker(link: socket.socket, fds: list[int], run: Callable[[bytes, li
         os._exit(status)
 
 
-def main() -> None:
-    """Entry of the process: `python -m kdns.server.nursery FD`."""
+def _load() -> None:
+    """Have all that a worker needs, where no collection will look at it: what is written to is shared no more."""
+    from kdns.server import worker  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def _serve(link: socket.socket) -> None:
     from kdns.server import worker
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    gc.collect()
-    gc.freeze()
-    serve(socket.socket(fileno=int(sys.argv[1])), lambda plan, fds: worker.run(pickle.loads(plan), fds))  # noqa: S301
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("kdns-nursery")
+    serve(link, lambda plan, fds: worker.run(pickle.loads(plan), fds))  # noqa: S301
 
 
 if __name__ == "__main__":
-    main()
+    _load()
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -29,12 +29,10 @@ from kdns.observe.counters import Region, Totals
 from kdns.plugins import bind, health, kubernetes, reload
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
-from kdns.server.cluster_feed import ClusterFeed
-from kdns.server.feeds import Feed, ManifestFeed
 from kdns.server.memory import share
+from kdns.server.nursery import Nursery
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence, others
-from kdns.server.publication import Publication
 from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
 from kdns.zone.changes import Changes
@@ -42,6 +40,7 @@ from kdns.zone.store import Store, Transaction
 
 if TYPE_CHECKING:
     from kdns.observe.metrics import SupervisorState
+    from kdns.server.feeds import Feed
     from kdns.server.pages import Pages
 
 SYNC_SECONDS = 1.0
@@ -83,9 +82,10 @@ class Running:
 
 def run(start: Start) -> None:
     """Serve until SIGTERM or SIGINT. Raises KdnsError if it cannot be started."""
-    log = logs.Log(logs.Sink())
     listening.allow_descriptors()
-    supervisor = Supervisor(start, log)
+    nursery = Nursery()
+    log = logs.Log(logs.Sink())
+    supervisor = Supervisor(start, nursery, log)
     try:
         asyncio.run(supervisor.serve())
     finally:
@@ -96,11 +96,8 @@ def run(start: Start) -> None:
 class Supervisor:
     """The parts of the supervising process."""
 
-    def __init__(self, start: Start, log: logs.Log) -> None:
-        """Raises KdnsError for a wrong Corefile and a state directory that cannot be used.
-
-        The nursery is started first: it loads its modules while the store is read.
-        """
+    def __init__(self, start: Start, nursery: Nursery, log: logs.Log) -> None:
+        """Raises KdnsError for a wrong Corefile and a state directory that cannot be used."""
         self._start = start
         self._log = log
         self._own = Region.create()
@@ -110,7 +107,7 @@ class Supervisor:
         self._changes = Changes.create()
         self._totals = Totals()
         self._totals.add_region(self._own)
-        self._staff = Staff(self._totals, self._own, self._changes, log)
+        self._staff = Staff(nursery, self._totals, self._own, self._changes, log)
         self._store: Store | None = None
         self._presence: Presence | None = None
         try:
@@ -273,25 +270,20 @@ class Supervisor:
         return servers
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
-        log = self._log.plugin(kubernetes.NAME)
-        feeds: list[Feed] = []
-        for index, block in enumerate(config.blocks):
-            if kubernetes.NAME in block.plugins:
-                assert self._store is not None, "Start.load refuses it otherwise"
-                publication = Publication(block, _listens(index, servers), self._store, log, self._committed)
-                feeds.append(self._feed(publication))
-        return feeds
+        blocks = [(index, block) for index, block in enumerate(config.blocks) if kubernetes.NAME in block.plugins]
+        if not blocks:
+            return []
+        # Loaded only where they are needed: with the libraries that they use they take 5 MB.
+        from kdns.server.feeds import make_feed
+        from kdns.server.publication import Publication
 
-    def _feed(self, publication: Publication) -> Feed:
-        if publication.options.manifests:
-            return ManifestFeed(publication)
-        feeds = self._running.feeds if self._running is not None else []
-        was_current = any(
-            feed.was_current
-            for feed in feeds
-            if isinstance(feed, ClusterFeed) and feed.publication.publisher.source == publication.publisher.source
-        )
-        return ClusterFeed(publication, self._own, first=self._running is None, was_current=was_current)
+        assert self._store is not None  # without one, no configuration has the directive
+        log = self._log.plugin(kubernetes.NAME)
+        before = self._running.feeds if self._running is not None else None
+        publications = [
+            Publication(block, _listens(index, servers), self._store, log, self._committed) for index, block in blocks
+        ]
+        return [make_feed(publication, self._own, before) for publication in publications]
 
     def _follow(self, running: Running) -> None:
         running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]

@@ -166,12 +166,13 @@ class Crew:
 class Staff:
     """Starts worker processes and follows what becomes of them."""
 
-    def __init__(self, totals: Totals, own: Region, changes: Changes, log: Log) -> None:
+    def __init__(self, nursery: Nursery, totals: Totals, own: Region, changes: Changes, log: Log) -> None:
         self.log = log
         self._totals = totals
         self._own = own
         self._changes = changes
-        self._nursery = Nursery(self._ended)
+        self._nursery = nursery
+        nursery.ended = self._ended
 
     @property
     def nursery_pid(self) -> int:
