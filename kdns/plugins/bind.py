@@ -100,6 +100,12 @@ class Options:
 
     binds: tuple[Bind, ...]
 
+    @property
+    def names_interfaces(self) -> bool:
+        """Whether it takes the machine's interfaces to know the addresses."""
+        targets = (target for bind in self.binds for target in (*bind.wanted, *bind.unwanted))
+        return any(values.ip_address(target.text) is None for target in targets)
+
     def addresses(self, interfaces: Interfaces) -> tuple[str, ...]:
         """The addresses to listen on, without duplicates. Raises ConfigError, for an unknown interface for example.
 

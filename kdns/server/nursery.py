@@ -26,6 +26,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -148,6 +149,8 @@ def _fork(link: socket.socket) -> int:
         os.closerange(number + 1, os.sysconf("SC_OPEN_MAX"))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         _serve(link)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(0)
 
@@ -163,12 +166,12 @@ def _spawn(link: socket.socket) -> int:
 
 
 def _end(pid: int) -> None:
-    """Kill a child, and wait for a second until it is gone."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
+    """Kill a child, and wait for a second until it is gone. Does nothing if it was waited for before."""
+    with contextlib.suppress(ChildProcessError):
         for _ in range(200):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 return
+            os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
 
 
@@ -247,6 +250,8 @@ def _become_worker(link: socket.socket, fds: list[int], run: Callable[[bytes, li
 
 def _load() -> None:
     """Have all that a worker needs, where no collection will look at it: what is written to is shared no more."""
+    import encodings.idna  # noqa: F401 (getaddrinfo uses it)
+
     from kdns.server import worker  # noqa: F401
 
     gc.collect()

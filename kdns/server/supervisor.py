@@ -262,7 +262,8 @@ class Supervisor:
                 raise KdnsError(f"the source of {title} could not be read")
 
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
-        interfaces = bind.interface_addresses() if any(bind.NAME in block.plugins for block in config.blocks) else {}
+        named = any(options.names_interfaces for options in _options(config, bind.NAME))
+        interfaces = bind.interface_addresses() if named else {}
         if mistakes := bind.conflicts(config.blocks, interfaces):
             raise ConfigError(mistakes)
         servers = listening.servers(config.blocks, interfaces)
