@@ -6,24 +6,33 @@ cluster's DNS by iptables. Whoever answers a query says its own name.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import os
-import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import dns.exception
 import dns.message
 import dns.query
 import pytest
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
+from kdns.node import change, iptables, rtnetlink
+from kdns.node.change import Changes
+from kdns.node.links import Wanted, differences
+from kdns.node.settings import ROUTES, Settings
 from tests.support import netns, procs
 from tests.support.netns import Netns
 
@@ -43,17 +52,16 @@ class Place:
 
 
 class Running:
-    """A process of tests.support.interceptor, and what it has said."""
+    """A process that writes lines, as tests.support.interceptor does, and what it has said."""
 
-    def __init__(self, namespace: Netns, name: str, what: Any, path: str | None = None) -> None:
-        program = [sys.executable, "-m", "tests.support.interceptor", name, json.dumps(what)]
+    def __init__(self, namespace: Netns, command: Sequence[str], path: str | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"PATH": path} if path is not None else {})
         self.lines: list[str] = []
-        self._more: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = namespace.inside(
-            lambda: subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+            lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -64,13 +72,15 @@ class Running:
         return [line for line in self.lines if text in line]
 
     def wait_for(self, text: str) -> Self:
-        procs.wait_until(lambda: bool(self.said(text)) or self.process.poll() is not None, SECONDS, text)
+        procs.wait_until(lambda: bool(self.said(text)) or not self._reader.is_alive(), SECONDS, text)
         assert self.said(text), self.lines
         return self
 
     def end(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal, and wait for the end."""
         self.process.send_signal(number)
         self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -78,10 +88,53 @@ class Running:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.kill()
         self.process.wait()
+        self._reader.join(SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
+class Asking:
+    """Queries one after the other, each from a socket of its own, over UDP from a host to an address.
+
+    answers: (time of sending, who answered or ""), times of time.monotonic.
+    """
+
+    def __init__(self, host: Netns, address: str, threads: int = 3) -> None:
+        self.answers: list[tuple[float, str]] = []
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=host.inside, args=(lambda: self._ask(address),)) for _ in range(threads)
+        ]
+
+    def _ask(self, address: str) -> None:
+        while not self._ended.is_set():
+            sent = time.monotonic()
+            self.answers.append((sent, whose(address, tcp=False)))
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, name: str) -> None:
+        """Wait for an answer to a query that is sent from now on."""
+        now = time.monotonic()
+        procs.wait_until(lambda: name in self.since(now), SECONDS, f"answers of {name}")
+
+    def since(self, start: float) -> list[str]:
+        return [name for sent, name in list(self.answers) if sent >= start]
+
+    def names(self) -> set[str]:
+        return set(self.since(0.0))
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Place]:
     netns.require()
     with Netns("pod") as pod, Netns("node") as node, Netns("dns") as cluster:
         pod.connect(node, ["10.244.1.2/24", "fd44:1::2/64"], ["10.244.1.1/24", "fd44:1::1/64"])
@@ -94,12 +147,29 @@ def place() -> Iterator[Place]:
             host.ip("route", "add", "default", "via", gateway)
             host.ip("-6", "route", "add", "default", "via", gateway6)
         node.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        be_kube_proxy(node)
-        with Running(cluster, "cluster", ["10.244.9.9", "fd44:9::9"]) as dns_of_cluster:
+        with Running(cluster, program("cluster", ["10.244.9.9", "fd44:9::9"])) as dns_of_cluster:
             dns_of_cluster.wait_for("open")
-            for host in (pod, node):  # IPv6 links take a moment
-                procs.wait_until(lambda host=host: ask(host, CLUSTER6) == "cluster", SECONDS, "IPv6")  # type: ignore[misc]
             yield Place(pod, node, cluster)
+
+
+@pytest.fixture
+def place(hosts: Place) -> Place:
+    """The hosts, with nothing on the node but kube-proxy."""
+    node = hosts.node
+    node.run("nft", "flush", "ruleset")
+    for command in (
+        "ip link del nodelocaldns",
+        *(f"ip {family} rule del priority 53" for family in ("-4", "-6") for _ in ALL),
+        "ip -4 route flush table 10053",
+        "ip -6 route flush table 10053",
+        *(f"ip address del {address} dev lo" for address in ALL),
+    ):
+        node.run(*command.split(), check=False)
+    be_kube_proxy(node)
+    for host in (hosts.pod, node):  # IPv6 links take a moment at first
+        wait_for_answer(host, CLUSTER6, "cluster")
+    node.run("conntrack", "-F")
+    return hosts
 
 
 def be_kube_proxy(node: Netns) -> None:
@@ -113,20 +183,55 @@ def be_kube_proxy(node: Netns) -> None:
                 node.run(program, "-t", "nat", "-A", chain, *match)
 
 
-def interceptor(node: Netns, name: str = "node", path: str | None = None, **settings: Any) -> Running:
-    fields = {"addresses": ALL, "port": 53} | settings
-    return Running(node, name, fields, path)
+def program(name: str, what: Any) -> list[str]:
+    return [sys.executable, "-m", "tests.support.interceptor", name, json.dumps(what)]
 
 
-def ask(namespace: Netns, address: str, *, tcp: bool = False) -> str:
-    """Who answers at an address; "" for nobody within a second."""
+def interceptor(
+    node: Netns, name: str = "node", *, prefix: Sequence[str] = (), path: str | None = None, **settings: Any
+) -> Running:
+    """prefix: goes before the command."""
+    return Running(node, [*prefix, *program(name, {"addresses": ALL, "port": 53} | settings)], path)
+
+
+def classic(node: Netns, *, path: str | None = None, **settings: Any) -> Running:
+    """One that has no libnftables."""
+    hide = f'mount --bind /dev/null {library("libnftables.so.1")} && exec "$@"'
+    restored = ["/usr/bin/env", f"PATH={path}"] if path is not None else []
+    return interceptor(node, prefix=["unshare", "-m", "sh", "-c", hide, "sh", *restored], **settings)
+
+
+def library(name: str) -> str:
+    """Its file."""
+    ctypes.CDLL(name)
+    stem = name.split(".")[0]
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if f"/{stem}." in line}
+    (path,) = paths
+    return path
+
+
+def whose(address: str, *, tcp: bool) -> str:
     query = dns.message.make_query("who.example.", "TXT")
     way = dns.query.tcp if tcp else dns.query.udp
     try:
-        response = namespace.inside(lambda: way(query, address, timeout=1))
-    except (dns.exception.Timeout, OSError, EOFError):
+        response = way(query, address, timeout=1)
+    except (dns.exception.DNSException, OSError, EOFError):
         return ""
     return str(response.answer[0][0]).strip('"')
+
+
+def ask(host: Netns, address: str, *, tcp: bool = False) -> str:
+    """Who answers at an address; "" for nobody within a second."""
+    return host.inside(lambda: whose(address, tcp=tcp))
+
+
+def wait_for_answer(host: Netns, address: str, name: str) -> None:
+    procs.wait_until(lambda: ask(host, address) == name, SECONDS, f"answer of {name} at {address}")
+
+
+def who_answers(place: Place, address: str) -> set[str]:
+    """Asked from pod and node, over UDP and TCP."""
+    return {ask(host, address, tcp=tcp) for host in (place.pod, place.node) for tcp in (False, True)}
 
 
 def tracked(node: Netns) -> list[str]:
@@ -139,6 +244,23 @@ def tables(node: Netns) -> list[str]:
     return re.findall(r"kdns-node-\w+", node.run("nft", "list", "tables").stdout)
 
 
+def state(node: Netns) -> str:
+    """Links, addresses, rules, routes and packet rules, without counters."""
+    commands = (
+        "ip -br link",
+        "ip -br address",
+        "ip -4 rule",
+        "ip -6 rule",
+        "ip -4 route show table all",
+        "ip -6 route show table all",
+        "iptables -S",
+        "ip6tables -S",
+        "iptables -t raw -S",
+        "ip6tables -t raw -S",
+    )
+    return "\n".join([*(node.run(*command.split()).stdout for command in commands), *tables(node)])
+
+
 @pytest.mark.parametrize("address", ALL)
 def test_queries_from_a_pod_and_from_the_node_are_answered_by_the_node_and_leave_no_conntrack_entry(
     place: Place, address: str
@@ -146,6 +268,443 @@ def test_queries_from_a_pod_and_from_the_node_are_answered_by_the_node_and_leave
     assert ask(place.pod, address) == ("" if address == LOCAL else "cluster")
     place.node.run("conntrack", "-F")
     with interceptor(place.node).wait_for("open"):
-        answers = {ask(host, address, tcp=tcp) for host in (place.pod, place.node) for tcp in (False, True)}
-        assert answers == {"node"}
+        assert who_answers(place, address) == {"node"}
         assert tracked(place.node) == []
+
+
+def test_when_it_ends_nothing_is_left_behind(place: Place) -> None:
+    before = state(place.node)
+    with interceptor(place.node).wait_for("open") as running:
+        during = state(place.node)
+        running.end()
+    assert state(place.node) == before != during
+    assert not running.said("counted")
+
+
+@pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
+def test_no_query_is_lost_when_it_begins_and_ends(place: Place, address: str) -> None:
+    with Asking(place.pod, address) as pod, Asking(place.node, address) as node:
+        pod.wait_for("cluster")
+        with interceptor(place.node) as running:
+            for asking in (pod, node):
+                asking.wait_for("node")
+            running.end()
+        for asking in (pod, node):
+            asking.wait_for("cluster")
+    assert pod.names() == node.names() == {"cluster", "node"}
+
+
+@pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
+def test_queries_sent_after_it_was_killed_are_answered_by_the_cluster(place: Place, address: str) -> None:
+    with interceptor(place.node).wait_for("open") as running:
+        with Asking(place.pod, address) as pod, Asking(place.node, address) as node:
+            for asking in (pod, node):
+                asking.wait_for("node")
+            running.end(signal.SIGKILL)
+            dead = time.monotonic()
+            for asking in (pod, node):
+                asking.wait_for("cluster")
+        assert set(pod.since(dead)) == set(node.since(dead)) == {"cluster"}
+    assert tables(place.node) == []
+
+
+def test_what_a_killed_one_left_is_used_by_the_next_and_removed(place: Place) -> None:
+    before = state(place.node)
+    with interceptor(place.node).wait_for("open") as first:
+        first.end(signal.SIGKILL)
+    with interceptor(place.node).wait_for("open") as second:
+        assert who_answers(place, LOCAL) == who_answers(place, CLUSTER) == {"node"}
+        second.end()
+    assert state(place.node) == before
+
+
+def test_a_second_one_takes_over_without_a_lost_query(place: Place) -> None:
+    with interceptor(place.node, "first") as first, Asking(place.pod, CLUSTER) as asking:
+        asking.wait_for("first")
+        with Asking(place.pod, LOCAL) as local, interceptor(place.node, "second") as second:
+            for each in (asking, local):
+                each.wait_for("second")
+            assert len(tables(place.node)) == 2
+            first.end(signal.SIGUSR1)
+            left = time.monotonic()
+            for each in (asking, local):
+                each.wait_for("second")
+            place.node.run("conntrack", "-F")
+            for address in ALL:
+                assert who_answers(place, address) == {"second"}
+            assert tracked(place.node) == []
+            assert set(asking.since(left)) == set(local.since(left)) == {"second"}
+            assert not second.said("counted")
+    assert asking.names() >= {"first", "second"}
+    assert len(tables(place.node)) == 0
+
+
+def test_rules_flushed_by_somebody_else_do_not_touch_the_interception(place: Place) -> None:
+    with interceptor(place.node, sync_seconds=0.5).wait_for("open") as running, Asking(place.pod, CLUSTER) as asking:
+        asking.wait_for("node")
+        asking.answers.clear()
+        place.node.run("nft", "flush", "ruleset")
+        (table,) = tables(place.node)
+        assert place.node.run("nft", "delete", "table", "inet", table, check=False).returncode
+        running.wait_for("not as it should be: added iptables rule in filter INPUT")
+        running.wait_for("counted iptables")
+    assert asking.names() == {"node"}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("ip address del 169.254.20.10 dev lo", "added address 169.254.20.10 to lo"),
+        ("ip rule del priority 53 to 10.96.0.10", "added rule for 10.96.0.10"),
+        ("ip -6 rule del priority 53", "added rule for fd10:96::a"),
+        ("ip route flush table 10053", "added local route to table 10053"),
+        ("ip -6 route flush table 10053", "added local route to table 10053"),
+    ],
+)
+def test_what_somebody_takes_away_is_put_back(place: Place, command: str, kind: str) -> None:
+    with interceptor(place.node, sync_seconds=600).wait_for("open") as running:
+        place.node.run(*command.split())
+        running.wait_for(f"not as it should be: {kind}").wait_for("counted interface_check")
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+
+
+def test_an_existing_link_is_used_and_completed_and_kept(place: Place) -> None:
+    place.node.ip("link", "add", "nodelocaldns", "type", "bridge")
+    place.node.ip("address", "add", "192.0.2.1/32", "dev", "nodelocaldns")
+    with interceptor(place.node).wait_for("open") as running:
+        assert LOCAL in place.node.ip("-br", "address", "show", "nodelocaldns")
+        assert who_answers(place, LOCAL) == {"node"}
+        running.end()
+    assert place.node.ip("-br", "address", "show", "nodelocaldns").split()[2] == "192.0.2.1/32"
+
+
+def test_a_link_that_somebody_deletes_is_replaced(place: Place) -> None:
+    place.node.ip("link", "add", "nodelocaldns", "type", "bridge")
+    with interceptor(place.node, sync_seconds=600).wait_for("open") as running:
+        with Asking(place.pod, LOCAL) as pod:
+            pod.wait_for("node")
+            place.node.ip("link", "del", "nodelocaldns")
+            running.wait_for("not as it should be: added address 169.254.20.10 to lo")
+        assert pod.names() == {"node"}
+        assert who_answers(place, LOCAL) == {"node"}
+        place.node.ip("link", "add", "nodelocaldns", "type", "bridge")
+        running.wait_for("added address 169.254.20.10 to nodelocaldns")
+
+
+def test_somebody_who_keeps_deleting_does_not_keep_it_busy(place: Place) -> None:
+    with interceptor(place.node, sync_seconds=600).wait_for("open") as running:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            place.node.run("ip", "rule", "del", "priority", "53", "to", CLUSTER, check=False)
+        assert 1 <= len(running.said("counted interface_check")) <= 8
+        procs.wait_until(lambda: CLUSTER in place.node.ip("rule"), SECONDS, "the rule")
+
+
+def test_without_libnftables_the_addresses_are_on_the_link_and_iptables_has_node_caches_rules(place: Place) -> None:
+    before = state(place.node)
+    with classic(place.node).wait_for("open") as running:
+        assert len(running.said("[WARNING] node: an nftables table that goes with this process cannot be had")) == 1
+        place.node.run("conntrack", "-F")
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+        assert tracked(place.node) == []
+        assert tables(place.node) == []
+        rules = place.node.run("iptables", "-S").stdout + place.node.run("iptables", "-t", "raw", "-S").stdout
+        for address in (LOCAL, CLUSTER):
+            assert len(re.findall(rf"{address}/32 .*NodeLocal DNS Cache", rules)) == 12
+        running.end()
+    assert state(place.node) == before
+
+
+def test_without_libnftables_rules_are_put_back(place: Place) -> None:
+    with classic(place.node, sync_seconds=0.5).wait_for("open") as running:
+        running.wait_for("added ip6tables rule in raw OUTPUT: -p tcp -s fd10:96::a")
+        place.node.run("iptables", "-t", "raw", "-F")
+        running.wait_for("not as it should be: added iptables rule in raw PREROUTING").wait_for("counted iptables")
+
+
+def test_without_libnftables_and_iptables_it_says_so_and_serves_at_the_addresses(place: Place) -> None:
+    with classic(place.node, path="/nonexistent").wait_for("open") as running:
+        assert who_answers(place, LOCAL) == {"node"}
+        running.wait_for("there is no program ip6tables in PATH").wait_for("counted iptables")
+
+
+def test_without_the_program_iptables_the_interception_is_complete_and_nothing_is_wrong(place: Place) -> None:
+    with interceptor(place.node, path="/nonexistent").wait_for("open") as running:
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+        running.end()
+    assert not running.said("counted")
+    assert not running.said("ERROR")
+
+
+def test_setupiptables_false_puts_all_addresses_on_the_link_and_makes_no_rules(place: Place) -> None:
+    with interceptor(place.node, setup_iptables=False).wait_for("open") as running:
+        assert all(address in place.node.ip("-br", "address", "show", "lo") for address in ALL)
+        assert who_answers(place, LOCAL) == {"node"}
+        assert who_answers(place, CLUSTER) == {"cluster"}, "kube-proxy was before us"
+        assert tables(place.node) == []
+        assert "NodeLocal" not in state(place.node)
+        running.end()
+
+
+def test_setupinterface_false_leaves_links_and_queries_alone_and_tracks_nothing(place: Place) -> None:
+    place.node.ip("address", "add", f"{LOCAL}/32", "dev", "lo")
+    before = state(place.node)
+    with interceptor(place.node, addresses=[LOCAL], setup_interface=False).wait_for("open") as running:
+        place.node.run("conntrack", "-F")
+        assert who_answers(place, LOCAL) == {"node"}
+        assert tracked(place.node) == []
+        assert place.node.ip("rule").count("10053") == 0
+        running.end()
+    assert state(place.node) == before
+
+
+def test_nothing_is_set_up_for_loopback_and_unspecified_addresses(place: Place) -> None:
+    before = state(place.node)
+    with interceptor(place.node, addresses=["127.0.0.1", "::"]).wait_for("open") as running:
+        assert state(place.node) == before
+        assert ask(place.node, "127.0.0.1") == "node"
+        running.end()
+    assert running.lines == ["open", "removed"]
+
+
+def test_skipteardown_leaves_everything_but_the_table(place: Place) -> None:
+    with interceptor(place.node, skip_teardown=True).wait_for("open") as running:
+        procs.wait_until(lambda: "NodeLocal" in state(place.node), SECONDS, "rules")
+        during = state(place.node)
+        (table,) = tables(place.node)
+        running.end()
+    assert state(place.node) == during.replace(f"\n{table}", "")
+    assert ask(place.pod, CLUSTER) == "cluster"
+
+
+def test_a_firewall_that_drops_what_it_does_not_know_lets_dns_through(place: Place) -> None:
+    for rule in (
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A OUTPUT -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT",
+        "-P INPUT DROP",
+        "-P OUTPUT DROP",
+    ):
+        place.node.run("iptables", *rule.split())
+    with interceptor(place.node).wait_for("open"):
+        for address in (LOCAL, CLUSTER):
+            assert ask(place.pod, address) == ask(place.pod, address, tcp=True) == "node"
+
+
+def test_strict_reverse_path_checks_do_not_drop_what_is_marked(place: Place) -> None:
+    old = [
+        place.node.run("sysctl", "-n", f"net.ipv4.conf.all.{name}").stdout for name in ("rp_filter", "src_valid_mark")
+    ]
+    try:
+        place.node.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.all.src_valid_mark=1")
+        with interceptor(place.node).wait_for("open"):
+            assert who_answers(place, LOCAL) == who_answers(place, CLUSTER) == {"node"}
+    finally:
+        for name, value in zip(("rp_filter", "src_valid_mark"), old, strict=True):
+            place.node.run("sysctl", "-qw", f"net.ipv4.conf.all.{name}={value.strip()}")
+
+
+def test_without_the_capability_there_is_one_warning_and_queries_are_answered_where_they_come(place: Place) -> None:
+    place.node.ip("address", "add", f"{LOCAL}/32", "dev", "lo")
+    drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--ambient-caps=-all"]
+    with interceptor(place.node, prefix=drop).wait_for("open") as running:
+        assert who_answers(place, LOCAL) == {"node"}
+        assert who_answers(place, CLUSTER) == {"cluster"}
+        running.end()
+    assert [line for line in running.lines if "CAP_NET_ADMIN" in line] == running.said("[")
+    assert running.said("counted") == ["counted interface_add"]
+
+
+def test_what_nodelocal_dnscache_left_behind_is_cleared_away(place: Place) -> None:
+    node = place.node
+    leave_as_node_cache(node)
+    assert ask(place.pod, CLUSTER) == ""
+    with interceptor(node).wait_for("open") as running:
+        running.wait_for(f"removed address {CLUSTER} from nodelocaldns")
+        for address in (LOCAL, CLUSTER):
+            assert who_answers(place, address) == {"node"}
+        running.end(signal.SIGKILL)
+    assert who_answers(place, CLUSTER) == {"cluster"}
+
+
+def test_while_nodelocal_dnscache_still_serves_both_answer(place: Place) -> None:
+    node = place.node
+    leave_as_node_cache(node)
+    with (
+        Running(node, program("old", [LOCAL, CLUSTER])).wait_for("open") as old,
+        interceptor(node, sync_seconds=0.3).wait_for("open") as running,
+    ):
+        for address in (LOCAL, CLUSTER):
+            with Asking(place.pod, address) as pod, Asking(node, address) as own:
+                for asking in (pod, own):
+                    asking.wait_for("node")
+                    asking.wait_for("old")
+            assert pod.names() == own.names() == {"node", "old"}
+        old.end(signal.SIGKILL)
+        running.wait_for(f"removed address {CLUSTER} from nodelocaldns")
+        for address in (LOCAL, CLUSTER):
+            assert who_answers(place, address) == {"node"}
+
+
+def leave_as_node_cache(node: Netns) -> None:
+    """The link, the addresses and the rules that NodeLocal DNSCache makes."""
+    node.ip("link", "add", "nodelocaldns", "type", "bridge")
+    for address in (LOCAL, CLUSTER):
+        node.ip("address", "add", f"{address}/32", "dev", "nodelocaldns")
+        for protocol in ("tcp", "udp"):
+            for chain, ends in (("PREROUTING", "d"), ("OUTPUT", "ds")):
+                for end in ends:
+                    match = f"-p {protocol} -{end} {address} --{end}port 53 -j NOTRACK -m comment --comment"
+                    node.run(
+                        "iptables", "-t", "raw", "-I", chain, *match.split(), "NodeLocal DNS Cache: skip conntrack"
+                    )
+
+
+SERVE = """if True:
+    import asyncio, sys, threading, time
+    from kdns.node import table
+    from kdns.node.links import Wanted, change
+    from kdns.node.nft import Library, Owned
+    from kdns.node.settings import Settings
+    from tests.support.interceptor import say, serve
+
+    SETTINGS = Settings(("169.254.20.10", "10.96.0.10", "fd10:96::a"), 53)
+
+    async def main(then):
+        await serve("node", SETTINGS.own, 53, anywhere=True)
+        change("ensure", Wanted("nodelocaldns", (), (), SETTINGS.own))
+        threading.Thread(target=then, daemon=True).start()
+        await asyncio.Event().wait()
+"""
+"""A program that serves like `interceptor`, and leaves the table to what follows."""
+
+
+def test_kernels_without_tproxy_are_served_too(place: Place) -> None:
+    text = """
+    def intercept():
+        text = table.commands(SETTINGS, "kdns-node-1", intercept=True, tproxy=False)
+        assert "tproxy" not in text
+        owned = Owned(Library(), text)
+        say("open")
+        time.sleep(60)
+
+    asyncio.run(main(intercept))
+    """
+    with Running(place.node, [sys.executable, "-c", SERVE + text]).wait_for("open"):
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+        assert tracked(place.node) == []
+
+
+def test_packets_that_are_under_way_when_the_table_comes_and_goes_are_not_lost(place: Place) -> None:
+    """The kernel adds and removes chains one by one: here it does so many times."""
+    text = """
+    def come_and_go():
+        interception = table.Interception(SETTINGS)
+        say("open")
+        for _ in range(40):
+            interception.begin()
+            time.sleep(0.02)
+            interception.drain()
+            time.sleep(0.02)
+            interception.end()
+        say("done")
+
+    asyncio.run(main(come_and_go))
+    """
+    server = Running(place.node, [sys.executable, "-c", SERVE + text]).wait_for("open")
+    with server, Asking(place.pod, CLUSTER) as pod, Asking(place.node, CLUSTER6) as node:
+        server.wait_for("done")
+    assert pod.names() == node.names() == {"cluster", "node"}
+
+
+def test_a_child_that_is_forked_does_not_keep_the_table(place: Place) -> None:
+    """As long as a child has the socket, the table would stay when its owner is killed."""
+    text = """if True:
+        import os, subprocess, time
+        from kdns.node.settings import Settings
+        from kdns.node.table import Interception
+        interception = Interception(Settings(("10.96.0.10",), 53))
+        interception.begin()
+        child = os.fork()
+        if not child:
+            os.write(1, b"forked\\n")
+            time.sleep(60)
+        other = subprocess.Popen(["sleep", "60"], close_fds=False)
+        print(child, other.pid, flush=True)
+        time.sleep(60)
+    """
+    owner = place.node.inside(
+        lambda: subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    )
+    assert owner.stdout is not None
+    said = {owner.stdout.readline(), owner.stdout.readline()}
+    children = [int(pid) for line in said for pid in line.split() if pid.isdigit()]
+    try:
+        assert len(said) == len(children) == 2
+        assert len(tables(place.node)) == 1
+        owner.kill()
+        owner.wait()
+        assert all(procs.is_alive(child) for child in children)
+        assert tables(place.node) == []
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+        procs.kill(children)
+
+
+def test_the_link_is_made_and_removed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a kind of link that every kernel has: some that this is tested on have no dummy."""
+    monkeypatch.setattr(change, "KIND", "bridge")
+    wanted = Wanted("nodelocaldns", (LOCAL, CLUSTER6), (), ())
+
+    def work(action: str) -> Changes:
+        with IPRoute() as ip:
+            changes = Changes(ip, wanted)
+            getattr(changes, action)()
+            return changes
+
+    made = place.node.inside(lambda: work("ensure"))
+    assert made.failed == []
+    link = place.node.ip("-br", "address", "show", "nodelocaldns")
+    assert LOCAL in link
+    assert CLUSTER6 in link
+    assert not list(differences(wanted, place.node.inside(lambda: rtnetlink.view(ROUTES)), loopback=False))
+    assert place.node.inside(lambda: work("ensure")).done == []
+    place.node.ip("address", "add", "192.0.2.1/32", "dev", "nodelocaldns")
+    place.node.inside(lambda: work("remove"))
+    assert place.node.ip("-br", "address", "show", "nodelocaldns").split()[2] == "192.0.2.1/32"
+    place.node.ip("address", "del", "192.0.2.1/32", "dev", "nodelocaldns")
+    assert place.node.inside(lambda: work("remove")).failed == []
+    assert "nodelocaldns" not in place.node.ip("link")
+
+
+def test_a_change_that_is_refused_is_named_and_counted(place: Place) -> None:
+    place.node.run("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1")
+    try:
+        with interceptor(place.node, addresses=[CLUSTER6], setup_iptables=False).wait_for("open") as running:
+            running.wait_for(f"cannot add address {CLUSTER6} to lo").wait_for("counted interface_check")
+    finally:
+        place.node.run("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
+
+
+def test_a_lock_that_somebody_holds_is_counted_apart(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy = shutil.which("iptables-legacy")
+    assert legacy is not None  # iptables of nftables has no lock
+    (tmp_path / "iptables").symlink_to(legacy)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    monkeypatch.setattr(iptables, "LOCK_SECONDS", "1")
+    rules = list(iptables.accepting(Settings(("192.0.2.1",), 53)))
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = place.node.inside(lambda: iptables.ensure(rules))
+    assert [note.kind for note in refused.failed] == ["iptables_lock"], "nor is each rule waited for"
+    assert len(place.node.inside(lambda: iptables.ensure(rules)).done) == len(rules)
+    assert place.node.inside(lambda: iptables.remove(rules)).failed == ()

@@ -23,6 +23,9 @@ from kdns.node.links import LOOPBACK, Note, Wanted
 from kdns.node.rtnetlink import Rule
 from kdns.node.settings import PRIORITY, ROUTES
 
+KIND = "dummy"
+"""Of the link that is made."""
+
 _NO_SUCH_KIND = (errno.EOPNOTSUPP, errno.ENODEV)
 _AS_IT_SHOULD_BE = (errno.EEXIST, errno.ENOENT, errno.ESRCH)
 _PAST = {"add": "added", "remove": "removed", "set": "set"}
@@ -73,7 +76,7 @@ class Changes:
     def _add_link(self, interface: str) -> str:
         """Make the link; returns its name, or that of the one to use instead."""
         try:
-            self._ip.link("add", ifname=interface, kind="dummy")
+            self._ip.link("add", ifname=interface, kind=KIND)
         except NetlinkError as error:
             if error.code in _NO_SUCH_KIND:
                 return LOOPBACK
@@ -89,7 +92,7 @@ class Changes:
         for place in (self._wanted.interface, LOOPBACK):
             if place is None or place not in self._view.links:
                 continue
-            for address in (*self._wanted.on_link, *self._wanted.off_link):
+            for address in self._wanted.on_link:
                 self._take_off(self._view.links[place][0], place, address)
         if self._wanted.interface in self._view.links:
             self._remove_link(self._wanted.interface)
@@ -107,7 +110,7 @@ class Changes:
         index = self._view.links[interface][0]
         (link,) = self._ip.get_links(index)
         others = [a for i, a in self._view.addresses if i == index and not a.startswith("fe80:")]
-        if not others and link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "dummy":
+        if not others and link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == KIND:
             with self._attempt("remove", f"link {interface}"):
                 self._ip.link("del", index=index)
 

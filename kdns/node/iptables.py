@@ -16,8 +16,9 @@ from ipaddress import ip_address
 from kdns.node.links import Note, Outcome
 from kdns.node.settings import Settings
 
+LOCK_SECONDS = "5"
+"""How long to wait for those who change rules at the same time."""
 _SECONDS = 30.0
-_LOCK_SECONDS = "5"
 _NOT_THERE = 1
 _LOCKED = 4
 
@@ -96,6 +97,8 @@ def ensure(rules: Iterable[Rule]) -> Outcome:
                 outcome += Outcome(done=(Note("iptables", f"added {rule}"),))
         if status:
             outcome += _failed("add", rule, status, error)
+        if status == _LOCKED:  # the others would wait as long
+            break
     return outcome
 
 
@@ -109,6 +112,8 @@ def remove(rules: Iterable[Rule]) -> Outcome:
             status, error = _run(rule, "-D")
         if status != _NOT_THERE:
             outcome += _failed("remove", rule, status, error)
+        if status == _LOCKED:
+            break
     return outcome
 
 
@@ -137,7 +142,7 @@ def _listing(program: str) -> str:
 def _call(program: str, *words: str) -> tuple[int, str, str]:
     """Status, output and error output; -1 if it could not be run, or not to its end."""
     try:
-        done = subprocess.run([program, "-w", _LOCK_SECONDS, *words], capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run([program, "-w", LOCK_SECONDS, *words], capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return -1, "", str(error)
     return done.returncode, done.stdout, done.stderr

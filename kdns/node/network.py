@@ -16,6 +16,8 @@ from pathlib import Path
 from kdns.errors import NodeError
 from kdns.node import iptables, links, rtnetlink
 from kdns.node.links import Note, Outcome, Wanted
+from kdns.node.listeners import others_listen
+from kdns.node.rtnetlink import View
 from kdns.node.settings import ROUTES, Settings
 from kdns.node.table import Interception
 from kdns.observe.logs import Log
@@ -70,22 +72,31 @@ class Network:
                         await changed.wait()
                 await asyncio.sleep(GATHER_SECONDS)
                 changed.clear()
-                work = self._check_links
-                if loop.time() >= complete:
-                    work, complete = self._check, loop.time() + self._settings.sync_seconds
-                if await self._do(work, mending=True):
+                full = loop.time() >= complete
+                mended = await self._do(self._check if full else self._check_links, mending=True)
+                if full:
+                    complete = loop.time() + self._settings.sync_seconds
+                if mended:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
+                    complete = complete if full else loop.time()  # whoever changed links may have changed more
                 else:
                     pause = max(pause / 2, FIRST_PAUSE)
 
     async def withdraw(self) -> None:
-        """Bring no more queries here. For addresses that are on a link, they come until `remove`."""
-        await self._do(self._close)
+        """Bring no more queries here. For addresses that are on a link, they come until `remove`.
+
+        Does not wait for other work, which may wait for somebody else's lock of iptables.
+        """
+        self._brings = False
+        if self._table is not None:
+            await asyncio.to_thread(self._table.drain)
 
     async def remove(self, *, alone: bool) -> None:
         """Leave nothing behind. alone: no other instance is there, which needs the same links and rules."""
-        await self._do(self._close)
+        self._brings = False
+        if self._table is not None:
+            await asyncio.to_thread(self._table.end)
         if alone and not self._settings.skip_teardown:
             await self._do(self._remove)
 
@@ -123,7 +134,13 @@ class Network:
             yield
             return
         loop = asyncio.get_running_loop()
-        with rtnetlink.Events(self._settings.interface, self._settings.own, ROUTES) as events:
+        try:
+            events = rtnetlink.Events(self._settings.interface, self._settings.own, ROUTES)
+        except OSError as error:
+            self._log.warning(f"node: changes of links are seen only every {self._settings.sync_seconds:g} s: {error}")
+            yield
+            return
+        with events:
 
             def look() -> None:
                 if events.concern_us():
@@ -159,17 +176,17 @@ class Network:
 
     def _open(self) -> Outcome:
         self._brings = True
-        return self._check()
+        return self._check_table(begin=True) + self._check_iptables() + self._check_links()
 
     def _check(self) -> Outcome:
-        # The links last: addresses that are intercepted now would strand the node's own processes after this one.
         return self._check_table() + self._check_iptables() + self._check_links()
 
-    def _check_table(self) -> Outcome:
-        if self._table is None or not self._brings:
+    def _check_table(self, *, begin: bool = False) -> Outcome:
+        if self._table is None:
             return Outcome()
         try:
-            return Outcome(done=(Note("iptables", "added table of nftables"),) if self._table.ensure() else ())
+            made = self._table.begin() if begin else self._table.check()
+            return Outcome(done=(Note("iptables", "added table of nftables"),) if made else ())
         except NodeError as error:
             return Outcome(failed=(Note("iptables", f"cannot add table of nftables: {error}"),))
 
@@ -184,8 +201,9 @@ class Network:
         return outcome + iptables.ensure(iptables.untracking(settings)) + Outcome(failed=absent)
 
     def _check_links(self) -> Outcome:
-        wanted = self._wanted()
-        if not list(links.differences(wanted, rtnetlink.view(ROUTES), loopback=self._on_loopback)):
+        view = rtnetlink.view(ROUTES)
+        wanted = self._wanted(view)
+        if not list(links.differences(wanted, view, loopback=self._on_loopback)):
             return Outcome()
         outcome = links.change("ensure", wanted)
         on_loopback = bool(wanted.on_link) and wanted.interface not in rtnetlink.view(ROUTES).links
@@ -194,25 +212,28 @@ class Network:
         self._on_loopback = on_loopback
         return outcome
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self, view: View) -> Wanted:
         settings = self._settings
         if not settings.setup_interface:
             return Wanted(None, (), (), ())
         if self._table is None:
             return Wanted(settings.interface, settings.own, (), ())
-        others = tuple(address for address in settings.own if address not in settings.link_local)
-        return Wanted(settings.interface, settings.link_local, others if self._brings else (), settings.own)
+        return Wanted(settings.interface, settings.link_local, self._strays(view), settings.own)
+
+    def _strays(self, view: View) -> tuple[str, ...]:
+        """What NodeLocal DNSCache has put on a link, and does not serve any more.
+
+        It is intercepted now; once nobody does that, it would keep the node's own processes from the cluster's DNS.
+        """
+        settings = self._settings
+        there = {address for _, address in view.addresses} if self._brings else set()
+        others = [address for address in settings.own if address not in settings.link_local and address in there]
+        return tuple(address for address in others if not others_listen(address, settings.port))
 
     def _lacking_routing(self) -> list[str]:
         """The rules and routes that are wanted, and are not there."""
-        routing = Wanted(None, (), (), self._wanted().routed)
-        return list(links.differences(routing, rtnetlink.view(ROUTES), loopback=False))
-
-    def _close(self) -> Outcome:
-        self._brings = False
-        if self._table is not None:
-            self._table.end()
-        return Outcome()
+        view = rtnetlink.view(ROUTES)
+        return list(links.differences(Wanted(None, (), (), self._wanted(view).routed), view, loopback=False))
 
     def _remove(self) -> Outcome:
         settings = self._settings
@@ -220,7 +241,7 @@ class Network:
         if settings.setup_iptables:
             outcome += iptables.remove(iptables.accepting(settings)) + iptables.remove(iptables.stranding(settings))
         if settings.setup_interface:
-            outcome += links.change("remove", Wanted(settings.interface, settings.own, (), settings.own))
+            outcome += links.change("remove", self._wanted(rtnetlink.view(ROUTES)))
         return outcome
 
 

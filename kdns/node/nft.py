@@ -1,8 +1,8 @@
 """Tables of nftables that last no longer than this process.
 
 A table with `flags owner` belongs to the netlink socket that made it, and the kernel removes it when that socket is
-closed, however the process ends (nft(8), Linux 5.12). So the socket must be in one process only: it is closed in
-children that are forked, and those that are executed do not get it.
+closed, however the process ends (nft(8), Linux 5.12). So the socket must be in one process only: programs that are
+executed do not get it, and a child that is forked has to let go of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from kdns.errors import NodeError
 
 _LIBRARY = "libnftables.so.1"
 _NETLINK_NETFILTER = 12
+_FD_SETSIZE = 1024
+_SPARE = 24
 
 
 class Owned:
@@ -38,7 +40,6 @@ class Owned:
         except NodeError:
             self.close()
             raise
-        os.register_at_fork(after_in_child=self._forked)
 
     def close(self) -> None:
         """Remove the tables."""
@@ -46,7 +47,8 @@ class Owned:
             self._library.close(self._context)
             self._context = None
 
-    def _forked(self) -> None:
+    def let_go(self) -> None:
+        """To be called in a child that was forked: have no part in it any more."""
         if self._context is not None:
             for fd in self._fds:
                 os.close(fd)
@@ -60,11 +62,10 @@ class Library:
         """Raises NodeError if the library, or the kernel's side of it, is not there."""
         try:
             self._calls: Final = ctypes.CDLL(_LIBRARY)
-            # nft_ctx_new ends the process if it gets no such socket.
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
         except OSError as error:
             raise NodeError(f"nftables cannot be used: {error}") from error
         self._declare()
+        self.close(self.open())
 
     def _declare(self) -> None:
         context = ctypes.c_void_p
@@ -82,6 +83,7 @@ class Library:
 
     def open(self) -> int:
         """A new context. Raises NodeError."""
+        _check_that_sockets_can_be_had()
         context: int | None = self._calls.nft_ctx_new(0)
         if context is None:
             raise NodeError("nftables cannot be used: no memory")
@@ -110,15 +112,26 @@ class Library:
             self.close(context)
 
 
+def _check_that_sockets_can_be_had() -> None:
+    """libnftables ends the process where it gets no socket, or one that does not fit into an fd_set (select(2))."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+            fd = sock.fileno()
+    except OSError as error:
+        raise NodeError(f"nftables cannot be used: {error}") from error
+    if fd >= _FD_SETSIZE - _SPARE:
+        raise NodeError("nftables cannot be used: too many open files")
+
+
 def _sockets() -> set[int]:
     """The descriptors of this process that are sockets of nftables."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
-        fd = int(entry.name)
         try:
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                if sock.family == socket.AF_NETLINK and sock.proto == _NETLINK_NETFILTER:
-                    found.add(fd)
-        except OSError:
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as sock:
+                    if (sock.family, sock.proto) == (socket.AF_NETLINK, _NETLINK_NETFILTER):
+                        found.add(int(entry.name))
+        except OSError:  # closed meanwhile
             continue
     return found

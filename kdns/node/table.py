@@ -5,13 +5,19 @@
     taken                         queries get the mark that leads to the local route, and the socket that waits there
     own                           queries of the node itself get the mark, and are routed again
 
+The kernel adds and removes chains one after the other, while packets are on their way through them: `taken` and `own`
+leave alone what conntrack knows, for kube-proxy's NAT will have it. (The first chains are removed first.)
+
 `taken` has two rules for each address. The first hands the packet to the socket. Where that is not transparent, as with
 another server at the same address, the second still leads the packet to this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import threading
 from collections.abc import Iterable
 from ipaddress import ip_address
 
@@ -20,11 +26,19 @@ from kdns.node.nft import Library, Owned
 from kdns.node.settings import MARK, Settings
 
 _BOTH = "meta l4proto { tcp, udp } th"
+_OURS = "ct state untracked"
 _SET_MARK = f"meta mark set meta mark or {MARK:#x}"
+
+_HOOKS = {
+    "untracked-in": "filter hook prerouting priority raw",
+    "untracked-out": "filter hook output priority raw",
+    "taken": "filter hook prerouting priority mangle",
+    "own": "route hook output priority mangle",
+}
 
 
 class Interception:
-    """The table of this process, there or not.
+    """The table of this process, there or not. May be used by several threads.
 
     Its name is made anew each time: several instances may have theirs at the same time.
     """
@@ -33,36 +47,70 @@ class Interception:
         """Raises NodeError if the kernel or the library cannot do it, which is tried with a table that does nothing."""
         self._settings = settings
         self._library = Library()
+        self._lock = threading.Lock()
         self._tproxy = True
+        self._begun = False
         self._table: Owned | None = None
         self._name = ""
+        os.register_at_fork(after_in_child=self._let_go)
         try:
             self._make(dormant=True)[1].close()
         except NodeError:
             self._tproxy = False
             self._make(dormant=True)[1].close()
 
-    def ensure(self) -> bool:
-        """Make the table unless it is there; whether it had to be made. Raises NodeError."""
-        if self._table is not None and self._name in self._library.tables():
-            return False
-        old, (self._name, self._table) = self._table, self._make()
-        if old is not None:
-            old.close()
-        return True
+    def begin(self) -> bool:
+        """Make the table; as `check`."""
+        self._begun = True
+        return self.check()
+
+    def check(self) -> bool:
+        """Make the table if it is to be there, and is not; whether it was made. Raises NodeError."""
+        with self._lock:
+            if not self._begun or (self._table is not None and self._name in self._library.tables()):
+                return False
+            self._go_over(*self._make())
+            return True
+
+    def drain(self) -> None:
+        """Intercept no more queries; what is answered yet leaves as before."""
+        with self._lock:
+            self._begun = False
+            if self._table is None:
+                return
+            name = _new_name()
+            with contextlib.suppress(NodeError):  # the answers may leave another way then
+                self._go_over(name, Owned(self._library, last_answers(self._settings, name)))
+                return
+            self._table.close()
 
     def end(self) -> None:
         """Remove the table."""
-        if self._table is not None:
-            self._table.close()
-            self._table = None
+        with self._lock:
+            self._begun = False
+            if self._table is not None:
+                self._table.close()
+                self._table = None
+
+    def _go_over(self, name: str, table: Owned) -> None:
+        old, self._name, self._table = self._table, name, table
+        if old is not None:
+            old.close()
 
     def _make(self, *, dormant: bool = False) -> tuple[str, Owned]:
         """Its name, and the table. Raises NodeError."""
-        name = f"kdns-node-{secrets.token_hex(4)}"
+        name = _new_name()
         intercept = self._settings.setup_interface
         text = commands(self._settings, name, intercept=intercept, tproxy=self._tproxy, dormant=dormant)
         return name, Owned(self._library, text)
+
+    def _let_go(self) -> None:
+        if self._table is not None:
+            self._table.let_go()
+
+
+def _new_name() -> str:
+    return f"kdns-node-{secrets.token_hex(4)}"
 
 
 def commands(settings: Settings, name: str, *, intercept: bool, tproxy: bool = True, dormant: bool = False) -> str:
@@ -71,46 +119,55 @@ def commands(settings: Settings, name: str, *, intercept: bool, tproxy: bool = T
     name: of the table. intercept: False for the rules about conntrack alone. tproxy: False for kernels that have none.
     dormant: make it, but let it do nothing.
     """
+    untracked = [*_queries(settings), *_answers(settings)]
     chains = {
-        "untracked-in": ("filter hook prerouting priority raw", list(_untracked(settings))),
+        "untracked-in": (_HOOKS["untracked-in"], [f"{match} notrack" for match in untracked]),
         "untracked-out": (
-            "filter hook output priority raw",
-            [*_untracked(settings), *_untracked_health(settings)],
+            _HOOKS["untracked-out"],
+            [f"{match} notrack" for match in (*untracked, *_health(settings))],
         ),
     }
     if intercept:
-        chains["taken"] = ("filter hook prerouting priority mangle", list(_taken(settings, tproxy)))
-        chains["own"] = ("route hook output priority mangle", list(_own(settings)))
+        chains["taken"] = (_HOOKS["taken"], list(_taken(settings, tproxy)))
+        chains["own"] = (_HOOKS["own"], [f"{match} {_OURS} {_SET_MARK}" for match in _queries(settings)])
+    return _table(name, chains, dormant=dormant)
+
+
+def last_answers(settings: Settings, name: str) -> str:
+    """What makes a table for the answers alone: those to queries that came before the interception ended."""
+    rules = [f"{match} notrack" for match in _answers(settings)]
+    return _table(name, {chain: (_HOOKS[chain], rules) for chain in ("untracked-in", "untracked-out")})
+
+
+def _table(name: str, chains: dict[str, tuple[str, list[str]]], *, dormant: bool = False) -> str:
     lines = [f"table inet {name} {{", "flags owner", *(["flags dormant"] if dormant else [])]
-    for chain, (kind, rules) in chains.items():
-        lines += [f"chain {chain} {{", f"type {kind}; policy accept;", *rules, "}"]
+    for chain, (hook, rules) in chains.items():
+        lines += [f"chain {chain} {{", f"type {hook}; policy accept;", *rules, "}"]
     return "\n".join([*lines, "}", ""])
 
 
-def _untracked(settings: Settings) -> Iterable[str]:
+def _queries(settings: Settings) -> Iterable[str]:
     for address in settings.own:
-        yield f"{_ip(address)} daddr {address} {_BOTH} dport {settings.port} notrack"
-        yield f"{_ip(address)} saddr {address} {_BOTH} sport {settings.port} notrack"
+        yield f"{_ip(address)} daddr {address} {_BOTH} dport {settings.port}"
 
 
-def _untracked_health(settings: Settings) -> Iterable[str]:
+def _answers(settings: Settings) -> Iterable[str]:
     for address in settings.own:
-        yield f"{_ip(address)} daddr {address} tcp dport {settings.health_port} notrack"
-        yield f"{_ip(address)} saddr {address} tcp sport {settings.health_port} notrack"
+        yield f"{_ip(address)} saddr {address} {_BOTH} sport {settings.port}"
+
+
+def _health(settings: Settings) -> Iterable[str]:
+    for address in settings.own:
+        yield f"{_ip(address)} daddr {address} tcp dport {settings.health_port}"
+        yield f"{_ip(address)} saddr {address} tcp sport {settings.health_port}"
 
 
 def _taken(settings: Settings, tproxy: bool) -> Iterable[str]:
-    for address in settings.own:
-        match = f"{_ip(address)} daddr {address} {_BOTH} dport {settings.port}"
+    for address, match in zip(settings.own, _queries(settings), strict=True):
         if tproxy:
             place = f"[{address}]" if ":" in address else address
-            yield f"{match} tproxy {_ip(address)} to {place}:{settings.port} {_SET_MARK} accept"
-        yield f"{match} {_SET_MARK} accept"
-
-
-def _own(settings: Settings) -> Iterable[str]:
-    for address in settings.own:
-        yield f"{_ip(address)} daddr {address} {_BOTH} dport {settings.port} {_SET_MARK}"
+            yield f"{match} {_OURS} tproxy {_ip(address)} to {place}:{settings.port} {_SET_MARK} accept"
+        yield f"{match} {_OURS} {_SET_MARK} accept"
 
 
 def _ip(address: str) -> str:

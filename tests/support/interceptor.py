@@ -2,9 +2,10 @@
 
     python -m tests.support.interceptor NAME SETTINGS
 
-SETTINGS is a `Settings` as JSON, or a list of addresses that are served without a `Network`. Standard output gets the
-log, a line "counted KIND" for each error counted, and "open" when queries are brought here. SIGTERM ends it as the
-supervisor would end; SIGUSR1 the same, as if another instance were there.
+SETTINGS is a `Settings` as JSON, or a list of addresses of this machine that are served without a `Network`.
+
+Standard output gets the log, a line "counted KIND" for each error counted, and "open" when queries are brought here.
+SIGTERM ends it as the supervisor would end; SIGUSR1 the same, as if another instance were there.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ def take(name: str, sock: socket.socket) -> None:
         sock.sendto(answer(name, query), peer)
 
 
-def listening(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket bound to an address that this machine need not have."""
+def listening(address: str, port: int, kind: socket.SocketKind, *, anywhere: bool) -> socket.socket:
+    """A socket bound to an address. anywhere: which this machine need not have."""
     six = ip_address(address).version == 6
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if six:
+    if anywhere and six:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-    else:
+    elif anywhere:
         sock.setsockopt(socket.SOL_IP, socket.IP_TRANSPARENT, 1)
     sock.bind((address, port))
     if kind == socket.SOCK_STREAM:
@@ -61,7 +62,7 @@ def listening(address: str, port: int, kind: socket.SocketKind) -> socket.socket
     return sock
 
 
-async def serve(name: str, addresses: tuple[str, ...], port: int) -> None:
+async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: bool) -> None:
     """Answer at all addresses, over UDP and TCP."""
     loop = asyncio.get_running_loop()
 
@@ -76,10 +77,11 @@ async def serve(name: str, addresses: tuple[str, ...], port: int) -> None:
             writer.close()
 
     for address in addresses:
-        udp = listening(address, port, socket.SOCK_DGRAM)
+        udp = listening(address, port, socket.SOCK_DGRAM, anywhere=anywhere)
         udp.setblocking(False)
         loop.add_reader(udp.fileno(), take, name, udp)
-        await asyncio.start_server(converse, sock=listening(address, port, socket.SOCK_STREAM))
+        tcp = listening(address, port, socket.SOCK_STREAM, anywhere=anywhere)
+        await asyncio.start_server(converse, sock=tcp)
 
 
 def say(text: str) -> None:
@@ -90,7 +92,7 @@ def say(text: str) -> None:
 async def main(name: str, text: str) -> None:
     fields = json.loads(text)
     if isinstance(fields, list):
-        await serve(name, tuple(fields), 53)
+        await serve(name, tuple(fields), 53, anywhere=False)
         say("open")
         await asyncio.Event().wait()
     settings = Settings(**{**fields, "addresses": tuple(fields["addresses"])})
@@ -102,7 +104,7 @@ async def main(name: str, text: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set_result, True)
     loop.add_signal_handler(signal.SIGUSR1, stop.set_result, False)
     await network.prepare()
-    await serve(name, settings.addresses, settings.port)
+    await serve(name, settings.addresses, settings.port, anywhere=True)
     await network.open()
     follower = asyncio.create_task(network.follow())
     say("open")
