@@ -183,6 +183,7 @@ def test_addresses_may_be_of_both_families_and_each_counts_once(
         (["-localip", "::1", "-interfacename", "a/b"], "cannot be the name of a link"),
         (["-localip", "::1", "-interfacename", "a b"], "has a space"),
         (["-localip", "::1", "-interfacename", ""], "cannot be the name of a link"),
+        (["-localip", "::1", "-interfacename=", "dns0"], '"dns0" is no option'),
         (["-localip", "::1", "-metrics-listen-address", "9353"], "is not an address with a port"),
         (["-localip", "::1", "-health-port", "http"], "health-port"),
         (["-localip", "::1", "-dns.port", "65536"], "dns.port"),
@@ -197,7 +198,11 @@ def test_what_cannot_be_done_is_refused(parse: Parser, arguments: list[str], sai
     assert said in " ".join(parse.refused(*arguments).replace("│", " ").split())
 
 
-def test_a_service_that_the_environment_does_not_know_is_no_mistake_until_it_is_wanted(parse: Parser) -> None:
+def test_a_service_that_the_environment_does_not_know_is_no_mistake_until_it_is_wanted(
+    parse: Parser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAMED_SERVICE_HOST", "None")
+    assert parse("-localip", "::1", "-upstreamsvc", "named").instance.values.cluster_dns == ""
     assert parse("-localip", "::1", "-upstreamsvc", "nobody").instance.values.cluster_dns == ""
 
 
@@ -229,7 +234,7 @@ def test_check_takes_base_files_and_refuses_kubernetes_in_them(tmp_path: Path) -
 # A real process
 
 BASE = """\
-__PILLAR__DNS__DOMAIN__:$dns {
+__PILLAR__DNS__DOMAIN__ {
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
     forward . __PILLAR__CLUSTER__DNS__:$cluster {
         force_tcp
@@ -348,10 +353,11 @@ def test_the_pid_file_is_there_while_it_serves(tmp_path: Path, upstream: FakeUps
     pidfile = tmp_path / "node-cache.pid"
     volume = Volume(tmp_path / "kube-dns")
     options: dict[str, Any] = {"corefile": cluster(upstream), "environ": {"UP_SERVICE_HOST": "127.0.0.1"}}
-    with Node(tmp_path, volume, "-pidfile", str(pidfile), **options) as server:
+    with Node(tmp_path, volume, "-pidfile", str(pidfile), "--workers=2", **options) as server:
         assert server.process is not None
         pid = server.process.pid
         wait_until(lambda: pidfile.exists() and pidfile.read_text() == f"{pid}\n", 10, "a pid file")
+        wait_until(lambda: len(server.worker_pids()) == 2, 10, "two workers")
         server.terminate()
         assert not pidfile.exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def test_stub_domains_and_upstream_nameservers_are_read_from_a_volume(volume: Vo
     )
 
 
-@pytest.mark.parametrize("keys", [{}, {"stubDomains": {}, "upstreamNameservers": []}, {"stubDomains": None}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"stubDomains": {}, "upstreamNameservers": []}, {"stubDomains": None, "upstreamNameservers": None}]
+)
 def test_a_configmap_may_say_nothing(volume: Volume, keys: dict[str, Any]) -> None:
     volume.write(**keys)
     assert configmap.read(volume.folder) == KubeDns(str(volume.folder))
@@ -177,6 +180,7 @@ def test_a_configmap_may_say_nothing(volume: Volume, keys: dict[str, Any]) -> No
         ("stubDomains", {"acme.local.": ["192.0.2.1"]}, 1, "is not a domain name"),
         ("stubDomains", {"a {\nwhoami\n}\nb": ["192.0.2.1"]}, 1, "is not a domain name"),
         ("stubDomains", {"a" * 64: ["192.0.2.1"]}, 1, "is not a domain name"),
+        ("stubDomains", {"a." * 127 + "a": ["192.0.2.1"]}, 1, "is not a domain name"),
         ("stubDomains", {"a": []}, 1, "no nameservers"),
         ("stubDomains", {"a": "192.0.2.1"}, 1, "no nameservers"),
         ("stubDomains", {"a": [None]}, 1, "a nameserver is null"),
@@ -211,15 +215,17 @@ def test_a_key_that_is_no_utf8_is_a_mistake_in_its_line(volume: Volume) -> None:
         configmap.read(volume.folder)
 
 
+@pytest.mark.parametrize("before", [b'{"old": ["192.0.2.1"]}', b"\xff"])
 def test_keys_that_are_exchanged_while_they_are_read_belong_together(
-    volume: Volume, monkeypatch: pytest.MonkeyPatch
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
-    volume.write(stubDomains={"old": ["192.0.2.1"]}, upstreamNameservers=["192.0.2.1"])
-    read_bytes, before = Path.read_bytes, volume.number
+    volume.write(stubDomains="", upstreamNameservers=["192.0.2.1"])
+    (volume.folder / "stubDomains").write_bytes(before)
+    read_bytes, number = Path.read_bytes, volume.number
 
     def exchanged(path: Path) -> bytes:
         found = read_bytes(path)
-        if volume.number == before:
+        if volume.number == number:
             volume.write(stubDomains={"new": ["192.0.2.2"]}, upstreamNameservers=["192.0.2.2"])
         return found
 
@@ -371,6 +377,27 @@ def test_a_result_that_cannot_be_written_is_said_once_and_served_all_the_same(pl
     assert place.said().count("cannot be written") == 1
     assert place.counted == []
     assert list(place.conf.parent.glob(".Corefile*")) == []
+
+
+def test_a_result_that_cannot_be_put_in_its_place_leaves_nothing_behind(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path, target: Path) -> None:
+        assert path.read_bytes()
+        raise OSError(errno.EBUSY, f"{target} is a mount point")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    assert place.zones() == ["cluster.local.", "."]
+    assert "cannot be written" in place.said()
+    assert list(place.conf.parent.glob(".Corefile*")) == []
+
+
+def test_a_link_to_the_result_stays_a_link(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    place.conf.symlink_to("elsewhere/Corefile")
+    place.load()
+    assert place.conf.is_symlink()
+    assert (tmp_path / "elsewhere" / "Corefile").read_text() == filled(BASE)[0]
 
 
 def test_without_a_base_file_the_corefile_is_served_as_it_is_and_followed(place: Place, volume: Volume) -> None:
