@@ -110,6 +110,12 @@ def test_all_parts_together_are_less_than_the_limit_and_workers_share_them() -> 
     assert two.cached < one.cached
 
 
+def test_the_smaller_the_group_the_more_a_worker_is_to_be_preferred_by_the_killer() -> None:
+    for limit in (64 << 20, 128 << 20, 256 << 20):
+        assert memory.handicap(limit) * limit // 1000 >= 50 << 20
+    assert memory.handicap(None) == memory.handicap(64 << 30) < memory.handicap(128 << 20) <= 1000
+
+
 def test_a_group_that_is_too_small_still_leaves_something() -> None:
     share = memory.share(1 << 20, 4)
     assert share.cached > 0

@@ -22,6 +22,10 @@ LEAST = 2 << 20
 """What a worker gets in the smallest group: then the limit is too low, and it may come to a kill."""
 
 
+LEAST_HANDICAP = 200
+"""For a limit that is set later, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """A worker's part, in bytes but for `waiting`.
@@ -44,3 +48,11 @@ def share(limit: int | None, workers: int) -> Share:
         return UNLIMITED
     room = max(LEAST, (limit - PROCESSES) // workers - WORKER)
     return Share(cached=room * 2 // 5, waiting=min(MOST_PENDING, room // 5 // PENDING), held=room // 5)
+
+
+def handicap(limit: int | None) -> int:
+    """What to add to a worker's oom_score_adj so that it is killed, and no process that may be larger (proc(5)).
+
+    Thousandths of the memory that the kernel counts by: of the limit, or of the machine's.
+    """
+    return LEAST_HANDICAP if limit is None else min(1000, max(LEAST_HANDICAP, 1000 * PROCESSES * 3 // 2 // limit))

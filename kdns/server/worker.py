@@ -27,6 +27,7 @@ from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, tim
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
+from kdns.server import cgroups, memory
 from kdns.server.plan import Plan, Server
 from kdns.server.presence import others
 from kdns.server.respond import Block, Responder, Waiting, WriteDown
@@ -56,6 +57,8 @@ def run(plan: Plan, fds: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a system call that blocks, see UdpServer.stop
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("kdns-worker")
     _prefer_to_be_killed()
     gc.set_threshold(*_COLLECTIONS)
     try:
@@ -69,7 +72,7 @@ def _prefer_to_be_killed() -> None:
     """When memory runs out, a worker is to go and not the supervisor (proc(5) oom_score_adj)."""
     path = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
-        path.write_text(str(min(1000, int(path.read_text()) + 200)))
+        path.write_text(str(min(1000, int(path.read_text()) + memory.handicap(cgroups.memory_limit()))))
 
 
 class Chains(NamedTuple):
