@@ -27,7 +27,7 @@ import dns.exception
 import dns.message
 import dns.query
 import pytest
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2 import IPRoute
 
 from kdns.node import change, iptables, rtnetlink
 from kdns.node.change import Changes

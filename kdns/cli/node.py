@@ -285,10 +285,13 @@ class Instance:
         """The network, and the configuration's loader, which both log and count what goes wrong."""
         from kdns.node.loader import Loader
         from kdns.node.network import Network
+        from kdns.node.settings import PROBLEMS
 
-        def count(kind: str) -> None:
-            region.count(("count", "coredns_nodecache_setup_errors_total", "errortype", kind))
+        def count(kind: str, times: int = 1) -> None:
+            region.count(("count", "coredns_nodecache_setup_errors_total", "errortype", kind), times)
 
+        for kind in PROBLEMS:  # a rate needs a value before the first one
+            count(kind, 0)
         self.log = log
         self.loader = Loader(self.paths, self.values, lambda parts: understand(parts, self.values.port), log, count)
         return Network(self.settings, log, count)

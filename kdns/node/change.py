@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from ipaddress import ip_address
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from kdns.node import rtnetlink
 from kdns.node.links import LOOPBACK, Note, Wanted

@@ -13,6 +13,9 @@ ROUTES = 10053
 PRIORITY = 53
 """Of the rules that lead there (ip-rule(8)): before `main`, and before what network plugins have for whole pods."""
 
+PROBLEMS = ("iptables", "iptables_lock", "interface_add", "interface_check", "configmap")
+"""The kinds of `coredns_nodecache_setup_errors_total`: node-cache's."""
+
 _LINK_LOCAL = ip_network("169.254.0.0/16")
 
 
