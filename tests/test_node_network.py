@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from pyroute2 import IPRoute
 from kdns.node import change, iptables, rtnetlink
 from kdns.node.change import Changes
 from kdns.node.links import Wanted, differences
+from kdns.node.listeners import others_listen
 from kdns.node.settings import ROUTES, Settings
 from tests.support import netns, procs
 from tests.support.netns import Netns
@@ -547,6 +549,57 @@ def test_while_nodelocal_dnscache_still_serves_both_answer(place: Place) -> None
         running.wait_for(f"removed address {CLUSTER} from nodelocaldns")
         for address in (LOCAL, CLUSTER):
             assert who_answers(place, address) == {"node"}
+
+
+def test_what_another_server_at_the_same_address_needs_stays(place: Place) -> None:
+    with interceptor(place.node).wait_for("open") as running:
+        with Running(place.node, program("other", [LOCAL])).wait_for("open"), Asking(place.pod, LOCAL) as asking:
+            asking.wait_for("other")
+            running.end()
+            asking.wait_for("other")
+        assert running.said("stay for another server")
+        assert "NodeLocal" in state(place.node)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.7", "::1"])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_sockets_of_others_at_an_address_are_seen(address: str, kind: socket.SocketKind) -> None:
+    text = f"""if True:
+        from tests.support.interceptor import listening, say
+        sock = listening("{address}", 0, {int(kind)}, anywhere=False)
+        say(str(sock.getsockname()[1]))
+        input()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        try:
+            assert others_listen(address, port)
+            assert not others_listen("127.0.0.8" if "." in address else "::2", port)
+        finally:
+            process.kill()
+    assert not others_listen(address, port)
+
+
+def test_ones_own_sockets_are_not_those_of_others() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.7", 0))
+        assert not others_listen("127.0.0.7", sock.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("addresses", "link_local"),
+    [
+        ((LOCAL, CLUSTER), (LOCAL,)),
+        ((CLUSTER, CLUSTER6), ()),
+        ((LOCAL, "fd00::10", CLUSTER, CLUSTER6), (LOCAL, "fd00::10")),
+        (("127.0.0.1", "0.0.0.0", "::", "::1"), ()),  # noqa: S104 - not to bind
+    ],
+)
+def test_which_addresses_belong_on_the_link(addresses: tuple[str, ...], link_local: tuple[str, ...]) -> None:
+    assert Settings(addresses, 53).link_local == link_local
 
 
 def leave_as_node_cache(node: Netns) -> None:

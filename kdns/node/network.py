@@ -237,6 +237,9 @@ class Network:
 
     def _remove(self) -> Outcome:
         settings = self._settings
+        if any(others_listen(address, settings.port) for address in settings.own):
+            self._log.info("node: links and rules stay for another server at the same addresses")
+            return Outcome()
         outcome = Outcome()
         if settings.setup_iptables:
             outcome += iptables.remove(iptables.accepting(settings)) + iptables.remove(iptables.stranding(settings))

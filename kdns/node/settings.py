@@ -45,11 +45,11 @@ class Settings:
 
     @property
     def link_local(self) -> tuple[str, ...]:
-        """Those of `own` that have no meaning outside of the node, so that nobody else could answer there."""
-        return tuple(text for text in self.own if is_link_local(text))
+        """Those of `own` that have no meaning outside of the node, so that nobody else could answer there.
 
-
-def is_link_local(address: str) -> bool:
-    """Whether an IPv4 address is of RFC 3927's range."""
-    parsed = ip_address(address)
-    return parsed.version == 4 and parsed in _LINK_LOCAL
+        Of IPv4 those of RFC 3927's range. IPv6 has no range for it: the first of several, for the NodeLocal add-on's
+        arguments have it before the ClusterIP.
+        """
+        six = [text for text in self.own if ip_address(text).version == 6]
+        first = six[0] if len(six) > 1 else None
+        return tuple(text for text in self.own if text == first or ip_address(text) in _LINK_LOCAL)
