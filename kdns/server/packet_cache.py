@@ -33,8 +33,10 @@ ENTRIES = 16384
 BYTES = 8 << 20
 ASKED = 1 << 16
 """Slots for the hashes of queries; when half of them are taken, all are cleared."""
-OVERHEAD = 300
+OVERHEAD = 240
 """About what an entry takes beside its key and response, in bytes."""
+AGING = 220
+"""About what a Countdown takes beside its response, in bytes."""
 PER_NAME = 150
 """About what each name takes that an entry depends on, in bytes: its hash, and its place in the index."""
 PART = 8
@@ -70,42 +72,43 @@ class Turns:
 class Countdown:
     """The TTLs of a response, one less each second, and its address records in turns.
 
-    aging: see there. size: of the response in bytes. ttls: offsets from behind the message's ID. rotation: None
-    without `loadbalance`.
+    aging: see there. response: behind its ID. ttls: offsets in it. rotation: None without `loadbalance`.
     """
 
-    __slots__ = ("_aging", "_begun", "_current", "_expires", "_left", "_rotation", "_ttls", "_turns", "bytes", "until")
+    __slots__ = ("_begun", "_current", "_expires", "_left", "_rotation", "_served", "_ttls", "_turns", "bytes", "until")
 
-    def __init__(self, aging: Aging, size: int, ttls: tuple[int, ...], rotation: Rotation | None, first: int) -> None:
-        self.until = int(aging.until * 1e9)
-        self._aging = aging
-        self._begun = False
+    def __init__(
+        self, aging: Aging, response: bytes, ttls: tuple[int, ...], rotation: Rotation | None, first: int
+    ) -> None:
         self._expires = int(aging.expires * 1e9)
-        self._ttls = ttls
+        self.until = self._expires if aging.until == aging.expires else int(aging.until * 1e9)
+        self._served = aging.served
+        self._begun = False
+        self._ttls = ttls if aging.counts_down else ()
         self._rotation = rotation
         self._turns = Turns(rotation, first) if rotation is not None else None
         self._left = -1
-        self._current = b""
-        self.bytes = size + (self._turns.bytes if self._turns is not None else 0)
+        self._current = response
+        self.bytes = AGING + len(response) + (self._turns.bytes if self._turns is not None else 0)
 
-    def next(self, response: bytes, now: int) -> bytes:
+    def next(self, _: bytes, now: int) -> bytes:
         """The response with the TTLs that it has now. The first time it goes to the client whom a plugin answered."""
         if self._begun:
-            self._aging.served()
+            self._served()
         self._begun = True
-        if not self._aging.counts_down:
-            return response if self._turns is None else self._turns.next(response, now)
-        left = -((now - self._expires) // 1_000_000_000)
         current = self._current
-        if left != self._left:
-            current = self._at(response, left)
+        if self._ttls:
+            left = -((now - self._expires) // 1_000_000_000)
+            if left != self._left:
+                current = self._at(left)
         return current if self._turns is None else self._turns.next(current, now)
 
-    def _at(self, response: bytes, left: int) -> bytes:
-        """Write the TTL into every record; what came before the response was kept sees the one that it began with."""
+    def _at(self, left: int) -> bytes:
+        """Write the TTL into every record; who asked before the response was kept sees the one that it began with."""
+        current = self._current
         for at in self._ttls[:1]:
-            left = min(left, int.from_bytes(response[at : at + 4], "big"))
-        current = stamp(response, self._ttls, max(left, 0))
+            left = min(left, int.from_bytes(current[at : at + 4], "big"))
+        current = stamp(current, self._ttls, max(left, 0))
         if self._turns is not None and self._rotation is not None:
             start, end, step, _ = self._rotation
             records = current[start - 2 : end - 2]
@@ -118,9 +121,9 @@ class Countdown:
 class Entry(NamedTuple):
     """What answers a query.
 
-    response: the message behind its ID. cell: where the query is counted. turns: what changes from one answer to the
-    next, see Turns and Countdown. block: the server block
-    that it belongs to. hashes: of the names that it depends on.
+    response: the message behind its ID; empty if a Countdown has it. cell: where the query is counted. turns: what
+    changes from one answer to the next, see Turns and Countdown. block: the server block that it belongs to. hashes: of
+    the names that it depends on.
     """
 
     response: bytes

@@ -190,9 +190,12 @@ class Responder:
         )
         key = query.data[2:]
         if not (response.cacheable and via.cache.wants(key)):
-            return Entry(wire[2:], cell, _turns(encoded, None), block, ())
+            return Entry(wire[2:], cell, _turns(encoded), block, ())
         hashes = tuple(map(name_hash, response.depends))
-        entry = Entry(wire[2:], cell, _turns(encoded, response.aging), block, hashes)
+        if response.aging is not None:
+            entry = Entry(b"", cell, _countdown(encoded, response.aging), block, hashes)
+        else:
+            entry = Entry(wire[2:], cell, _turns(encoded), block, hashes)
         via.cache.put(key, entry, seen)
         return entry
 
@@ -215,12 +218,15 @@ class Responder:
         return Response(rcode=rr.SERVFAIL)
 
 
-def _turns(encoded: Encoded, aging: Aging | None) -> Turns | Countdown | None:
+def _turns(encoded: Encoded) -> Turns | None:
     """What changes from one answer to the next."""
+    return Turns(encoded.rotation, random.randrange(1 << 16)) if encoded.rotation is not None else None
+
+
+def _countdown(encoded: Encoded, aging: Aging) -> Countdown:
+    """The same where TTLs change too."""
     wire, rotation, ttls = encoded
-    if aging is not None:
-        return Countdown(aging, len(wire), tuple([at - 2 for at in ttls]), rotation, random.randrange(1 << 16))
-    return Turns(rotation, random.randrange(1 << 16)) if rotation is not None else None
+    return Countdown(aging, wire[2:], tuple([at - 2 for at in ttls]), rotation, random.randrange(1 << 16))
 
 
 async def _refuse(_: Query) -> Response:
