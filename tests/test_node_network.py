@@ -41,14 +41,16 @@ from tests.support.netns import Netns
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL, CLUSTER, CLUSTER6 = "169.254.20.10", "10.96.0.10", "fd10:96::a"
 ALL = (LOCAL, CLUSTER, CLUSTER6)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A pod, the node that it is on, and the host of the cluster's DNS."""
+    """Two pods, the node that they are on, and the host of the cluster's DNS. The second pod is behind a bridge, whose
+    packets pass iptables (bridge-nf-call-iptables)."""
 
     pod: Netns
+    bridged: Netns
     node: Netns
     cluster: Netns
 
@@ -138,20 +140,28 @@ class Asking:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Place]:
     netns.require()
-    with Netns("pod") as pod, Netns("node") as node, Netns("dns") as cluster:
+    with Netns("pod") as pod, Netns("bridged") as bridged, Netns("node") as node, Netns("dns") as cluster:
         pod.connect(node, ["10.244.1.2/24", "fd44:1::2/64"], ["10.244.1.1/24", "fd44:1::1/64"])
+        port = bridged.connect(node, ["10.244.2.2/24", "fd44:2::2/64"], [])[1]
+        node.ip("link", "add", "cni0", "type", "bridge")
+        node.ip("link", "set", port, "master", "cni0")
+        node.ip("address", "add", "10.244.2.1/24", "dev", "cni0")
+        node.ip("address", "add", "fd44:2::1/64", "dev", "cni0", "nodad")
+        node.ip("link", "set", "cni0", "up")
         cluster.connect(node, ["10.244.9.9/24", "fd44:9::9/64"], ["10.244.9.1/24", "fd44:9::1/64"])
         for host, gateway, gateway6 in (
             (pod, "10.244.1.1", "fd44:1::1"),
+            (bridged, "10.244.2.1", "fd44:2::1"),
             (cluster, "10.244.9.1", "fd44:9::1"),
             (node, "10.244.9.9", "fd44:9::9"),
         ):
             host.ip("route", "add", "default", "via", gateway)
             host.ip("-6", "route", "add", "default", "via", gateway6)
-        node.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        bridge = ("net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1")
+        node.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", *bridge)
         with Running(cluster, program("cluster", ["10.244.9.9", "fd44:9::9"])) as dns_of_cluster:
             dns_of_cluster.wait_for("open")
-            yield Place(pod, node, cluster)
+            yield Place(pod, bridged, node, cluster)
 
 
 @pytest.fixture
@@ -168,7 +178,7 @@ def place(hosts: Place) -> Place:
     ):
         node.run(*command.split(), check=False)
     be_kube_proxy(node)
-    for host in (hosts.pod, node):  # IPv6 links take a moment at first
+    for host in (hosts.pod, hosts.bridged, node):  # IPv6 links take a moment at first
         wait_for_answer(host, CLUSTER6, "cluster")
     node.run("conntrack", "-F")
     return hosts
@@ -232,8 +242,9 @@ def wait_for_answer(host: Netns, address: str, name: str) -> None:
 
 
 def who_answers(place: Place, address: str) -> set[str]:
-    """Asked from pod and node, over UDP and TCP."""
-    return {ask(host, address, tcp=tcp) for host in (place.pod, place.node) for tcp in (False, True)}
+    """Asked from pods and node, over UDP and TCP."""
+    hosts = (place.pod, place.bridged, place.node)
+    return {ask(host, address, tcp=tcp) for host in hosts for tcp in (False, True)}
 
 
 def tracked(node: Netns) -> list[str]:
@@ -264,7 +275,7 @@ def state(node: Netns) -> str:
 
 
 @pytest.mark.parametrize("address", ALL)
-def test_queries_from_a_pod_and_from_the_node_are_answered_by_the_node_and_leave_no_conntrack_entry(
+def test_queries_from_pods_and_from_the_node_are_answered_by_the_node_and_leave_no_conntrack_entry(
     place: Place, address: str
 ) -> None:
     assert ask(place.pod, address) == ("" if address == LOCAL else "cluster")
@@ -369,6 +380,17 @@ def test_what_somebody_takes_away_is_put_back(place: Place, command: str, kind: 
         running.wait_for(f"not as it should be: {kind}").wait_for("counted interface_check")
         for address in ALL:
             assert who_answers(place, address) == {"node"}
+
+
+def test_rules_and_routes_look_as_if_the_kernel_had_made_them(place: Place) -> None:
+    """systemd-networkd removes others when it starts (ManageForeignRoutingPolicyRules and ManageForeignRoutes)."""
+    with interceptor(place.node).wait_for("open"):
+        for family in ("-4", "-6"):
+            rules = place.node.ip("-details", family, "rule", "list", "priority", "53").splitlines()
+            routes = place.node.ip("-details", family, "route", "show", "table", "10053").splitlines()
+            assert rules
+            assert routes
+            assert all("proto kernel" in line for line in (*rules, *routes))
 
 
 def test_an_existing_link_is_used_and_completed_and_kept(place: Place) -> None:

@@ -29,6 +29,8 @@ KIND = "dummy"
 _NO_SUCH_KIND = (errno.EOPNOTSUPP, errno.ENODEV)
 _AS_IT_SHOULD_BE = (errno.EEXIST, errno.ENOENT, errno.ESRCH)
 _PAST = {"add": "added", "remove": "removed", "set": "set"}
+_PROTOCOL_KERNEL = 2
+"""Who made rules and routes: systemd-networkd removes those of all others when it starts (networkd.conf(5))."""
 _NODAD = 0x02
 _SCOPE_HOST = 254
 
@@ -146,13 +148,22 @@ def _rule(rule: Rule) -> dict[str, object]:
         "fwmask": rule.mask,
         "table": rule.table,
         "priority": rule.priority,
+        "protocol": _PROTOCOL_KERNEL,
     }
 
 
 def _route(family: int, loopback: int) -> dict[str, object]:
     everything = "::/0" if family == socket.AF_INET6 else "0.0.0.0/0"
     scope = _SCOPE_HOST if family == socket.AF_INET else 0  # IPv6 has no scopes
-    return {"family": family, "dst": everything, "type": "local", "scope": scope, "oif": loopback, "table": ROUTES}
+    return {
+        "family": family,
+        "dst": everything,
+        "type": "local",
+        "scope": scope,
+        "oif": loopback,
+        "table": ROUTES,
+        "proto": _PROTOCOL_KERNEL,
+    }
 
 
 def main() -> None:
