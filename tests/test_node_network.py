@@ -222,23 +222,23 @@ def library(name: str) -> str:
     return path
 
 
-def whose(address: str, *, tcp: bool) -> str:
+def whose(address: str, *, tcp: bool, seconds: float = 5.0) -> str:
     query = dns.message.make_query("who.example.", "TXT")
     way = dns.query.tcp if tcp else dns.query.udp
     try:
-        response = way(query, address, timeout=1)
+        response = way(query, address, timeout=seconds)
     except (dns.exception.DNSException, OSError, EOFError):
         return ""
     return str(response.answer[0][0]).strip('"')
 
 
-def ask(host: Netns, address: str, *, tcp: bool = False) -> str:
-    """Who answers at an address; "" for nobody within a second."""
-    return host.inside(lambda: whose(address, tcp=tcp))
+def ask(host: Netns, address: str, *, tcp: bool = False, seconds: float = 5.0) -> str:
+    """Who answers at an address; "" for nobody within that time."""
+    return host.inside(lambda: whose(address, tcp=tcp, seconds=seconds))
 
 
 def wait_for_answer(host: Netns, address: str, name: str) -> None:
-    procs.wait_until(lambda: ask(host, address) == name, SECONDS, f"answer of {name} at {address}")
+    procs.wait_until(lambda: ask(host, address, seconds=1) == name, SECONDS, f"answer of {name} at {address}")
 
 
 def who_answers(place: Place, address: str) -> set[str]:
@@ -278,7 +278,7 @@ def state(node: Netns) -> str:
 def test_queries_from_pods_and_from_the_node_are_answered_by_the_node_and_leave_no_conntrack_entry(
     place: Place, address: str
 ) -> None:
-    assert ask(place.pod, address) == ("" if address == LOCAL else "cluster")
+    assert ask(place.pod, address, seconds=1) == ("" if address == LOCAL else "cluster")
     place.node.run("conntrack", "-F")
     with interceptor(place.node).wait_for("open"):
         assert who_answers(place, address) == {"node"}
@@ -545,7 +545,7 @@ def test_without_the_capability_there_is_one_warning_and_queries_are_answered_wh
 def test_what_nodelocal_dnscache_left_behind_is_cleared_away(place: Place) -> None:
     node = place.node
     leave_as_node_cache(node)
-    assert ask(place.pod, CLUSTER) == ""
+    assert ask(place.pod, CLUSTER, seconds=1) == ""
     with interceptor(node).wait_for("open") as running:
         running.wait_for(f"removed address {CLUSTER} from nodelocaldns")
         for address in (LOCAL, CLUSTER):
