@@ -61,31 +61,40 @@ def answers(server: Server, name: str = "a.test") -> bool:
     return reply is not None and reply[3] & 0xF == 0
 
 
-def attack(server: Server, seconds: float) -> int:
+def attack(server: Server, seconds: float) -> None:
     with flood.start("clients", server.port, seconds) as clients:
-        return int(clients.communicate(timeout=60 + seconds)[0])
+        clients.communicate(timeout=60 + seconds)
+
+
+def bounds(server: Server) -> dict[str, float]:
+    """How often each bound was met: of queries that wait, of what connections hold, of what is kept."""
+    shown = server.metrics()
+    return {
+        "waiting": shown.value("kdns_pending_rejects_total"),
+        "held": shown.value("kdns_tcp_connections_closed_total", reason="crowded"),
+        "kept": shown.value("coredns_cache_evictions_total"),
+    }
 
 
 def test_hostile_clients_get_nothing_killed(tmp_path: Path, group: Cgroup, record: Record) -> None:
     group.set_limit(LIMIT)
     with serving(tmp_path, group) as server:
         before = server.pids()
-        got = attack(server, 8)
-        shown = server.metrics()
-        record("MiB of the limit", f"{group.usage() >> 20} of {LIMIT >> 20}")
-        assert group.kills() == 0
-        assert server.pids() == before
+        for _ in range(5):  # of these, one is enough unless the machine is very busy
+            attack(server, 7)
+            record("MiB of the limit", f"{group.usage() >> 20} of {LIMIT >> 20}")
+            assert group.kills() == 0
+            assert server.pids() == before
+            if all(bounds(server).values()):
+                break
+        assert all(bounds(server).values()), bounds(server)
         procs.wait_until(lambda: answers(server), 10, "an answer")
-    assert got > 1000
-    assert shown.value("kdns_pending_rejects_total") > 0, "never did too many wait"
-    assert shown.value("kdns_tcp_connections_closed_total", reason="crowded") > 0, "never did connections hold too much"
-    assert shown.value("coredns_cache_evictions_total") > 0, "the caches were never full"
 
 
 def test_what_is_kept_takes_no_more_than_is_reckoned(tmp_path: Path, group: Cgroup, record: Record) -> None:
     group.set_limit(LIMIT)
     with serving(tmp_path, group) as server:
-        before = procs.private(server.worker_pids())
+        before = procs.anonymous(server.worker_pids())
         names = [flood.query(f"name-{number:08d}.flood.test") for number in range(1500)]
         with server.udp_socket() as sock:
             for _ in range(3):
@@ -94,7 +103,7 @@ def test_what_is_kept_takes_no_more_than_is_reckoned(tmp_path: Path, group: Cgro
                     sock.recv(65535)
         shown = server.metrics()
         kept = shown.value("coredns_cache_entries")
-        taken = procs.private(server.worker_pids()) - before
+        taken = procs.anonymous(server.worker_pids()) - before
     assert kept == len(names) + 1
     record("bytes for an answer", taken / kept)
     assert taken / kept < 4500, "an answer of 800 bytes, kept by `cache` and, finished, by the packet cache"

@@ -116,6 +116,12 @@ def test_the_smaller_the_group_the_more_a_worker_is_to_be_preferred_by_the_kille
     assert memory.handicap(None) == memory.handicap(64 << 30) < memory.handicap(128 << 20) <= 1000
 
 
+def test_who_follows_a_cluster_needs_memory_for_its_objects() -> None:
+    limit = 256 << 20
+    assert memory.share(limit, 2, cluster=True).cached < memory.share(limit, 2).cached
+    assert memory.room(100 << 20, 2, cluster=True) < memory.LEAST <= memory.room(100 << 20, 2, cluster=False)
+
+
 def test_a_group_that_is_too_small_still_leaves_something() -> None:
     share = memory.share(1 << 20, 4)
     assert share.cached > 0

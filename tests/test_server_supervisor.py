@@ -134,13 +134,13 @@ def test_descriptors_and_memory_stay_the_same_over_reloads_and_kills(serve: Serv
         kill()
     time.sleep(0.5)
     before = [descriptors(pid) for pid in (supervisor, nursery)]
-    memory = procs.private([supervisor])
+    memory = procs.anonymous([supervisor])
     for number in range(15):
         reload(30 + number)
         kill()
     time.sleep(0.5)
     assert [descriptors(pid) for pid in (supervisor, nursery)] == before
-    assert procs.private([supervisor]) < memory + (4 << 20)
+    assert procs.anonymous([supervisor]) < memory + (4 << 20)
     zombies = [
         stat
         for entry in Path("/proc").iterdir()

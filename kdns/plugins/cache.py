@@ -16,7 +16,8 @@ Only what came from another server is kept. Answers from zones that this server 
 *whoami*) pass, so that they are never old.
 
 All who ask for the same while it is not known yet wait for one query to the other server, which goes on if the first
-of them hangs up. Each worker has a cache of its own.
+of them hangs up. Each worker has a cache of its own. Where the control group of the processes has a memory limit, all
+that a worker keeps stays within a part of what the limit leaves, whatever **CAPACITY** says.
 
 ## Syntax
 

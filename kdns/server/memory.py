@@ -18,7 +18,9 @@ WORKER = 12 << 20
 """About what a worker takes beside what is counted here."""
 PENDING = 10 << 10
 """About what a query takes while it waits for an answer of another server."""
-LEAST = 2 << 20
+CLUSTER = 4
+"""The part of the limit that is left to the supervisor for the objects of a cluster, one in so many."""
+LEAST = 4 << 20
 """What a worker gets in the smallest group: then the limit is too low, and it may come to a kill."""
 
 
@@ -42,12 +44,20 @@ class Share:
 UNLIMITED = Share()
 
 
-def share(limit: int | None, workers: int) -> Share:
-    """What each of the workers may take. limit: bytes for all processes together; None if there is none."""
+def room(limit: int, workers: int, *, cluster: bool) -> int:
+    """Bytes that each of the workers may take beside its modules; less than LEAST if the limit is too low.
+
+    limit: bytes for all processes together. cluster: whether the supervisor follows one.
+    """
+    return (limit - PROCESSES - (limit // CLUSTER if cluster else 0)) // workers - WORKER
+
+
+def share(limit: int | None, workers: int, *, cluster: bool = False) -> Share:
+    """What each of the workers may take. limit: None if there is none."""
     if limit is None:
         return UNLIMITED
-    room = max(LEAST, (limit - PROCESSES) // workers - WORKER)
-    return Share(cached=room * 2 // 5, waiting=min(MOST_PENDING, room // 5 // PENDING), held=room // 5)
+    found = max(LEAST, room(limit, workers, cluster=cluster))
+    return Share(cached=found * 2 // 5, waiting=min(MOST_PENDING, found // 5 // PENDING), held=found // 5)
 
 
 def handicap(limit: int | None) -> int:

@@ -27,9 +27,9 @@ from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs
 from kdns.observe.counters import Region, Totals
 from kdns.plugins import bind, health, kubernetes, reload
+from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
-from kdns.server.memory import share
 from kdns.server.nursery import Nursery
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence, others
@@ -232,7 +232,7 @@ class Supervisor:
                 str(self._start.state_dir or ""),
                 secrets.token_hex(8),
                 self._presence.name if self._presence is not None else "",
-                share(memory_limit(), self._count),
+                self._share(cluster=bool(feeds)),
             )
             for place in plan.places:
                 for index in range(self._count):
@@ -260,6 +260,14 @@ class Supervisor:
                 raise KdnsError(f"the source of {title} could not be read in {LOAD_SECONDS:g} s") from None
             if not feed.publication.synced:
                 raise KdnsError(f"the source of {title} could not be read")
+
+    def _share(self, *, cluster: bool) -> memory.Share:
+        """What each worker may take of the memory that a limit leaves."""
+        limit = memory_limit()
+        if limit is not None and memory.room(limit, self._count, cluster=cluster) < memory.LEAST:
+            text = f"a memory limit of {limit >> 20} MiB is little for {self._count} workers: it may come to kills"
+            self._log.warning(text, key="memory")
+        return memory.share(limit, self._count, cluster=cluster)
 
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
         named = any(options.names_interfaces for options in _options(config, bind.NAME))

@@ -68,6 +68,11 @@ def private(pids: Iterable[int]) -> int:
     return sum(_rollup(pid, "Private_Clean:") + _rollup(pid, "Private_Dirty:") for pid in pids)
 
 
+def anonymous(pids: Iterable[int]) -> int:
+    """Memory in bytes that is of no file, whether a process that was forked shares it still or has a copy."""
+    return sum(_rollup(pid, "Anonymous:") for pid in pids)
+
+
 def _rollup(pid: int, field: str) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
