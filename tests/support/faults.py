@@ -83,6 +83,7 @@ def kill_supervisor(scene: Scene) -> None:
     scene.instance.process.wait()  # type: ignore[union-attr]
     scene.start_again()
     procs.wait_until(lambda: not any(map(procs.is_alive, old)), 20, "the end of the orphans")
+    scene.mark("orphans gone")
 
 
 def kill_all(scene: Scene) -> None:
@@ -191,7 +192,7 @@ def watch(scene: Scene, event: Event, addresses: Sequence[str] = ()) -> Outcome:
     scene.marks.clear()
     with contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(Client(pod, replace(plan, programs=PROGRAMS if own in asked else [])))
+            stack.enter_context(Client(pod, replace(plan, programs=PROGRAMS if own in asked else [], nameserver=own)))
             for pod, own in zip(scene.topology.pods, (family.cluster_ip, family.local), strict=True)
         ]
         time.sleep(BEFORE)
@@ -216,7 +217,9 @@ def scene(
 
         def another(number: int) -> Instance:
             made.append(make(number, group))
-            stack.callback(made[-1].kill)
+            stack.callback(made[-1].stop)
             return made[-1]
 
-        yield Scene(topology, another(2).start(), another, down)
+        instance = another(2).start()
+        topology.node.run("conntrack", "-F")
+        yield Scene(topology, instance, another, down)

@@ -61,7 +61,8 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Rates are questions a second of each address. programs: command lines that are run in turn, `pause` seconds
-    between them, each a question that exit code 0 answers; `*` in them as in names. seconds: at most."""
+    between them, each a question to `nameserver` that exit code 0 answers; `*` in them as in names. seconds: at most.
+    """
 
     addresses: list[str]
     questions: list[Question]
@@ -69,20 +70,23 @@ class Plan:
     tcp: float = 0.0
     glibc: float = 0.0
     programs: list[str] = field(default_factory=list)
+    nameserver: str = ""
     pause: float = 0.1
     seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question that was asked. who: the address, or the program's command line. ended: when the answer came or, if
-    none did, when it was given up. outcome: "ok", LOST, REFUSED (ICMP or RST), "rcode N" or "exit N"."""
+    """A question that was asked, and the address that was asked. ended: when the answer came or, if
+    none did, when it was given up. outcome: "ok", LOST, REFUSED (ICMP or RST), "rcode N" or "exit N". name: as the plan
+    has it."""
 
     kind: str
     who: str
     sent: float
     ended: float
     outcome: str
+    name: str
 
     @property
     def seconds(self) -> float:
@@ -136,13 +140,15 @@ def figures(asked: Iterable[Asked], kind: str, who: str | None = None) -> Figure
     )
 
 
-def longest_gap(sent: Iterable[float], answered: Iterable[float]) -> tuple[float, float]:
+def longest_gap(sent: Sequence[float], answered: Iterable[float]) -> tuple[float, float]:
     """The longest time without an answer, and before it when it began: (moment, seconds).
 
     It is counted from the first question since the last answer, so that a client that asks nothing for a while makes
-    no gap; where none was asked since, and an older one is answered, from the last answer.
+    no gap; where none was asked since, and an older one is answered, from the last answer. What comes after the last
+    question does not count.
     """
-    events = sorted([*((moment, 0) for moment in sent), *((moment, 1) for moment in answered)])
+    end = max(sent, default=0.0)
+    events = sorted([*((moment, 0) for moment in sent), *((moment, 1) for moment in answered if moment <= end)])
     worst = 0.0, 0.0
     first: float | None = None
     last = events[0][0] if events else 0.0
@@ -154,7 +160,7 @@ def longest_gap(sent: Iterable[float], answered: Iterable[float]) -> tuple[float
         worst = max(worst, (moment - begun, begun))
         first, last = None, moment
     if first is not None:
-        worst = max(worst, (events[-1][0] - first, first))
+        worst = max(worst, (end - first, first))
     return worst[1], worst[0]
 
 
@@ -219,8 +225,9 @@ class _Exchange:
     seconds = WAIT
     events = select.EPOLLIN
 
-    def __init__(self, address: str, queries: Sequence[bytes], rcode: int) -> None:
+    def __init__(self, address: str, name: str, queries: Sequence[bytes], rcode: int) -> None:
         self.address = address
+        self.name = name
         self.waiting = {query[:2]: query for query in queries}
         self.rcode = rcode
         self.outcome = LOST
@@ -244,10 +251,11 @@ class _Exchange:
 
     def ready(self, events: int) -> None:
         """The socket has something."""
-        assert self.socket is not None
-        while self.waiting:
+        sock = self.socket
+        assert sock is not None
+        while self.waiting and self.socket is sock:
             try:
-                data, ancillary, _, _ = self.socket.recvmsg(4096, 64)
+                data, ancillary, _, _ = sock.recvmsg(4096, 64)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -295,9 +303,9 @@ class _Glibc(_Exchange):
     kind = GLIBC
     seconds = RETRY
 
-    def __init__(self, address: str, queries: Sequence[bytes], rcode: int) -> None:
+    def __init__(self, address: str, name: str, queries: Sequence[bytes], rcode: int) -> None:
         self.attempt = 1
-        super().__init__(address, queries, rcode)
+        super().__init__(address, name, queries, rcode)
 
     def take(self, data: bytes, at: float) -> None:
         if data[3] & 15 in _SERVER_FAULTS and data[:2] in self.waiting:
@@ -371,7 +379,11 @@ class _Loop:
         }
         self.asked: list[Asked] = []
         self.ids = itertools.count(os.getpid() << 16)
-        self.queries = {kind: _queries(plan.questions, kind, self.ids) for kind in (ONCE, TCP, GLIBC)}
+        self.queries = {
+            (address, kind): _queries(plan.questions, kind, self.ids)
+            for address in plan.addresses
+            for kind in (ONCE, TCP, GLIBC)
+        }
 
     def run(self) -> None:
         """Until the time is over or standard input is closed, and for what is on its way then."""
@@ -398,13 +410,14 @@ class _Loop:
 
     def ask(self, address: str, kind: type[_Exchange]) -> None:
         """Ask the next question."""
-        queries, rcode = next(self.queries[kind.kind])
-        self.watch(kind(address, queries, rcode))
+        self.watch(kind(address, *next(self.queries[address, kind.kind])))
 
     def watch(self, exchange: _Exchange) -> None:
         """Wait for its socket, or note how it ended."""
         if exchange.socket is None:
-            self.asked.append(Asked(exchange.kind, exchange.address, exchange.sent, exchange.ended, exchange.outcome))
+            self.asked.append(
+                Asked(exchange.kind, exchange.address, exchange.sent, exchange.ended, exchange.outcome, exchange.name)
+            )
             return
         number = exchange.socket.fileno()
         self.open[number] = exchange
@@ -440,20 +453,20 @@ class _Loop:
             self.watch(exchange)
 
 
-def _queries(questions: Sequence[Question], kind: str, ids: Iterator[int]) -> Iterator[tuple[list[bytes], int]]:
-    """For ever: the messages of a question, and the response code that they should have."""
+def _queries(questions: Sequence[Question], kind: str, ids: Iterator[int]) -> Iterator[tuple[str, list[bytes], int]]:
+    """For ever: a question's name, its messages, and the response code that they should have."""
     types = ("A", "AAAA") if kind == GLIBC else (None,)
     made = [
-        ([dns.message.make_query(_plain(q.name), t or q.rdtype).to_wire()[2:] for t in types], "*" in q.name, q.rcode)
+        (q.name, [dns.message.make_query(_plain(q.name), t or q.rdtype).to_wire()[2:] for t in types], q.rcode)
         for q in questions
     ]
-    for messages, fresh, rcode in itertools.cycle(made):
+    for name, messages, rcode in itertools.cycle(made):
         found = []
         unique = b"%08x" % (next(ids) & 0xFFFFFFFF)
         for message in messages:
-            body = message.replace(b"00000000", unique) if fresh else message
+            body = message.replace(b"00000000", unique) if "*" in name else message
             found.append((next(ids) & 0xFFFF).to_bytes(2, "big") + body)
-        yield found, rcode
+        yield name, found, rcode
 
 
 def _plain(name: str) -> str:
@@ -476,7 +489,7 @@ def _run_programs(plan: Plan, asked: list[Asked], stop: threading.Event) -> None
         arguments = shlex.split(command.replace("*", f"{os.getpid()}-{number}"))
         done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         outcome = "ok" if done.returncode == 0 else f"exit {done.returncode}"
-        asked.append(Asked(PROGRAM, command, begun, time.monotonic(), outcome))
+        asked.append(Asked(PROGRAM, plan.nameserver, begun, time.monotonic(), outcome, command))
         if stop.wait(plan.pause):
             return
 
@@ -497,7 +510,7 @@ def main() -> None:
     stop.set()
     if plan.programs:
         runner.join()
-    print(json.dumps([[a.kind, a.who, a.sent, a.ended, a.outcome] for a in [*loop.asked, *ran]]))
+    print(json.dumps([[a.kind, a.who, a.sent, a.ended, a.outcome, a.name] for a in [*loop.asked, *ran]]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A node of a cluster in network namespaces: two pods, the node itself, the cluster's DNS behind Services, an upstream.
 
-    pod 1 ──┐            ┌── cluster DNS (Unbound: cluster.local, and all else from the upstream)
+    pod 1 ──┐            ┌── cluster DNS (Unbound: cluster.local, and every name under `example`)
             ├── node ────┤
     pod 2 ──┘            └── upstream (Knot DNS: every name under `example`)
 
@@ -27,7 +27,7 @@ import dns.exception
 import dns.message
 import dns.query
 
-from tests.support import netns, procs, resolvers
+from tests.support import procs, resolvers
 from tests.support.lookups import Question
 from tests.support.netns import Netns
 from tests.support.server import ROOT, Metrics
@@ -41,7 +41,8 @@ TTL = 5
 CLUSTER_ANSWER = "192.0.2.1"
 """What the cluster's DNS says to MARKER; what an instance on the node says is its own."""
 MARKER = "marker.test"
-EXTERNAL = "192.0.2.80"
+EXTERNAL, EXTERNAL6 = "192.0.2.80", "2001:db8::80"
+"""The addresses of every name under `example`."""
 COREFILE = """\
 cluster.local:53 {
     errors
@@ -111,6 +112,7 @@ class Family:
     upstream: tuple[str, str]
     prefix: int
     iptables: str
+    health: str
 
     @property
     def served(self) -> tuple[str, str]:
@@ -127,6 +129,7 @@ IPV4 = Family(
     upstream=("192.0.2.129", "192.0.2.130"),
     prefix=30,
     iptables="iptables",
+    health="169.254.20.10:8080",
 )
 IPV6 = Family(
     cluster_ip="fd00:10:96::a",
@@ -137,6 +140,7 @@ IPV6 = Family(
     upstream=("2001:db8:0:1::1", "2001:db8:0:1::2"),
     prefix=64,
     iptables="ip6tables",
+    health="[fd00:169:254:20::10]:8080",
 )
 FAMILIES = IPV4, IPV6
 """In each pair the node's address comes first."""
@@ -174,7 +178,6 @@ class Topology:
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        netns.require()
         with self._stack:
             for namespace in (self.node, *self.pods, self.dns, self.upstream):
                 self._stack.enter_context(namespace)
@@ -238,7 +241,7 @@ class Topology:
                 [*namespace.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
             )
         address, name = getattr(IPV4, pair)[1], MARKER if role == "dns" else "www0.example"
-        procs.wait_until(lambda: ask(self.node, address, name) is not None, 10, f"{program} of {role}")
+        procs.wait_until(lambda: ask(self.node, address, name, 0.03) is not None, 10, f"{program} of {role}")
 
     def kill_server(self, role: str) -> None:
         """SIGKILL."""
@@ -273,6 +276,11 @@ class Topology:
             self.node.ip("link", "add", LINK, "type", "bridge")
             self.node.ip("link", "set", LINK, "up")
 
+    def remove_link(self) -> None:
+        """Nothing if it is not there."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.node.ip("link", "delete", LINK)
+
 
 def ask(where: Netns, address: str, name: str, timeout: float = 0.3) -> str | None:
     """The first address that somebody in a namespace gets for a name, over UDP; None if no answer comes."""
@@ -291,6 +299,7 @@ def _unbound_conf(folder: Path) -> Path:
     local = [f'"service-{n}.default.svc.cluster.local. {TTL} A 10.96.1.{n}"' for n in range(SERVICES)]
     local += [f'"service-{n}.default.svc.cluster.local. {TTL} AAAA fd00:10:96::1:{n:x}"' for n in range(SERVICES)]
     local += [f'"cluster.local. {TTL} SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 {TTL}"']
+    local += [f'"example. 30 A {EXTERNAL}"', f'"example. 30 AAAA {EXTERNAL6}"']
     local += [f'"{MARKER}. 0 A {CLUSTER_ANSWER}"']
     data = "".join(f"    local-data: {record}\n" for record in local)
     conf = folder / "unbound.conf"
@@ -310,12 +319,11 @@ server:
     access-control: ::0/0 allow
     module-config: "iterator"
     so-reuseport: no
+    incoming-num-tcp: 500
     local-zone: "cluster.local." static
+    local-zone: "example." redirect
 {data}remote-control:
     control-enable: no
-forward-zone:
-    name: "."
-    forward-addr: {IPV4.upstream[1]}
 """
     )
     return conf
@@ -324,7 +332,7 @@ forward-zone:
 def _knot_conf(folder: Path) -> Path:
     zone = folder / "zone"
     records = ["$ORIGIN example.", "$TTL 3600", "@ SOA ns hostmaster 1 7200 1800 86400 60", "@ NS ns"]
-    records += [f"ns A {IPV4.upstream[1]}", f"* 30 A {EXTERNAL}", "* 30 AAAA 2001:db8::80"]
+    records += [f"ns A {IPV4.upstream[1]}", f"* 30 A {EXTERNAL}", f"* 30 AAAA {EXTERNAL6}"]
     records += [f"{name} {ttl} A {EXTERNAL}" for name, ttl in (("*.short", 1), ("*.long", 300))]
     zone.write_text("\n".join(records) + "\n")
     conf = folder / "knot.conf"
@@ -397,16 +405,16 @@ class Cgroup:
         text = (self.path / ("memory.oom_control" if self.version == 1 else "memory.events")).read_text()
         return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
 
-    def kill_by_oom(self, seconds: float = 20.0) -> None:
-        """Let another process in here fill a file in memory, which counts for no process, until the OOM killer has
-        killed somebody; then file and limit go.
+    def kill_by_oom(self, limit: int = 128 << 20, seconds: float = 20.0) -> None:
+        """Set a limit in bytes, and let another process in here fill a file in memory, which counts for no process,
+        until the OOM killer has killed somebody; then file and limit go.
 
         Raises AssertionError when nobody was killed.
         """
         before = self.kills()
-        self.set_limit(self.usage() + (8 << 20))
+        self.set_limit(max(limit, self.usage() + (8 << 20)))
         program = (
-            "import os, time\nfile = os.memfd_create('hog')\nwhile os.write(file, bytes(1 << 20)): time.sleep(0.005)\n"
+            "import os, time\nfile = os.memfd_create('hog')\nwhile os.write(file, bytes(2 << 20)): time.sleep(0.005)\n"
         )
         hog = subprocess.Popen([*self.prefix, sys.executable, "-S", "-c", program])
         try:
@@ -458,8 +466,7 @@ class Instance:
 
     def write_corefile(self, cache: str = "cache 30") -> None:
         """Write the base file (again)."""
-        local = f"[{self.family.local}]" if ":" in self.family.local else self.family.local
-        text = COREFILE.replace("$health", f"{local}:8080").replace("$cache", cache)
+        text = COREFILE.replace("$health", self.family.health).replace("$cache", cache)
         text = text.replace("$marker", MARKER).replace("$answer", self.answer)
         temporary = self.folder / ".Corefile.base"
         temporary.write_text(text)
@@ -524,6 +531,14 @@ class Instance:
         self.process.terminate()
         self.process.wait(seconds)
         return time.monotonic() - begun
+
+    def stop(self) -> None:
+        """SIGTERM if it still runs, and no process of it is left."""
+        try:
+            if self.process is not None and self.process.poll() is None:
+                self.terminate()
+        finally:
+            self.kill()
 
     def kill(self) -> None:
         """SIGKILL to every process of it, the supervisor first, and wait until all are gone."""
