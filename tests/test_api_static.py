@@ -306,19 +306,19 @@ def test_a_reload_is_no_restart_and_nothing_expires_by_it(outage: Outage) -> Non
 def test_a_snapshot_expires_while_it_is_served(outage: Outage) -> None:
     api, start = outage
     api.up()
+    begin = time.monotonic()  # the data cannot be older
     server = start("namespaces a")
     api.wait_watches(3)
     api.update(service("web", "a", ips=["10.96.0.5"]))
     wait_answer(server, WEB, ["10.96.0.5"])
     procs.wait_until(lambda: server.metrics().value("kdns_kubernetes_data_age_seconds") == 0, 3, "current data")
-    begin = time.monotonic()
     server.kill()
     api.down()
     api.update(service("web", "a", ips=["10.96.0.1"]))
     server = start("namespaces a", "snapshot_max_age 5s")
     wait_answer(server, WEB, ["10.96.0.5"])
     wait_answer(server, WEB, "SERVFAIL", 5 + AT_ONCE)
-    assert time.monotonic() - begin > 4
+    assert time.monotonic() - begin > 5
     api.up()
     wait_answer(server, WEB, ["10.96.0.1"])
 
