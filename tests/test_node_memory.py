@@ -148,4 +148,4 @@ def test_memory_of_an_idle_instance(tmp_path: Path, group: Cgroup, record: Recor
     with serving(tmp_path, group) as server:
         taken = procs.pss(server.pids())
     record("PSS in MiB", taken >> 20)
-    assert taken < 70 << 20
+    assert taken < 64 << 20
