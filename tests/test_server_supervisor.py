@@ -112,6 +112,17 @@ def test_a_supervisor_that_was_out_of_descriptors_replaces_workers_and_reloads_w
     server.terminate()
 
 
+def test_the_nursery_has_nothing_open_that_is_to_end_with_the_supervisor(serve: Serve) -> None:
+    server = serve(CLUSTER)
+    nursery = server.nursery()
+    assert nursery is not None
+    opened = {entry.name: str(entry.readlink()) for entry in Path(f"/proc/{nursery}/fd").iterdir()}
+    sockets = [target for target in opened.values() if target.startswith("socket:")]
+    assert len(sockets) == 1, "the one by which the supervisor asks for workers"
+    assert opened["0"] == "/dev/null"
+    assert not [target for target in opened.values() if "memfd:" in target or "kdns" in Path(target).name]
+
+
 def test_descriptors_and_memory_stay_the_same_over_reloads_and_kills(serve: Serve) -> None:
     server = serve(CLUSTER, workers=2)
     assert server.process is not None
