@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from kdns.plugins.budget import UNBOUNDED
 from kdns.server.respond import MOST_PENDING
 
-PROCESSES = 44 << 20
-"""About what the supervisor, the nursery and the modules that all share take, in bytes."""
+PROCESSES = 56 << 20
+"""About what the supervisor, the nursery and the modules that all share take, in bytes; and for a moment the process
+that changes a node's links."""
 WORKER = 12 << 20
 """About what a worker takes beside what is counted here."""
 PENDING = 10 << 10
