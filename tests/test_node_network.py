@@ -100,10 +100,11 @@ class Running:
 class Asking:
     """Queries one after the other, each from a socket of its own, over UDP from a host to an address.
 
-    answers: (time of sending, who answered or ""), times of time.monotonic.
+    answers: (time of sending, who answered or ""), times of time.monotonic. seconds: to wait for an answer.
     """
 
-    def __init__(self, host: Netns, address: str, threads: int = 3) -> None:
+    def __init__(self, host: Netns, address: str, threads: int = 3, seconds: float = 5.0) -> None:
+        self._seconds = seconds
         self.answers: list[tuple[float, str]] = []
         self._ended = threading.Event()
         self._threads = [
@@ -113,7 +114,7 @@ class Asking:
     def _ask(self, address: str) -> None:
         while not self._ended.is_set():
             sent = time.monotonic()
-            self.answers.append((sent, whose(address, tcp=False)))
+            self.answers.append((sent, whose(address, tcp=False, seconds=self._seconds)))
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -141,6 +142,8 @@ class Asking:
 def hosts() -> Iterator[Place]:
     netns.require()
     with Netns("pod") as pod, Netns("bridged") as bridged, Netns("node") as node, Netns("dns") as cluster:
+        for host in (pod, bridged, node, cluster):  # else links get more addresses and routes a second later
+            host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         pod.connect(node, ["10.244.1.2/24", "fd44:1::2/64"], ["10.244.1.1/24", "fd44:1::1/64"])
         port = bridged.connect(node, ["10.244.2.2/24", "fd44:2::2/64"], [])[1]
         node.ip("link", "add", "cni0", "type", "bridge")
@@ -308,6 +311,24 @@ def test_no_query_is_lost_when_it_begins_and_ends(place: Place, address: str) ->
 
 
 @pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
+def test_connections_that_are_open_when_it_withdraws_go_on_and_new_ones_go_to_the_cluster(
+    place: Place, address: str
+) -> None:
+    query = dns.message.make_query("who.test", "TXT")
+    with interceptor(place.node).wait_for("open") as running:
+        with place.pod.inside(lambda: socket.create_connection((address, 53), SECONDS)) as connection:
+            for _ in range(2):
+                dns.query.send_tcp(connection, query)
+                response, _ = dns.query.receive_tcp(connection)
+                assert "node" in str(response.answer)
+                running.process.send_signal(signal.SIGUSR2)
+                running.wait_for("withdrawn")
+            assert ask(place.pod, address, tcp=True) == ask(place.pod, address) == "cluster"
+            assert ask(place.node, address, tcp=True) == ask(place.node, address) == "cluster"
+        running.end()
+
+
+@pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
 def test_queries_sent_after_it_was_killed_are_answered_by_the_cluster(place: Place, address: str) -> None:
     with interceptor(place.node).wait_for("open") as running:
         with Asking(place.pod, address) as pod, Asking(place.node, address) as node:
@@ -380,6 +401,15 @@ def test_what_somebody_takes_away_is_put_back(place: Place, command: str, kind: 
         running.wait_for(f"not as it should be: {kind}").wait_for("counted interface_check")
         for address in ALL:
             assert who_answers(place, address) == {"node"}
+
+
+@pytest.mark.parametrize("command", ["ip rule del priority 53 to 10.96.0.10", "ip route flush table 10053"])
+def test_while_queries_would_be_led_nowhere_the_cluster_has_them(place: Place, command: str) -> None:
+    with interceptor(place.node, sync_seconds=600).wait_for("open"), Asking(place.pod, CLUSTER, seconds=0.01) as asking:
+        asking.wait_for("node")
+        place.node.run(*command.split())
+        asking.wait_for("cluster")
+        asking.wait_for("node")
 
 
 def test_rules_and_routes_look_as_if_the_kernel_had_made_them(place: Place) -> None:
@@ -491,7 +521,7 @@ def test_nothing_is_set_up_for_loopback_and_unspecified_addresses(place: Place) 
         assert state(place.node) == before
         assert ask(place.node, "127.0.0.1") == "node"
         running.end()
-    assert running.lines == ["open", "removed"]
+    assert running.lines == ["open", "withdrawn", "removed"]
 
 
 def test_skipteardown_leaves_everything_but_the_table(place: Place) -> None:
@@ -682,6 +712,7 @@ def test_packets_that_are_under_way_when_the_table_comes_and_goes_are_not_lost(p
         say("open")
         for _ in range(40):
             interception.begin()
+            interception.check()
             time.sleep(0.02)
             interception.drain()
             time.sleep(0.02)
@@ -704,6 +735,7 @@ def test_a_child_that_is_forked_does_not_keep_the_table(place: Place) -> None:
         from kdns.node.table import Interception
         interception = Interception(Settings(("10.96.0.10",), 53))
         interception.begin()
+        interception.check()
         child = os.fork()
         if not child:
             os.write(1, b"forked\\n")

@@ -176,16 +176,19 @@ class Network:
 
     def _open(self) -> Outcome:
         self._brings = True
-        return self._check_table(begin=True) + self._check_iptables() + self._check_links()
+        if self._table is not None:
+            self._table.begin()
+        return self._check()
 
     def _check(self) -> Outcome:
-        return self._check_table() + self._check_iptables() + self._check_links()
+        return self._check_links() + self._check_table() + self._check_iptables()
 
-    def _check_table(self, *, begin: bool = False) -> Outcome:
-        if self._table is None:
+    def _check_table(self) -> Outcome:
+        """Queries are not taken while they would be led nowhere."""
+        if self._table is None or self._lacking_routing():
             return Outcome()
         try:
-            made = self._table.begin() if begin else self._table.check()
+            made = self._table.check()
             return Outcome(done=(Note("iptables", "added table of nftables"),) if made else ())
         except NodeError as error:
             return Outcome(failed=(Note("iptables", f"cannot add table of nftables: {error}"),))
@@ -205,12 +208,14 @@ class Network:
         wanted = self._wanted(view)
         if not list(links.differences(wanted, view, loopback=self._on_loopback)):
             return Outcome()
+        if self._table is not None and self._lacking_routing():
+            self._table.suspend()
         outcome = links.change("ensure", wanted)
         on_loopback = bool(wanted.on_link) and wanted.interface not in rtnetlink.view(ROUTES).links
         if on_loopback and not self._on_loopback:
             self._log.warning(f"node: there is no link {wanted.interface}: {links.LOOPBACK} has the addresses")
         self._on_loopback = on_loopback
-        return outcome
+        return outcome + self._check_table()
 
     def _wanted(self, view: View) -> Wanted:
         settings = self._settings

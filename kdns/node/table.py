@@ -59,10 +59,10 @@ class Interception:
             self._tproxy = False
             self._make(dormant=True)[1].close()
 
-    def begin(self) -> bool:
-        """Make the table; as `check`."""
-        self._begun = True
-        return self.check()
+    def begin(self) -> None:
+        """From now on `check` makes the table."""
+        with self._lock:
+            self._begun = True
 
     def check(self) -> bool:
         """Make the table if it is to be there, and is not; whether it was made. Raises NodeError."""
@@ -72,15 +72,23 @@ class Interception:
             self._go_over(*self._make())
             return True
 
+    def suspend(self) -> None:
+        """Remove the table until `check` is called again."""
+        with self._lock:
+            if self._table is not None:
+                self._table.close()
+                self._table = None
+
     def drain(self) -> None:
-        """Intercept no more queries; what is answered yet leaves as before."""
+        """Intercept no more queries; what is answered yet leaves as before, and TCP connections go on."""
         with self._lock:
             self._begun = False
             if self._table is None:
                 return
             name = _new_name()
             with contextlib.suppress(NodeError):  # the answers may leave another way then
-                self._go_over(name, Owned(self._library, last_answers(self._settings, name)))
+                text = last_answers(self._settings, name, connections=self._tproxy and self._settings.setup_interface)
+                self._go_over(name, Owned(self._library, text))
                 return
             self._table.close()
 
@@ -133,10 +141,22 @@ def commands(settings: Settings, name: str, *, intercept: bool, tproxy: bool = T
     return _table(name, chains, dormant=dormant)
 
 
-def last_answers(settings: Settings, name: str) -> str:
-    """What makes a table for the answers alone: those to queries that came before the interception ended."""
-    rules = [f"{match} notrack" for match in _answers(settings)]
-    return _table(name, {chain: (_HOOKS[chain], rules) for chain in ("untracked-in", "untracked-out")})
+def last_answers(settings: Settings, name: str, *, connections: bool = True) -> str:
+    """What makes a table for the answers to queries that came before the interception ended.
+
+    connections: those of pods over TCP stay with the sockets that they have here (but not those of the node itself,
+    whose packets show no socket but their own).
+    """
+    answers = [f"{match} notrack" for match in _answers(settings)]
+    open_ones = (
+        [f"{match} meta l4proto tcp socket transparent 1" for match in _queries(settings)] if connections else []
+    )
+    chains = {
+        "untracked-in": [*answers, *(f"{match} notrack" for match in open_ones)],
+        "untracked-out": answers,
+        "taken": [f"{match} {_OURS} {_SET_MARK} accept" for match in open_ones],
+    }
+    return _table(name, {chain: (_HOOKS[chain], rules) for chain, rules in chains.items() if rules})
 
 
 def _table(name: str, chains: dict[str, tuple[str, list[str]]], *, dormant: bool = False) -> str:

@@ -5,7 +5,8 @@
 SETTINGS is a `Settings` as JSON, or a list of addresses of this machine that are served without a `Network`.
 
 Standard output gets the log, a line "counted KIND" for each error counted, and "open" when queries are brought here.
-SIGTERM ends it as the supervisor would end; SIGUSR1 the same, as if another instance were there.
+SIGTERM ends it as the supervisor would end; SIGUSR1 the same, as if another instance were there. SIGUSR2 begins the end
+and says "withdrawn"; SIGTERM has to follow.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ def listening(address: str, port: int, kind: socket.SocketKind, *, anywhere: boo
     return sock
 
 
-async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: bool) -> None:
-    """Answer at all addresses, over UDP and TCP."""
+async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: bool) -> list[asyncio.Server]:
+    """Answer at all addresses, over UDP and TCP; returns what accepts connections."""
     loop = asyncio.get_running_loop()
+    servers = []
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -81,7 +83,8 @@ async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: b
         udp.setblocking(False)
         loop.add_reader(udp.fileno(), take, name, udp)
         tcp = listening(address, port, socket.SOCK_STREAM, anywhere=anywhere)
-        await asyncio.start_server(converse, sock=tcp)
+        servers.append(await asyncio.start_server(converse, sock=tcp))
+    return servers
 
 
 def say(text: str) -> None:
@@ -103,16 +106,21 @@ async def main(name: str, text: str) -> None:
     stop: asyncio.Future[bool] = loop.create_future()
     loop.add_signal_handler(signal.SIGTERM, stop.set_result, True)
     loop.add_signal_handler(signal.SIGUSR1, stop.set_result, False)
+    leaving = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR2, leaving.set)
     await network.prepare()
-    await serve(name, settings.addresses, settings.port, anywhere=True)
+    servers = await serve(name, settings.addresses, settings.port, anywhere=True)
     await network.open()
     follower = asyncio.create_task(network.follow())
     say("open")
-    alone = await stop
+    await asyncio.wait((stop, asyncio.create_task(leaving.wait())), return_when=asyncio.FIRST_COMPLETED)
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
     await network.withdraw()
-    await network.remove(alone=alone)
+    for server in servers:
+        server.close()
+    say("withdrawn")
+    await network.remove(alone=await stop)
     await asyncio.sleep(0.05)  # the last lines of the log
     say("removed")
 
