@@ -144,9 +144,9 @@ def _fork(link: socket.socket) -> int:
     if pid:
         return pid
     try:
-        number = link.fileno()
-        os.closerange(3, number)
-        os.closerange(number + 1, os.sysconf("SC_OPEN_MAX"))
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, link.fileno()}:  # noqa: PTH208
+            with contextlib.suppress(OSError):  # that of the directory itself is closed already
+                os.close(fd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         _serve(link)
     except BaseException:
