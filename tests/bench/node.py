@@ -107,7 +107,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Outage:
     """An upstream that is gone for some minutes. known: of names that were asked before; new: of others. Seconds of the
-    slowest answer; stale: as the server counts; recovery: seconds from the upstream's return to the first new name."""
+    slowest answer; stale: as the server counts; recovery: seconds from the upstream's return to the first new name.
+    missing_each_half_minute: of known names, since the upstream went."""
 
     server: str
     how: str
@@ -118,6 +119,7 @@ class Outage:
     stale: float
     new: dict[str, int]
     recovery: float | None
+    missing_each_half_minute: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,30 +277,29 @@ def _outage(server: Server, folder: Path, how: str, silent: bool, minutes: float
                 topology.silence_upstream(False) if silent else topology.start_server("upstream")
                 back = time.monotonic()
                 time.sleep(5)
-                found = _after(known.finish(), cut), new.finish()
+                found = known.finish(), new.finish()
         stale = instance.metrics().value("coredns_cache_served_stale_total")
-    return _judge(server, how, minutes, found, back, stale)
-
-
-def _after(asked: Sequence[Asked], moment: float) -> list[Asked]:
-    return [one for one in asked if one.sent > moment]
+        return _judge(server, how, found, cut, back, stale)
 
 
 def _judge(
-    server: Server, how: str, minutes: float, found: tuple[list[Asked], list[Asked]], back: float, stale: float
+    server: Server, how: str, found: tuple[list[Asked], list[Asked]], cut: float, back: float, stale: float
 ) -> Outage:
-    known, new = lookups.figures(found[0], lookups.ONCE), found[1]
+    known = lookups.figures((one for one in found[0] if one.sent > cut), lookups.ONCE)
+    new = found[1]
+    halves = Counter(int((at - cut) // 30) for at in known.missing)
     answers = sorted(one.ended for one in new if one.outcome == "ok" and one.ended > back - 2)
     return Outage(
         server=server.name,
         how=how,
-        minutes=minutes,
+        minutes=(back - cut) / 60,
         known=known.sent,
         known_missing=len(known.missing),
         known_slowest=known.slowest,
         stale=stale,
         new=dict(Counter(one.outcome for one in new if one.sent < back)),
-        recovery=answers[0] - back if answers else None,
+        recovery=max(0.0, answers[0] - back) if answers else None,
+        missing_each_half_minute=[halves[half] for half in range(int((back - cut) // 30) + 1)],
     )
 
 
@@ -324,7 +325,9 @@ def _memory(server: Server, topology: Topology, folder: Path) -> Memory:
 def _version(instance: Instance) -> str:
     if instance.program[-1] == "node":
         command = [sys.executable, "-m", "kdns", "version"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip().splitlines()[0]
+        return " ".join(
+            subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()[0].split()
+        )
     return next((line for line in instance.log.splitlines() if line.startswith("CoreDNS-")), "unknown")
 
 
@@ -335,7 +338,7 @@ def _show(found: Found, console: Console) -> None:
         console.print(_outage_table(found.outages))
     for memory in found.memory:
         sizes = f"{memory.idle / 1e6:.1f} MB idle, {memory.filled / 1e6:.1f} MB with {memory.entries:,} entries"
-        console.print(f"{memory.server} ({memory.version}): PSS {sizes}")
+        console.print(f"{memory.server}, {memory.version}: PSS {sizes}")
 
 
 def _table(address: str, rows: Sequence[Row]) -> Table:
@@ -359,7 +362,7 @@ def _table(address: str, rows: Sequence[Row]) -> Table:
 
 def _outage_table(outages: Sequence[Outage]) -> Table:
     title = (
-        f"upstream gone for {outages[0].minutes:g} minutes; {KNOWN_RATE:g} known and {NEW_RATE:g} new names a second"
+        f"upstream gone for {outages[0].minutes:.1f} minutes; {KNOWN_RATE:g} known and {NEW_RATE:g} new names a second"
     )
     table = Table(title=title, title_justify="left")
     for head in ("upstream", "server"):

@@ -320,6 +320,7 @@ server:
     module-config: "iterator"
     so-reuseport: no
     incoming-num-tcp: 500
+    local-zone: "." static
     local-zone: "cluster.local." static
     local-zone: "example." redirect
 {data}remote-control:
