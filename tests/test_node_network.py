@@ -36,6 +36,7 @@ from kdns.node.links import Wanted, differences
 from kdns.node.listeners import others_listen
 from kdns.node.settings import ROUTES, Settings
 from tests.support import netns, procs
+from tests.support.interceptor import listening
 from tests.support.netns import Netns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,6 +258,7 @@ def tracked(node: Netns) -> list[str]:
 
 
 def tables(node: Netns) -> list[str]:
+    """Those of the interception."""
     return re.findall(r"kdns-node-\w+", node.run("nft", "list", "tables").stdout)
 
 
@@ -273,8 +275,9 @@ def state(node: Netns) -> str:
         "ip6tables -S",
         "iptables -t raw -S",
         "ip6tables -t raw -S",
+        "nft list tables inet",
     )
-    return "\n".join([*(node.run(*command.split()).stdout for command in commands), *tables(node)])
+    return "\n".join(node.run(*command.split()).stdout for command in commands)
 
 
 @pytest.mark.parametrize("address", ALL)
@@ -340,6 +343,26 @@ def test_queries_sent_after_it_was_killed_are_answered_by_the_cluster(place: Pla
                 asking.wait_for("cluster")
         assert set(pod.since(dead)) == set(node.since(dead)) == {"cluster"}
     assert tables(place.node) == []
+
+
+@pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
+def test_an_answer_that_comes_after_it_was_killed_does_not_keep_a_port_from_the_cluster(
+    place: Place, address: str
+) -> None:
+    with interceptor(place.node).wait_for("open") as running:
+        running.end(signal.SIGKILL)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        place.pod.socket(family, socket.SOCK_DGRAM) as client,
+        place.node.inside(lambda: listening(address, 53, socket.SOCK_DGRAM, anywhere=True)) as worker,
+    ):
+        client.settimeout(5)
+        client.bind(("fd44:1::2" if ":" in address else "10.244.1.2", 0))
+        worker.sendto(b"late", client.getsockname())
+        assert client.recv(512) == b"late"
+        assert tracked(place.node) == []
+        client.sendto(dns.message.make_query("who.test", "TXT").to_wire(), (address, 53))
+        assert "cluster" in str(dns.message.from_wire(client.recv(512)).answer)
 
 
 def test_what_a_killed_one_left_is_used_by_the_next_and_removed(place: Place) -> None:
@@ -530,7 +553,7 @@ def test_skipteardown_leaves_everything_but_the_table(place: Place) -> None:
         during = state(place.node)
         (table,) = tables(place.node)
         running.end()
-    assert state(place.node) == during.replace(f"\n{table}", "")
+    assert state(place.node) == during.replace(f"table inet {table}\n", "")
     assert ask(place.pod, CLUSTER) == "cluster"
 
 

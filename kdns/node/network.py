@@ -246,6 +246,8 @@ class Network:
             self._log.info("node: links and rules stay for another server at the same addresses")
             return Outcome()
         outcome = Outcome()
+        if self._table is not None:
+            self._table.remove_shared()
         if settings.setup_iptables:
             outcome += iptables.remove(iptables.accepting(settings)) + iptables.remove(iptables.stranding(settings))
         if settings.setup_interface:

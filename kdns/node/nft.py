@@ -102,14 +102,18 @@ class Library:
         """Close a context and its socket."""
         self._calls.nft_ctx_free(context)
 
-    def tables(self) -> frozenset[str]:
-        """The names of all tables of the family inet. Raises NodeError."""
+    def do(self, commands: str) -> str:
+        """Run commands in a context of their own; returns what they print. Raises NodeError."""
         context = self.open()
         try:
-            words = (line.split() for line in self.run(context, "list tables").splitlines())
-            return frozenset(word[2] for word in words if word[:2] == ["table", "inet"])
+            return self.run(context, commands)
         finally:
             self.close(context)
+
+    def tables(self) -> frozenset[str]:
+        """The names of all tables of the family inet. Raises NodeError."""
+        words = (line.split() for line in self.do("list tables").splitlines())
+        return frozenset(word[2] for word in words if word[:2] == ["table", "inet"])
 
 
 def _check_that_sockets_can_be_had() -> None:

@@ -8,6 +8,10 @@
 The kernel adds and removes chains one after the other, while packets are on their way through them: `taken` and `own`
 leave alone what conntrack knows, for kube-proxy's NAT will have it. (The first chains are removed first.)
 
+Another table, which belongs to nobody, stays until the last instance has ended in order. It keeps answers untracked
+when the first one is gone and a worker still sends some: conntrack would take the next query from the same port for
+the answer to that answer, and kube-proxy would not see it.
+
 `taken` has two rules for each address. The first hands the packet to the socket. Where that is not transparent, as with
 another server at the same address, the second still leads the packet to this machine.
 """
@@ -15,6 +19,7 @@ another server at the same address, the second still leads the packet to this ma
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import threading
@@ -52,6 +57,7 @@ class Interception:
         self._begun = False
         self._table: Owned | None = None
         self._name = ""
+        self._shared = _shared_name(settings)
         os.register_at_fork(after_in_child=self._let_go)
         try:
             self._make(dormant=True)[1].close()
@@ -67,10 +73,14 @@ class Interception:
     def check(self) -> bool:
         """Make the table if it is to be there, and is not; whether it was made. Raises NodeError."""
         with self._lock:
-            if not self._begun or (self._table is not None and self._name in self._library.tables()):
+            if not self._begun:
                 return False
-            self._go_over(*self._make())
-            return True
+            there = self._library.tables()
+            if self._shared not in there:
+                self._library.do(answers(self._settings, self._shared))
+            if self._table is None or self._name not in there:
+                self._go_over(*self._make())
+            return not {self._shared, self._name} <= there
 
     def suspend(self) -> None:
         """Remove the table until `check` is called again."""
@@ -100,6 +110,11 @@ class Interception:
                 self._table.close()
                 self._table = None
 
+    def remove_shared(self) -> None:
+        """Remove what instances share."""
+        with contextlib.suppress(NodeError):  # it is gone already
+            self._library.do(f"delete table inet {self._shared}")
+
     def _go_over(self, name: str, table: Owned) -> None:
         old, self._name, self._table = self._table, name, table
         if old is not None:
@@ -119,6 +134,12 @@ class Interception:
 
 def _new_name() -> str:
     return f"kdns-node-{secrets.token_hex(4)}"
+
+
+def _shared_name(settings: Settings) -> str:
+    """The same for instances with the same addresses and port."""
+    own = " ".join([*sorted(settings.own), str(settings.port)])
+    return f"kdns-answers-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
 
 
 def commands(settings: Settings, name: str, *, intercept: bool, tproxy: bool = True, dormant: bool = False) -> str:
@@ -159,8 +180,15 @@ def last_answers(settings: Settings, name: str, *, connections: bool = True) -> 
     return _table(name, {chain: (_HOOKS[chain], rules) for chain, rules in chains.items() if rules})
 
 
-def _table(name: str, chains: dict[str, tuple[str, list[str]]], *, dormant: bool = False) -> str:
-    lines = [f"table inet {name} {{", "flags owner", *(["flags dormant"] if dormant else [])]
+def answers(settings: Settings, name: str) -> str:
+    """What makes the table for answers that belongs to nobody."""
+    rules = [f"{match} notrack" for match in _answers(settings)]
+    return _table(name, {"untracked-out": (_HOOKS["untracked-out"], rules)}, owned=False)
+
+
+def _table(name: str, chains: dict[str, tuple[str, list[str]]], *, owned: bool = True, dormant: bool = False) -> str:
+    flags = [*(["flags owner"] if owned else []), *(["flags dormant"] if dormant else [])]
+    lines = [f"table inet {name} {{", *flags]
     for chain, (hook, rules) in chains.items():
         lines += [f"chain {chain} {{", f"type {hook}; policy accept;", *rules, "}"]
     return "\n".join([*lines, "}", ""])
