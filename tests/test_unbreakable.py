@@ -190,7 +190,7 @@ def test_a_worker_that_hangs_is_replaced(serve: Serve) -> None:
     server = serve(cluster())
     (hanging,) = server.worker_pids()
     os.kill(hanging, signal.SIGSTOP)
-    procs.wait_until(lambda: hanging not in server.pids(), 15, "the end of the worker that hangs")
+    procs.wait_until(lambda: hanging not in server.pids(), 40, "the end of the worker that hangs")
     procs.wait_until(lambda: right(server, FIRST, "10.96.0.1"), 5, "its successor")
     assert "hangs" in server.log
 

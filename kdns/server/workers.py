@@ -22,8 +22,10 @@ from kdns.zone.changes import Changes
 
 START_SECONDS = 10.0
 STOP_SECONDS = worker.PATIENCE * 2 + 2.0
-HANGING_SECONDS = 5.0
-"""A worker that has not shown for so long that it is well is replaced."""
+HANGING_SECONDS = 10
+"""A worker that has not shown for so long that it is well is replaced. It loses what it has cached, so this is not for
+one that a busy machine does not let run: seconds in which we were kept waiting ourselves do not count."""
+_LATE = 0.25
 _HEALTHY = 1.0
 _LONGEST_PAUSE = 5.0
 
@@ -148,19 +150,22 @@ class Crew:
     async def _end_of(self, index: int) -> None:
         """Wait until a worker has ended; one that hangs is ended."""
         process = self._processes[index]
-        beats, seen = -1, time.monotonic()
+        beats, silent = -1, 0
         while True:
+            due = time.monotonic() + 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.ended.wait(), 1)
             if process.ended.is_set():  # its counters are gone
                 return
-            now, found = time.monotonic(), process.region.beats
-            if found != beats:
-                beats, seen = found, now
-            elif now - seen > HANGING_SECONDS:
+            late = time.monotonic() - due > _LATE
+            if process.region.beats != beats:
+                beats, silent = process.region.beats, 0
+            elif not late:
+                silent += 1
+            if silent >= HANGING_SECONDS:
                 self._staff.log.error(f"worker process {process.pid} hangs, and is replaced")
                 process.kill()
-                seen = now
+                silent = 0
 
 
 class Staff:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 from typing import TypeAlias
 
@@ -277,6 +278,9 @@ class Connection(asyncio.BufferedProtocol):
                 self.idle_since = now
                 self._pool.idle(self)
         self._filled = end - at
+        if self.waiting and self._transport is not None:
+            # A server without TCP_NODELAY keeps the next answer until it has our ACK, which we would delay (tcp(7)).
+            self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _take(self, data: bytes) -> None:
         ident = int.from_bytes(data[:2], "big")
