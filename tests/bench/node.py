@@ -124,7 +124,8 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """PSS in bytes of all processes of an instance: idle, and when `entries` names were asked."""
+    """PSS in bytes of all processes of an instance, as it is when nobody else uses its libraries: idle, and when
+    `entries` names were asked once."""
 
     server: str
     version: str
@@ -309,14 +310,14 @@ def _judge(
 def _memory(server: Server, topology: Topology, folder: Path) -> Memory:
     with server.instance(topology, folder, 2) as instance:
         time.sleep(SETTLE)
-        idle = procs.pss(instance.pids())
+        idle = procs.alone(instance.pids())
         seconds = ENTRIES / 2000
         plan = Plan([topology.family.cluster_ip], [Question("entry-*.long.example")], once=2000, seconds=seconds)
         with Client(topology.pods[0], plan) as client:
             time.sleep(seconds + 1)
             asked = client.finish()
         time.sleep(SETTLE)
-        return Memory(server.name, _version(instance), idle, len(asked), procs.pss(instance.pids()))
+        return Memory(server.name, _version(instance), idle, len(asked), procs.alone(instance.pids()))
 
 
 # What is shown

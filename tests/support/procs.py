@@ -63,6 +63,27 @@ def pss(pids: Iterable[int]) -> int:
     return sum(_rollup(pid, "Pss:") for pid in pids)
 
 
+def alone(pids: Iterable[int]) -> int:
+    """The proportional set size in bytes that processes would have if nobody else had mapped their files.
+
+    Anonymous pages are shared within a family of forked processes only. Of a file (libraries, shared memory) each part
+    counts once, as much of it as the process has that has most.
+    """
+    files: dict[tuple[str, str], int] = {}
+    for pid in pids:
+        own: dict[tuple[str, str], int] = {}
+        part = "0", "0"
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            fields = line.split()
+            if "-" in fields[0]:
+                part = fields[4], fields[2]  # inode and offset (proc(5))
+            elif fields[0] in ("Rss:", "Anonymous:") and part[0] != "0":
+                own[part] = own.get(part, 0) + (1 if fields[0] == "Rss:" else -1) * int(fields[1]) * 1024
+        for part, size in own.items():
+            files[part] = max(files.get(part, 0), size)
+    return sum(files.values()) + sum(_rollup(pid, "Pss_Anon:") for pid in pids)
+
+
 def private(pids: Iterable[int]) -> int:
     """Memory in bytes that no other process maps."""
     return sum(_rollup(pid, "Private_Clean:") + _rollup(pid, "Private_Dirty:") for pid in pids)
