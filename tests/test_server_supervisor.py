@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -191,3 +192,53 @@ def test_too_many_sockets_for_the_system_are_an_error_and_no_traceback(
     assert code == 1
     assert "Too many open files" in said
     assert "Traceback" not in said
+
+
+DIES_AFTER_FORK = """
+import os, signal
+real = os.pidfd_open
+def die(pid, flags=0):
+    if pid == os.getpid():
+        return real(pid, flags)
+    print(f"the nursery ends behind the fork of {pid}.", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.pidfd_open = die
+from kdns.cli import app
+app(prog_name="kdns")
+"""
+"""The first nursery, which is forked from the supervisor, ends before it has answered; the next is a fresh process."""
+
+
+def test_a_worker_whose_nursery_ended_before_it_said_so_ends_and_leaves_the_next_ones_sockets_alone(
+    serve: Serve,
+) -> None:
+    server = serve(CLUSTER, program=DIES_AFTER_FORK)
+    found = re.findall(r"behind the fork of (\d+)\.", server.log)
+    assert len(found) == 1
+    procs.wait_until(lambda: not procs.is_alive(int(found[0])), 5, "the end of the worker that nobody knows of")
+    [worker] = server.worker_pids()
+    for _ in range(20):
+        assert server.texts(WEB, timeout=1.0) == ["10.96.0.1"]
+    os.kill(worker, signal.SIGKILL)
+    procs.wait_until(lambda: server.worker_pids() not in ([], [worker]), 5, "another worker")
+    assert len(server.worker_pids()) == 1
+    procs.wait_until(server.answers, 5, "its answer")
+    for _ in range(20):
+        assert server.texts(WEB, timeout=1.0) == ["10.96.0.1"]
+    server.terminate()
+
+
+def test_a_nursery_that_is_started_again_has_no_descriptor_of_a_worker(serve: Serve) -> None:
+    server = serve(CLUSTER, workers=2)
+    first = server.nursery()
+    assert first is not None
+    workers = server.worker_pids()
+    os.kill(first, signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
+    procs.wait_until(lambda: set(server.worker_pids()) - set(workers) != set(), 10, "a worker of another nursery")
+    procs.wait_until(server.answers, 5, "an answer")
+    assert server.nursery() not in (None, first)
+    opened = [str(entry.readlink()) for entry in Path(f"/proc/{server.nursery()}/fd").iterdir()]
+    assert not [target for target in opened if "pidfd" in target or "memfd:" in target]
+    assert len([target for target in opened if target.startswith("socket:")]) == 1
+    server.terminate()

@@ -30,8 +30,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdns.errors import KdnsError
-
 GROUP = 200
 COUNT = struct.Struct("!i")
 PID = struct.Struct("!q")
@@ -65,18 +63,17 @@ class Nursery:
         self._watching = False
 
     async def fork(self, fds: Sequence[int]) -> tuple[int, int]:
-        """A new worker with these file descriptors (see above): its pid and a pidfd. Raises KdnsError."""
+        """A new worker with these file descriptors (see above): its pid and a pidfd.
+
+        Raises OSError: then there may be a worker all the same, and the process has been started again.
+        """
         async with self._lock:
             try:
                 return await self._fork(fds)
-            except (OSError, EOFError):
+            except OSError:
                 self._forget()
-            try:
                 self._start(_spawn)
-                return await self._fork(fds)
-            except (OSError, EOFError) as error:
-                self._forget()
-                raise KdnsError(f"a worker could not be started: {error}") from error
+                raise
 
     async def _fork(self, fds: Sequence[int]) -> tuple[int, int]:
         self._watch()
@@ -98,6 +95,8 @@ class Nursery:
             return
         except OSError:
             data, fds = b"", []
+        for fd in fds:
+            os.set_inheritable(fd, False)  # or a nursery that is started again would have it
         if len(data) == ENDED.size:
             pid, status = ENDED.unpack(data)
             self.ended(-pid, status)
@@ -110,7 +109,7 @@ class Nursery:
         """The process has ended. It is started again at once, unless it ends as soon as it is started."""
         asyncio.get_running_loop().remove_reader(self._socket)
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(EOFError("its parent process has ended"))
+            self._answer.set_exception(OSError("its parent process has ended"))
         elif time.monotonic() - self._started > 1.0:
             self._forget()
             with contextlib.suppress(OSError):  # then the next fork tries again

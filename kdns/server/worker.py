@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import threading
@@ -39,7 +40,7 @@ from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.store import Reader, is_held
 
-READY, STOP, LEAVE = b"ready", b"stop", b"leave"
+GO, READY, STOP, LEAVE = b"go", b"ready", b"stop", b"leave"
 PATIENCE = 3.0
 """Seconds that clients get to take their last answers."""
 ORPHANED = 600.0
@@ -50,7 +51,8 @@ _FOR_CHAOS = ("nsid", "bufsize", "errors", "chaos")
 
 
 def run(plan: Plan, fds: list[int]) -> None:
-    """Be a worker until told to stop.
+    """Be a worker until told to stop; not at all, and without a touch to the sockets, if the supervisor never says GO:
+    it does not know this process then, and has put another one in its place.
 
     fds: the control socket, the counters, the store's changes, and the sockets in the order of `plan.places`.
     """
@@ -61,6 +63,8 @@ def run(plan: Plan, fds: list[int]) -> None:
         Path("/proc/self/comm").write_text("kdns-worker")
     _prefer_to_be_killed()
     gc.set_threshold(*_COLLECTIONS)
+    if os.read(fds[0], 16) != GO:
+        return
     try:
         asyncio.run(Worker(plan, fds).work())
     except BaseException:

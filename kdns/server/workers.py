@@ -186,25 +186,38 @@ class Staff:
 
     async def hire(self, plan: Plan, sockets: list[socket.socket]) -> Process:
         """Start a worker. Raises KdnsError. Not to be cancelled: the worker would be there, and nobody's."""
-        with contextlib.ExitStack() as undo:
+        try:
             try:
-                region = Region.create()
-                undo.callback(region.close)
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                undo.callback(ours.close)
-                ours.setblocking(False)
-                with theirs, os.fdopen(os.memfd_create("kdns-plan", os.MFD_CLOEXEC), "wb") as file:
-                    file.write(pickle.dumps(plan))
-                    file.flush()
-                    fds = [file.fileno(), theirs.fileno(), region.fd, self._changes.fd]
-                    pid, pidfd = await self._nursery.fork(fds + [sock.fileno() for sock in sockets])
-            except OSError as error:
-                raise KdnsError(f"a worker could not be started: {error}") from error
-            undo.pop_all()
-        self._totals.add_region(region)
-        process = Process(pid, pidfd, ours, region, asyncio.Event())
-        asyncio.get_running_loop().add_reader(pidfd, self._gone, process)
+                process = await self._hire(plan, sockets)
+            except OSError:
+                process = await self._hire(plan, sockets)
+        except OSError as error:
+            raise KdnsError(f"a worker could not be started: {error}") from error
+        self._totals.add_region(process.region)
+        asyncio.get_running_loop().add_reader(process.pidfd, self._gone, process)
         return process
+
+    async def _hire(self, plan: Plan, sockets: list[socket.socket]) -> Process:
+        """Try once, with a control socket and counters of its own.
+
+        The nursery may have ended when the worker was there already, and nobody knows of it: such a worker never hears
+        GO, and must share nothing with the next one that it could mistake for its own. Raises OSError.
+        """
+        with contextlib.ExitStack() as undo:
+            region = Region.create()
+            undo.callback(region.close)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            ours.setblocking(False)
+            with theirs, os.fdopen(os.memfd_create("kdns-plan", os.MFD_CLOEXEC), "wb") as file:
+                file.write(pickle.dumps(plan))
+                file.flush()
+                fds = [file.fileno(), theirs.fileno(), region.fd, self._changes.fd]
+                pid, pidfd = await self._nursery.fork(fds + [sock.fileno() for sock in sockets])
+            undo.pop_all()
+        with contextlib.suppress(OSError):  # it has ended already
+            ours.send(worker.GO)
+        return Process(pid, pidfd, ours, region, asyncio.Event())
 
     def restarted(self) -> None:
         """Count a replacement."""
