@@ -195,6 +195,7 @@ def test_a_configmap_may_say_nothing(volume: Volume, keys: dict[str, Any]) -> No
         ("upstreamNameservers", {"a": "b"}, 1, "is an object"),
         ("upstreamNameservers", ["192.0.2.1"] * 4, 1, "4 nameservers"),
         ("upstreamNameservers", ["192.0.2.1:abc"], 1, "is not a nameserver"),
+        ("upstreamNameservers", "[" + "1" * 5000 + "]", 1, "is not JSON that can be read"),
         ("upstreamNameservers", [53], 1, "a nameserver is a number"),
     ],
 )

@@ -114,6 +114,8 @@ def _read(
         mistakes.append(Mistake(str(path), 1, "is not JSON of a sensible depth", "JSON"))
     except ConfigValueError as error:
         mistakes.append(Mistake(str(path), 1, error.message, error.accepted))
+    except ValueError as error:  # an integer with more digits than Python reads
+        mistakes.append(Mistake(str(path), 1, f"is not JSON that can be read: {error}", "JSON"))
     return None
 
 
