@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdns.corefile.config import Directive
-from kdns.corefile.parser import parse_text
+from kdns.corefile.parser import Part, parse_text
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import load, load_parts, loads
 
@@ -344,20 +344,20 @@ def test_quoted_words_come_back_as_they_were(rows: list[list[str]]) -> None:
 def test_a_corefile_of_several_texts_is_one_configuration_whose_mistakes_name_each_ones_file() -> None:
     first, second = b". {\nwhoami\n}\n", b"\na.org {\nnonsense\n}\n. {\nwhoami\n}\n"
     with pytest.raises(ConfigError) as caught:
-        load_parts([(first, "/etc/one"), (second, "/etc/two")], environ={})
+        load_parts([Part(first, "/etc/one"), Part(second, "/etc/two")], environ={})
     assert [(mistake.file, mistake.line) for mistake in caught.value.mistakes] == [("/etc/two", 3), ("/etc/two", 5)]
     assert "/etc/one:1" in caught.value.mistakes[1].message
 
 
 def test_every_text_counts_for_the_digest_and_so_does_where_one_ends() -> None:
     texts = [(b"a {\n}\n", b"b {\n}\n"), (b"a {\n}\n", b"c {\n}\n"), (b"a {\n}\nb {\n}\n",), (b"a {\n", b"}\nb {\n}\n")]
-    digests = [load_parts([(text, "x") for text in parts], environ={}).digest for parts in texts]
+    digests = [load_parts([Part(text, "x") for text in parts], environ={}).digest for parts in texts]
     assert len(set(digests)) == len(texts)
 
 
 def test_a_directive_may_be_refused_with_a_reason() -> None:
     text = b". {\nerrors\nkubernetes\n}\n"
-    assert load_parts([(text, "x")], environ={}).blocks
+    assert load_parts([Part(text, "x")], environ={}).blocks
     with pytest.raises(ConfigError) as caught:
-        load_parts([(text, "x")], environ={}, refused={"kubernetes": ("not here", "something else")})
+        load_parts([Part(text, "x")], environ={}, refused={"kubernetes": ("not here", "something else")})
     assert str(caught.value) == "x:3: not here; accepted: something else"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from kdns.corefile.config import Config
-from kdns.errors import ConfigError, KdnsError
+from kdns.corefile.parser import Part
+from kdns.errors import ConfigError, KdnsError, Mistake
 from kdns.node import configmap, loader
 from kdns.node.configmap import KubeDns, StubDomain
 from kdns.node.loader import Loader, Paths
-from kdns.node.template import Part, Values, fill, service_variable
+from kdns.node.template import Values, fill, service_variable
 from kdns.observe.logs import Log, Sink
 from kdns.plugins import load_parts
 from tests.support.volume import Volume
@@ -42,7 +44,7 @@ NOTHING = KubeDns()
 
 
 def filled(base: str, kube_dns: KubeDns = NOTHING, values: Values = VALUES) -> list[str]:
-    return [data.decode() for data, _ in fill(base.encode(), "/base", values, kube_dns)]
+    return [part.data.decode() for part in fill(base.encode(), "/base", values, kube_dns)]
 
 
 def mistakes(base: str, values: Values = VALUES) -> list[str]:
@@ -363,7 +365,7 @@ def test_the_result_is_written_at_once_and_only_when_it_changed(place: Place, vo
     place.load()
     assert place.conf.stat().st_ino != before.st_ino
     assert "acme.local:53 {\n    errors\n    cache 30\n    bind 169.254.20.10 10.96.0.10\n" in place.conf.read_text()
-    assert len(load_parts([(place.conf.read_bytes(), "x")], environ={}).blocks) == 3
+    assert len(load_parts([Part(place.conf.read_bytes(), "x")], environ={}).blocks) == 3
     assert sorted(entry.name for entry in place.conf.parent.iterdir()) == [
         "Corefile",
         "Corefile.base",
@@ -440,3 +442,88 @@ def test_the_result_is_never_written_over_the_base_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "base")
     with pytest.raises(KdnsError, match="base file"):
         Loader(Paths(tmp_path / "base", tmp_path / "link"), VALUES, understand, Log(Sink()), print)
+
+
+# What it costs
+
+
+def test_thousands_of_stub_domains_make_a_corefile_that_grows_with_them_and_keep_their_lines(volume: Volume) -> None:
+    names = [f"d{number:04}.example" for number in range(3000)]
+    volume.write(stubDomains=json.dumps({name: ["192.0.2.1"] for name in names}, indent=0))
+    found = configmap.read(volume.folder)
+    lines = (volume.folder / "stubDomains").read_text().split("\n")
+    assert all(f'"{stub.name}"' in lines[stub.line - 1] for stub in found.stub_domains)
+    parts = fill(BASE.encode(), "/base", VALUES, found)
+    assert sum(len(part.data) for part in parts) < 3000 * 200
+    assert [(part.file, part.line) for part in parts[1:]] == [
+        (f"{volume.folder}/stubDomains", stub.line) for stub in found.stub_domains
+    ]
+
+
+class Counting:
+    """A Loader in a folder, and how often it has a Corefile read."""
+
+    def __init__(self, folder: Path, volume: Volume) -> None:
+        self.base = folder / "Corefile.base"
+        self.base.write_text(BASE)
+        self.times = 0
+        self.missing: Path | None = None
+        self.counted: list[str] = []
+        self.load = Loader(
+            Paths(self.base, folder / "Corefile", volume.folder), VALUES, self.read, Log(Sink()), self.counted.append
+        )
+
+    def read(self, parts: Sequence[Part]) -> Config:
+        self.times += 1
+        if self.missing is not None and not self.missing.exists():
+            raise ConfigError([Mistake(str(self.base), 1, f"{self.missing} is not there", "a file")])
+        return load_parts(parts, environ={})
+
+
+@pytest.fixture
+def counting(tmp_path: Path, volume: Volume) -> Counting:
+    return Counting(tmp_path, volume)
+
+
+def test_what_has_not_changed_is_not_read_again_and_what_has_is(counting: Counting, volume: Volume) -> None:
+    volume.write(stubDomains={"acme.local": ["192.0.2.1"]})
+    first = counting.load()
+    assert (counting.load(), counting.load(), counting.times) == (first, first, 1)
+    volume.write(stubDomains={"acme.local": ["192.0.2.2"]})
+    assert counting.load().digest != first.digest
+    counting.base.write_text(BASE + "# changed\n")
+    counting.load()
+    assert (counting.times, counting.counted) == (3, [])
+
+
+def test_a_configmap_that_stays_wrong_is_not_read_again_and_another_wrong_one_is_counted(
+    counting: Counting, volume: Volume
+) -> None:
+    volume.write(stubDomains={"cluster.local": ["192.0.2.1"]})
+    for _ in range(3):
+        assert len(counting.load().blocks) == 2
+    assert (counting.times, counting.counted) == (2, ["configmap"])
+    volume.write(stubDomains="{")
+    for _ in range(3):
+        assert len(counting.load().blocks) == 2
+    assert (counting.times, counting.counted) == (2, ["configmap"] * 2)
+    volume.write(stubDomains={"acme.local": ["192.0.2.1"]})
+    assert len(counting.load().blocks) == 3
+
+
+def test_what_the_base_file_imports_is_followed(counting: Counting, tmp_path: Path) -> None:
+    counting.base.write_text(BASE + "import more\n")
+    with pytest.raises(ConfigError, match="more"):
+        counting.load()
+    (tmp_path / "more").write_text("a.org {\n    whoami\n}\n")
+    assert [key.zone for key in counting.load().blocks[-1].keys] == ["a.org."]
+    (tmp_path / "more").write_text("b.org {\n    whoami\n}\n")
+    assert [key.zone for key in counting.load().blocks[-1].keys] == ["b.org."]
+
+
+def test_a_mistake_of_the_base_file_may_go_without_a_change_of_it(counting: Counting, tmp_path: Path) -> None:
+    counting.missing = tmp_path / "ca.pem"
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        counting.load()
+    counting.missing.touch()
+    assert counting.load().blocks

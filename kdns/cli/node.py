@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kdns.corefile.config import Config
+    from kdns.corefile.parser import Part
     from kdns.node.loader import Loader, Paths
     from kdns.node.settings import Settings
-    from kdns.node.template import Part, Values
+    from kdns.node.template import Values
     from kdns.observe.counters import Region
     from kdns.observe.logs import Log
     from kdns.server.setup import Setup

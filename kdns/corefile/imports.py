@@ -61,16 +61,16 @@ class Sources:
             return b""
         return data
 
-    def tokens(self, data: bytes, file: str) -> list[Token]:
-        """The tokens of a file's content."""
+    def tokens(self, data: bytes, file: str, first: int = 1) -> list[Token]:
+        """The tokens of a file's content, or of a part that begins in line `first`."""
         self.hash.update(data)
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
+            line = first + data.count(b"\n", 0, error.start)
             self.mistakes.append(Mistake(file, line, f"byte 0x{data[error.start]:02x} is not UTF-8", "UTF-8"))
             text = data.decode(errors="replace")
-        return tokenize(text, file, self.environ, self.mistakes)
+        return tokenize(text, file, self.environ, self.mistakes, first)
 
     def watch(self, path: Path) -> None:
         """Note a file or directory whose change matters."""

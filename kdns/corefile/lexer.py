@@ -50,14 +50,13 @@ class Token:
         return self.text == "}" and not self.quoted
 
 
-def tokenize(text: str, file: str, environ: Mapping[str, str], mistakes: list[Mistake]) -> list[Token]:
+def tokenize(text: str, file: str, environ: Mapping[str, str], mistakes: list[Mistake], line: int = 1) -> list[Token]:
     """Split a file's text; what is wrong with it is added to `mistakes`.
 
-    file: the name for messages.
+    file: the name for messages. line: the number of the first line.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     found = []
-    line = 1
     starts_line = True
     for match in _LEX.finditer(text):
         if match.lastgroup == "newline":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdns.corefile.config import Directive, ServerBlock, ServerKey
 from kdns.corefile.imports import Expander, Sources, identity
@@ -19,6 +20,14 @@ from kdns.errors import ConfigValueError, Mistake
 
 SCHEMES = {"dns": 53, "tls": 853, "quic": 853, "grpc": 443, "https": 443, "https3": 443}
 MAX_BLOCKS = 8
+
+
+class Part(NamedTuple):
+    """A text of a Corefile. file: the name for messages, and where imports are looked for. line: its first line there."""
+
+    data: bytes
+    file: str
+    line: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +51,19 @@ def parse_file(path: Path, environ: Mapping[str, str], default_port: int) -> Par
 def parse_text(text: str | bytes, file: str, environ: Mapping[str, str], default_port: int) -> Parsed:
     """Read a Corefile that is not in a file. file: the name for messages, and where imports are looked for."""
     data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    return parse_parts([(data, file)], environ, default_port)
+    return parse_parts([Part(data, file)], environ, default_port)
 
 
-def parse_parts(parts: Iterable[tuple[bytes, str]], environ: Mapping[str, str], default_port: int) -> Parsed:
-    """Read a Corefile made of one or more texts, each with a name as for `parse_text`."""
+def parse_parts(parts: Iterable[Part], environ: Mapping[str, str], default_port: int) -> Parsed:
+    """Read a Corefile made of one or more texts."""
     sources = Sources(environ, [])
     expander = Expander(sources)
     names: list[str] = []
-    for data, file in parts:
+    for data, file, line in parts:
         if names:
             sources.hash.update(b"\0%d\0" % len(data))
         names.append(file)
-        expander.expand(sources.tokens(data, file), (identity(Path(file)),))
+        expander.expand(sources.tokens(data, file, line), (identity(Path(file)),))
     return _parse(expander, names[0], default_port)
 
 

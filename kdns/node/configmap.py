@@ -30,6 +30,7 @@ _TRIES = 5
 # A DNS subdomain as Kubernetes checks it (RFC 1123): lower case, no last dot.
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*", re.ASCII)
 _MAX_DOMAIN = 253
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 T = TypeVar("T")
 
 
@@ -124,14 +125,23 @@ def _stub_domains(value: Any, text: str) -> tuple[StubDomain, ...]:
     if not isinstance(value, dict | None):
         raise ConfigValueError(f"is {_kind(value)}", accepted)
     found = []
+    lines = _lines(text)
     for name, servers in sorted((value or {}).items()):
         if not _DOMAIN.fullmatch(name) or len(name) > _MAX_DOMAIN:
             raise ConfigValueError(f"{shown(name)} is not a domain name in lower case", "a domain such as acme.local")
         if not isinstance(servers, list) or not servers:
             raise ConfigValueError(f"{shown(name)} has no nameservers", accepted)
-        line = text.count("\n", 0, max(0, text.find(f'"{name}"'))) + 1
-        found.append(StubDomain(name, tuple(_nameserver(server) for server in servers), line))
+        found.append(StubDomain(name, tuple(_nameserver(server) for server in servers), lines.get(name, 1)))
     return tuple(found)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line in which each string of a JSON text is first, as it is written there."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        for string in _STRING.findall(line):
+            found.setdefault(string, number)
+    return found
 
 
 def _upstreams(value: Any, _text: str) -> tuple[str, ...]:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdns.corefile.config import Config
+from kdns.corefile.parser import Part
 from kdns.errors import ConfigError, KdnsError, Mistake
 from kdns.node import configmap
 from kdns.node.configmap import KubeDns
-from kdns.node.template import Part, Values, fill
+from kdns.node.template import Values, fill
 from kdns.observe.logs import Log
 
 DEFAULT_KUBE_DNS = Path("/etc/kube-dns")
 CONFIGMAP = "configmap"
+
+_Results = dict[tuple[Part, ...], Config | ConfigError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +63,18 @@ class Loader:
         self._count = count
         self._kube_dns = KubeDns()
         self._had_base = False
+        self._before: _Results = {}
+        self._now: _Results = {}
         self._said: dict[str, str] = {}
 
     def __call__(self) -> Config:
         """Raises ConfigError with every mistake of the base file, or of the Corefile where there is none."""
+        self._before, self._now = self._now, {}
         base = self._base()
         if base is None:
             return self._without_base()
         config, parts = self._with_kube_dns(base)
-        self._write(b"\n".join(data.lstrip(b"\n") for data, _ in parts))
+        self._write(b"\n".join(part.data for part in parts))
         return config
 
     def _base(self) -> bytes | None:
@@ -92,7 +98,7 @@ class Loader:
         self._say_once(
             "base", f"there is no base file {base}: {conf} is served as it is, without the kube-dns ConfigMap"
         )
-        return self._understand([(data, str(conf))])
+        return self._understood([Part(data, str(conf))])
 
     def _with_kube_dns(self, base: bytes) -> tuple[Config, list[Part]]:
         """The configuration, with the ConfigMap if that can be used; otherwise as `_complain` says."""
@@ -118,7 +124,27 @@ class Loader:
 
     def _filled(self, base: bytes, kube_dns: KubeDns) -> tuple[Config, list[Part]]:
         parts = fill(base, str(self._paths.base), self._values, kube_dns)
-        return self._understand(parts), parts
+        return self._understood(parts), parts
+
+    def _understood(self, parts: list[Part]) -> Config:
+        """The Corefile of these parts; what the last call found out of the same is not worked out again.
+
+        What may change while the parts do not is: what is imported, and mistakes of the base file, which may be in
+        files that a directive names.
+        """
+        key = tuple(parts)
+        found = self._now.get(key) or self._before.get(key)
+        if found is None:
+            try:
+                found = self._understand(parts)
+            except ConfigError as error:
+                found = error
+        lasting = isinstance(found, Config) or all(mistake.file != parts[0].file for mistake in found.mistakes)
+        if lasting and b"import" not in parts[0].data:
+            self._now[key] = found
+        if isinstance(found, ConfigError):
+            raise found
+        return found
 
     def _read_kube_dns(self) -> KubeDns:
         folder = self._paths.kube_dns

@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdns.corefile.parser import Part
 from kdns.corefile.values import choices, ip_address, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.node.configmap import STUB_DOMAINS, KubeDns, StubDomain
@@ -38,9 +39,6 @@ _STUB = """\
     forward . {nameservers}
 }}
 """
-
-Part = tuple[bytes, str]
-"""A text of the Corefile, and the file that its mistakes are looked for in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def fill(base: bytes, file: str, values: Values, kube_dns: KubeDns) -> list[Part
     if filler.mistakes:
         raise ConfigError(filler.mistakes)
     filled = "\n".join(lines).encode(errors="surrogateescape")
-    return [(filled, file), *(_stub(stub, values, kube_dns.folder) for stub in kube_dns.stub_domains)]
+    return [Part(filled, file), *(_stub(stub, values, kube_dns.folder) for stub in kube_dns.stub_domains)]
 
 
 class _Filler:
@@ -133,4 +131,4 @@ def _stub(stub: StubDomain, values: Values, folder: str) -> Part:
         addresses=" ".join(values.addresses),
         nameservers=" ".join(stub.nameservers),
     )
-    return ("\n" * (stub.line - 1) + text).encode(), str(Path(folder) / STUB_DOMAINS)
+    return Part(text.encode(), str(Path(folder) / STUB_DOMAINS), stub.line)

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from kdns.corefile.config import Config, Directive, ServerBlock, ServerConfig
-from kdns.corefile.parser import Parsed, parse_file, parse_parts, parse_text
+from kdns.corefile.parser import Parsed, Part, parse_file, parse_parts, parse_text
 from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import (
@@ -96,13 +96,13 @@ def loads(
 
 
 def load_parts(
-    parts: Iterable[tuple[bytes, str]],
+    parts: Iterable[Part],
     *,
     environ: Mapping[str, str],
     default_port: int = 53,
     refused: Mapping[str, tuple[str, str]] | None = None,
 ) -> Config:
-    """The same for a Corefile of several texts, each with the name of its file.
+    """The same for a Corefile of several texts.
 
     refused: directives that this server cannot have; why, and what is accepted instead.
     """
