@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
 import os
@@ -13,11 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kdns
 from kdns.errors import KdnsError
 from kdns.observe.counters import (
     HEALTH_REQUESTS,
@@ -363,3 +366,14 @@ def test_probes_have_their_own_buckets(region: Region) -> None:
     probe.observe(low)
     probe.observe(high + 1)
     assert region.read()["histogram", HEALTH_REQUESTS.name] == (1, 0, 0, 0, 0, 1, low + high + 1)
+
+
+def test_no_cell_is_added_to_by_a_statement_with_a_call_in_which_threads_could_change() -> None:
+    found = []
+    for path in Path(kdns.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
+                counts = ast.unparse(node.target.value).endswith("cells")
+                if counts and any(isinstance(part, ast.Call) for part in ast.walk(node)):
+                    found.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []

@@ -81,6 +81,26 @@ def test_a_cache_that_was_overtaken_by_changes_starts_empty(cache: PacketCache, 
     assert cache.seen == changes.generation
 
 
+def test_what_is_kept_of_answers_that_go_and_come_again_does_not_grow(
+    cache: PacketCache, changes: Changes, block: Block
+) -> None:
+    for number in range(5000):
+        cache.put(b"web SRV", entry(block, WEB, MAIL), cache.seen)
+        cache.put(b"%d" % number, entry(block, WEB, MAIL), cache.seen)
+        changes.note([WEB])
+        cache.sync()
+    assert cache.size == 0
+    assert sum(map(len, cache._young_index.values())) < 2000
+    cache.put(b"web SRV", entry(block, WEB, MAIL), cache.seen)
+    cache.put(b"mail A", entry(block, MAIL), cache.seen)
+    for number in range(5000):
+        cache.put(b"turns", entry(block, number), cache.seen)
+    assert sum(map(len, cache._young_index.values())) < 2000
+    changes.note([MAIL])
+    cache.sync()
+    assert set(cache.young) == {b"turns"}
+
+
 def test_entries_are_bounded_and_those_in_use_stay(cache: PacketCache, block: Block) -> None:
     cache.put(b"web A", entry(block, WEB), cache.seen)
     for number in range(5 * packet_cache.ENTRIES):

@@ -41,6 +41,8 @@ PER_NAME = 150
 """About what each name takes that an entry depends on, in bytes: its hash, and its place in the index."""
 PART = 8
 """A generation takes no more than this part of the worker's budget, and an entry no more than this part of it."""
+_STALE = 1000
+"""An index is made anew when it has so many keys, and one for each entry, whose entries are gone."""
 
 
 class Turns:
@@ -156,7 +158,7 @@ class PacketCache:
 
     __slots__ = (
         "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_marked", "_most", "_old_bytes", "_old_index",
-        "_young_index", "old", "seen", "young",
+        "_stale", "_young_index", "old", "seen", "young",
     )  # fmt: skip
 
     def __init__(self, changes: Changes, region: Region, budget: Budget) -> None:
@@ -166,6 +168,7 @@ class PacketCache:
         self.old: dict[bytes, Entry] = {}
         self._young_index: dict[int, list[bytes]] = {}
         self._old_index: dict[int, list[bytes]] = {}
+        self._stale = 0  # keys in the young index that have no entry any more, at most
         self._bytes = 0  # of the young generation
         self._old_bytes = 0
         self._most = min(BYTES, budget.limit // PART)
@@ -217,11 +220,14 @@ class PacketCache:
             known = self.young.get(key)
             if known is not None:
                 self._bytes -= _size(key, known)
+                if known.hashes != entry.hashes:
+                    self._stale += len(known.hashes)
             self.young[key] = entry
             self._bytes += size
             if known is None or known.hashes != entry.hashes:
                 for value in entry.hashes:
                     self._young_index.setdefault(value, []).append(key)
+            self._tidy()
             more = self.size - before
         self._budget.add(more)
 
@@ -237,11 +243,11 @@ class PacketCache:
     def _turn(self) -> None:
         self._evict_old()
         self.old, self._old_index, self._old_bytes = self.young, self._young_index, self._bytes
-        self.young, self._young_index, self._bytes = {}, {}, 0
+        self.young, self._young_index, self._bytes, self._stale = {}, {}, 0, 0
 
     def _evict_old(self) -> None:
-        cells = self._cells
-        cells.region.cells[cells.evictions] += len(self.old)
+        cells, evicted = self._cells, len(self.old)
+        cells.region.cells[cells.evictions] += evicted
         self.old, self._old_index, self._old_bytes = {}, {}, 0
 
     def sync(self) -> None:
@@ -252,17 +258,30 @@ class PacketCache:
             self.seen, hashes = self._changes.since(self.seen)
             if hashes is None:
                 self.young, self.old, self._young_index, self._old_index = {}, {}, {}, {}
-                self._bytes = self._old_bytes = 0
+                self._bytes = self._old_bytes = self._stale = 0
             else:
                 for value in hashes:
-                    self._bytes -= _drop(self.young, self._young_index, value)
-                    self._old_bytes -= _drop(self.old, self._old_index, value)
+                    size, stale = _drop(self.young, self._young_index, value)
+                    self._bytes -= size
+                    self._stale += stale
+                    self._old_bytes -= _drop(self.old, self._old_index, value)[0]
+                self._tidy()
             dropped = entries - len(self.young) - len(self.old)
             cells = self._cells
             cells.region.cells[cells.invalidations] += dropped
             less = before - self.size
         if less:
             self._budget.add(-less)
+
+    def _tidy(self) -> None:
+        """Forget keys whose entries are gone. An entry that depends on two names goes with one of them, and is still in
+        the index for the other, again each time that it is put."""
+        if self._stale > len(self.young) + _STALE:
+            self._young_index = {}
+            for key, entry in self.young.items():
+                for value in entry.hashes:
+                    self._young_index.setdefault(value, []).append(key)
+            self._stale = 0
 
     def report(self) -> tuple[int, int]:
         """Entries, and about how many bytes they take."""
@@ -289,6 +308,15 @@ def _take(entries: dict[bytes, Entry], key: bytes) -> int:
     return 0 if entry is None else _size(key, entry)
 
 
-def _drop(entries: dict[bytes, Entry], index: dict[int, list[bytes]], value: int) -> int:
-    """Drop the entries that depend on a name with this hash; returns their bytes."""
-    return sum(_take(entries, key) for key in index.pop(value, ()))
+def _drop(entries: dict[bytes, Entry], index: dict[int, list[bytes]], value: int) -> tuple[int, int]:
+    """Drop the entries that depend on a name with this hash.
+
+    Returns their bytes, and how often their keys are in the index for other names.
+    """
+    size = stale = 0
+    for key in index.pop(value, ()):
+        entry = entries.pop(key, None)
+        if entry is not None:
+            size += _size(key, entry)
+            stale += len(entry.hashes) - 1
+    return size, stale
