@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import resource
 import socket
 import threading
 import time
@@ -419,3 +420,24 @@ def test_ready_has_notes_behind_its_ok() -> None:
     notes.append("kubernetes cluster.local.: data of 12 s ago")
     assert page(Message()).status == 200
     assert page(Message()).body == b"OK\nkubernetes cluster.local.: data of 12 s ago"
+
+
+def test_a_reload_without_a_free_descriptor_does_not_end_the_server(
+    server: HttpServer, address: tuple[str, int]
+) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    endpoint = Endpoint(LOCAL, 0, "/health", health_page, "health")
+    with socket.socket() as client:
+        client.settimeout(0.3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+        try:
+            server.serve(server.bind([endpoint]))
+            client.connect(address)
+            client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        client.settimeout(5)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert ask(address, "/health")[0] == 200

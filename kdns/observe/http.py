@@ -38,6 +38,7 @@ PROBE_SECONDS = 1.0
 PROBE_TIMEOUT = 3.0
 
 _BACKLOG = 128
+_PAUSE = 0.05
 _PLAIN = "text/plain; charset=utf-8"
 _ALLOWED = "GET, HEAD"
 
@@ -330,15 +331,22 @@ class HttpServer:
 
     def _accept_all(self) -> None:
         while not self._closed:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._woken, selectors.EVENT_READ)
-                with self._lock:
-                    sites = self._sites
-                    for site in sites.values():
-                        selector.register(site.listener, selectors.EVENT_READ, site)
-                while sites is self._sites:
-                    for ready, _ in selector.select():
-                        self._accept(ready.data)
+            try:
+                self._accept_some()
+            except OSError:  # no descriptor for a selector: do not spin until there is one
+                time.sleep(_PAUSE)
+
+    def _accept_some(self) -> None:
+        """Accept at these sites until there are others."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            with self._lock:
+                sites = self._sites
+                for site in sites.values():
+                    selector.register(site.listener, selectors.EVENT_READ, site)
+            while sites is self._sites:
+                for ready, _ in selector.select():
+                    self._accept(ready.data)
 
     def _accept(self, site: _Site | None) -> None:
         if site is None:
@@ -349,7 +357,7 @@ class HttpServer:
         except BlockingIOError:
             return
         except OSError:
-            time.sleep(0.05)  # no descriptors: do not spin until there are
+            time.sleep(_PAUSE)  # no descriptors
             return
         if not self._make_room():
             connection.close()
