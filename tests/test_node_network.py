@@ -6,8 +6,10 @@ cluster's DNS by iptables. Whoever answers a query says its own name.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,11 +32,14 @@ import dns.query
 import pytest
 from pyroute2 import IPRoute
 
-from kdns.node import change, iptables, rtnetlink
+from kdns.errors import NodeError
+from kdns.node import change, iptables, network, nft, rtnetlink, table
 from kdns.node.change import Changes
 from kdns.node.links import Wanted, differences
 from kdns.node.listeners import others_listen
+from kdns.node.network import Network
 from kdns.node.settings import ROUTES, Settings
+from kdns.observe.logs import Log, Sink
 from tests.support import netns, procs
 from tests.support.interceptor import listening
 from tests.support.netns import Netns
@@ -210,11 +215,11 @@ def interceptor(
     return Running(node, [*prefix, *program(name, {"addresses": ALL, "port": 53} | settings)], path)
 
 
-def classic(node: Netns, *, path: str | None = None, **settings: Any) -> Running:
+def classic(node: Netns, name: str = "node", *, path: str | None = None, **settings: Any) -> Running:
     """One that has no libnftables."""
     hide = f'mount --bind /dev/null {library("libnftables.so.1")} && exec "$@"'
     restored = ["/usr/bin/env", f"PATH={path}"] if path is not None else []
-    return interceptor(node, prefix=["unshare", "-m", "sh", "-c", hide, "sh", *restored], **settings)
+    return interceptor(node, name, prefix=["unshare", "-m", "sh", "-c", hide, "sh", *restored], **settings)
 
 
 def library(name: str) -> str:
@@ -734,7 +739,7 @@ def test_packets_that_are_under_way_when_the_table_comes_and_goes_are_not_lost(p
         interception = table.Interception(SETTINGS)
         say("open")
         for _ in range(40):
-            interception.begin()
+            interception.begin(SETTINGS.own)
             interception.check()
             time.sleep(0.02)
             interception.drain()
@@ -757,7 +762,7 @@ def test_a_child_that_is_forked_does_not_keep_the_table(place: Place) -> None:
         from kdns.node.settings import Settings
         from kdns.node.table import Interception
         interception = Interception(Settings(("10.96.0.10",), 53))
-        interception.begin()
+        interception.begin(["10.96.0.10"])
         interception.check()
         child = os.fork()
         if not child:
@@ -834,7 +839,301 @@ def test_a_lock_that_somebody_holds_is_counted_apart(
     rules = list(iptables.accepting(Settings(("192.0.2.1",), 53)))
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused = place.node.inside(lambda: iptables.ensure(rules))
+        refused = place.node.inside(lambda: iptables.ensure(rules, time.monotonic() + 60))
     assert [note.kind for note in refused.failed] == ["iptables_lock"], "nor is each rule waited for"
-    assert len(place.node.inside(lambda: iptables.ensure(rules)).done) == len(rules)
-    assert place.node.inside(lambda: iptables.remove(rules)).failed == ()
+    assert len(place.node.inside(lambda: iptables.ensure(rules, time.monotonic() + 60)).done) == len(rules)
+    assert place.node.inside(lambda: iptables.remove(rules, time.monotonic() + 60)).failed == ()
+
+
+def test_an_address_without_a_socket_is_left_to_the_cluster_and_named(place: Place) -> None:
+    with interceptor(place.node, bound=[[LOCAL, CLUSTER6]]).wait_for("open") as running:
+        assert who_answers(place, CLUSTER) == {"cluster"}
+        assert who_answers(place, LOCAL) == who_answers(place, CLUSTER6) == {"node"}
+        (line,) = running.said("no socket is bound to")
+        assert f"to {CLUSTER} port 53" in line
+        assert f"`bind {CLUSTER}`" in line
+        assert f"-d {CLUSTER}/32" not in place.node.run("iptables", "-S").stdout
+        running.end()
+
+
+def test_sockets_bound_to_all_addresses_take_no_queries_from_the_cluster(place: Place) -> None:
+    everywhere = ["0.0.0.0", "::"]  # noqa: S104 - in a namespace of its own
+    with interceptor(place.node, bound=[everywhere]).wait_for("open") as running:
+        assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}
+        assert LOCAL in place.node.ip("-br", "address", "show", "lo")
+        assert tables(place.node) == []
+        assert len(running.said("no socket is bound to")) == len(ALL)
+
+
+@pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
+def test_no_query_is_lost_when_a_reload_drops_an_address_and_takes_it_again(place: Place, address: str) -> None:
+    with (
+        interceptor(place.node, bound=[ALL, [LOCAL], ALL]).wait_for("open") as running,
+        Asking(place.pod, address) as pod,
+        Asking(place.node, address) as node,
+        Asking(place.pod, LOCAL) as local,
+    ):
+        for expected in ("node", "cluster", "node"):
+            for asking in (pod, node):
+                asking.wait_for(expected)
+            running.process.send_signal(signal.SIGHUP)
+    assert pod.names() == node.names() == {"node", "cluster"}
+    assert local.names() == {"node"}
+
+
+def test_without_libnftables_too_an_address_without_a_socket_is_left_to_the_cluster(place: Place) -> None:
+    with classic(place.node, bound=[[LOCAL], ALL, [LOCAL]]).wait_for("open") as running:
+        assert who_answers(place, CLUSTER) == {"cluster"}
+        running.process.send_signal(signal.SIGHUP)
+        for host in (place.pod, place.node):
+            wait_for_answer(host, CLUSTER, "node")
+        running.process.send_signal(signal.SIGHUP)
+        for host in (place.pod, place.node):
+            wait_for_answer(host, CLUSTER, "cluster")
+        assert who_answers(place, LOCAL) == {"node"}
+
+
+def test_without_libnftables_the_cluster_answers_as_soon_as_it_withdraws(place: Place) -> None:
+    before = state(place.node)
+    with classic(place.node).wait_for("open") as running, Asking(place.pod, CLUSTER) as asking:
+        asking.wait_for("node")
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("withdrawn")
+        for address in (CLUSTER, CLUSTER6):
+            assert who_answers(place, address) == {"cluster"}
+        asking.wait_for("cluster")
+        running.end()
+    assert asking.names() == {"node", "cluster"}
+    assert state(place.node) == before
+
+
+def test_without_libnftables_one_killed_while_it_ends_strands_nobody(place: Place) -> None:
+    with classic(place.node).wait_for("open") as running:
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("withdrawn").end(signal.SIGKILL)
+    for address in (CLUSTER, CLUSTER6):
+        assert who_answers(place, address) == {"cluster"}
+
+
+def test_without_libnftables_what_another_instance_needs_stays(place: Place) -> None:
+    with classic(place.node, "first").wait_for("open") as first, classic(place.node, "second").wait_for("open"):
+        first.end(signal.SIGUSR1)
+        for address in ALL:
+            assert who_answers(place, address) == {"second"}
+
+
+def test_an_upgrade_from_iptables_to_a_table_leaves_nothing_behind(place: Place) -> None:
+    before = state(place.node)
+    with classic(place.node, "old").wait_for("open") as old, interceptor(place.node, "new").wait_for("open") as new:
+        old.end(signal.SIGUSR1)
+        for address in ALL:
+            assert who_answers(place, address) == {"new"}
+        new.end()
+    assert state(place.node) == before
+
+
+def test_an_address_that_the_loopback_link_had_before_is_kept(place: Place) -> None:
+    place.node.ip("address", "add", f"{LOCAL}/32", "dev", "lo")
+    before = state(place.node)
+    for start in (interceptor, classic):
+        with start(place.node).wait_for("open") as running:
+            running.end()
+        assert state(place.node) == before
+
+
+def meddled(place: Place, path: Path, text: str, **settings: Any) -> Running:
+    """One whose process that changes links runs this first."""
+    lines = ["import sys", 'if any("kdns.node.change" in word for word in sys.orig_argv):']
+    (path / "sitecustomize.py").write_text("\n".join([*lines, *(f"    {line}" for line in text.splitlines())]))
+    return interceptor(place.node, prefix=["env", f"PYTHONPATH={path}:{ROOT}"], **settings)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_failure_to_change_links_does_not_keep_it_from_its_table_for_ever(
+    place: Place, tmp_path: Path, times: int
+) -> None:
+    text = f"""
+import os
+if len(os.listdir("{tmp_path}")) <= {times}:
+    open("{tmp_path}/" + str(os.getpid()), "w")
+    os._exit(137)
+"""
+    with meddled(place, tmp_path, text).wait_for("open") as running:
+        running.wait_for("added table of nftables")
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+        assert not running.said("cannot be had")
+        running.end(signal.SIGKILL)
+    assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}
+
+
+def test_where_the_kernel_refuses_rules_iptables_has_them(place: Place, tmp_path: Path) -> None:
+    text = """
+import os
+from kdns.node import change
+from pyroute2.netlink.exceptions import NetlinkError
+class Refused:
+    def __init__(self, ip): self.ip = ip
+    def __getattr__(self, name): return getattr(self.ip, name)
+    def rule(self, *_, **__): raise NetlinkError(95)
+made = change.Changes.__init__
+change.Changes.__init__ = lambda self, ip, wanted: made(self, Refused(ip), wanted)
+sys.argv = ["change", "ensure"]
+change.main()
+sys.stdout.flush()
+os._exit(0)
+"""
+    with meddled(place, tmp_path, text).wait_for("open") as running:
+        (line,) = running.said("cannot be had")
+        assert "Operation not supported" in line
+        for address in ALL:
+            assert who_answers(place, address) == {"node"}
+
+
+def in_this_process(place: Place, steps: Callable[[Network], Awaitable[None]], **settings: Any) -> str:
+    """Do something with a `Network` that is open for ALL; returns its log."""
+    read, write = os.pipe()
+
+    async def run() -> None:
+        network = Network(Settings(ALL, 53, **settings), Log(Sink(write)), lambda kind: None)
+        await network.prepare()
+        await network.open(frozenset((address, 53) for address in ALL))
+        try:
+            await steps(network)
+        finally:
+            await network.withdraw(alone=True)
+            await network.remove(alone=True)
+
+    with os.fdopen(read, "rb") as log, os.fdopen(write, "wb"):
+        place.node.inside(lambda: asyncio.run(run()))
+        os.set_blocking(read, False)
+        time.sleep(0.1)
+        return (log.read() or b"").decode()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, what
+        await asyncio.sleep(0.02)
+
+
+def test_while_nobody_can_say_where_queries_are_led_the_cluster_has_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = rtnetlink.view
+
+    def fail(table: int) -> rtnetlink.View:
+        raise OSError(24, "Too many open files")
+
+    async def steps(network: Network) -> None:
+        follower = asyncio.create_task(network.follow())
+        assert len(tables(place.node)) == 1
+        monkeypatch.setattr(rtnetlink, "view", fail)
+        place.node.ip("rule", "del", "priority", "53", "to", CLUSTER)
+        await until(lambda: not tables(place.node), "no table")
+        monkeypatch.setattr(rtnetlink, "view", real)
+        await until(lambda: bool(tables(place.node)), "the table again")
+        assert CLUSTER in place.node.ip("rule")
+        follower.cancel()
+
+    log = in_this_process(place, steps, sync_seconds=600)
+    assert "cannot see links, rules and routes" in log
+
+
+def test_without_the_shared_table_queries_are_intercepted_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "answers", lambda settings, name: "nonsense")
+
+    async def steps(network: Network) -> None:
+        assert len(tables(place.node)) == 1
+
+    assert "cannot add table of nftables" in in_this_process(place, steps)
+
+
+def test_the_shared_table_has_its_rules_once_and_goes_whoever_made_it(place: Place) -> None:
+    def work() -> None:
+        interception = table.Interception(Settings(ALL, 53))
+        interception.begin(ALL)
+        interception.check()
+        name = table._shared_name(Settings(ALL, 53))
+        rules = interception._library.do(f"list table inet {name}")
+        interception._library.do(table.answers(Settings(ALL, 53), name))
+        assert interception._library.do(f"list table inet {name}") == rules
+        interception.end()
+        assert "kdns-answers" in state(place.node)
+        table.Interception(Settings((LOCAL,), 53)).remove_shared()
+
+    place.node.inside(work)
+    assert "kdns-answers" not in state(place.node)
+
+
+def test_a_table_that_cannot_be_kept_to_this_process_is_not_left_alive(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = nft._sockets, itertools.count(1)
+
+    def sockets() -> set[int]:
+        if next(calls) == 2:
+            raise OSError(24, "Too many open files")
+        return real()
+
+    def work() -> None:
+        library = nft.Library()
+        monkeypatch.setattr(nft, "_sockets", sockets)
+        with pytest.raises(NodeError, match="Too many open files"):
+            nft.Owned(library, "table inet kdns-node-1 { flags owner; }")
+        assert real() == set()
+
+    place.node.inside(work)
+    assert tables(place.node) == []
+
+
+def test_programs_that_are_started_while_a_table_is_made_do_not_get_it(place: Place) -> None:
+    seen: list[bool] = []
+
+    class Watched(nft.Library):
+        def run(self, context: int, commands: str) -> str:
+            seen.extend(os.get_inheritable(fd) for fd in nft._sockets())
+            return super().run(context, commands)
+
+    place.node.inside(lambda: nft.Owned(Watched(), "table inet kdns-node-1 { flags owner; }").close())
+    assert seen == [False]
+
+
+def hang(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let iptables never end."""
+    for name in ("iptables", "ip6tables"):
+        (directory / name).write_text("#!/bin/sh\nexec sleep 600\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+def test_an_iptables_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang(tmp_path, monkeypatch)
+    settings = Settings(("192.0.2.1",), 53)
+    start = time.monotonic()
+    for work in (iptables.ensure, iptables.remove):
+        (note,) = work(iptables.untracking(settings), time.monotonic() + 0.3).failed
+        assert "takes too long" in note.text
+    assert iptables.stranding(settings, time.monotonic() + 0.3) == []
+    assert time.monotonic() - start < 0.3 * 8, "there are 8 rules"
+
+
+def test_an_iptables_that_hangs_delays_neither_start_nor_end_for_long(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(place.node)
+    hang(tmp_path, monkeypatch)
+    monkeypatch.setattr(iptables, "SECONDS", 1.0)
+    monkeypatch.setattr(network, "REMOVE_SECONDS", 6.0)
+    start = time.monotonic()
+
+    async def steps(_: Network) -> None:
+        assert len(tables(place.node)) == 1
+
+    in_this_process(place, steps)
+    assert time.monotonic() - start < 20
+    monkeypatch.undo()
+    assert state(place.node) == before

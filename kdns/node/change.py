@@ -19,14 +19,15 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from kdns.node import rtnetlink
-from kdns.node.links import LOOPBACK, Note, Wanted
+from kdns.node.links import LOOPBACK, Note, Wanted, may_go
 from kdns.node.rtnetlink import Rule
-from kdns.node.settings import PRIORITY, ROUTES
+from kdns.node.settings import METRIC, PRIORITY, ROUTES
 
 KIND = "dummy"
 """Of the link that is made."""
 
 _NO_SUCH_KIND = (errno.EOPNOTSUPP, errno.ENODEV)
+_NEVER = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _AS_IT_SHOULD_BE = (errno.EEXIST, errno.ENOENT, errno.ESRCH)
 _PAST = {"add": "added", "remove": "removed", "set": "set"}
 _PROTOCOL_KERNEL = 2
@@ -52,13 +53,16 @@ class Changes:
         if wanted.interface is not None and (wanted.on_link or wanted.off_link):
             self._ensure_addresses(wanted.interface)
         for rule in wanted.rules() - self._view.rules:
-            with self._attempt("add", f"rule for {rule.address}"):
+            with self._attempt("add", f"rule for {rule.address}", vital=True):
                 self._ip.rule("add", **_rule(rule))
         for family in wanted.families() - self._view.local_default:
-            with self._attempt("add", f"local route to table {ROUTES}"):
+            with self._attempt("add", f"local route to table {ROUTES}", vital=True):
                 self._ip.route("add", **_route(family, self._view.links[LOOPBACK][0]))
 
     def _ensure_addresses(self, interface: str) -> None:
+        for address in self._wanted.off_link:
+            self._take_off(interface, address)
+            self._take_off(LOOPBACK, address)
         place = interface
         if interface not in self._view.links and self._wanted.on_link:
             place = self._add_link(interface)
@@ -72,8 +76,6 @@ class Changes:
         if not up and self._wanted.on_link:
             with self._attempt("set", f"link {place} up"):
                 self._ip.link("set", index=index, state="up")
-        for address in self._wanted.off_link:
-            self._take_off(index, place, address)
 
     def _add_link(self, interface: str) -> str:
         """Make the link; returns its name, or that of the one to use instead."""
@@ -91,13 +93,13 @@ class Changes:
 
     def remove(self) -> None:
         """Take away what `ensure` adds: addresses, rules, routes, and the link if it is for nothing else."""
-        for place in (self._wanted.interface, LOOPBACK):
-            if place is None or place not in self._view.links:
-                continue
+        interface = self._wanted.interface
+        if interface is not None:
             for address in self._wanted.on_link:
-                self._take_off(self._view.links[place][0], place, address)
-        if self._wanted.interface in self._view.links:
-            self._remove_link(self._wanted.interface)
+                self._take_off(interface, address)
+                self._take_off(LOOPBACK, address)
+            if interface in self._view.links:
+                self._remove_link(interface)
         for rule in self._view.rules:
             if (rule.table, rule.priority) == (ROUTES, PRIORITY):
                 with self._attempt("remove", f"rule for {rule.address}"):
@@ -116,25 +118,27 @@ class Changes:
             with self._attempt("remove", f"link {interface}"):
                 self._ip.link("del", index=index)
 
-    def _take_off(self, index: int, place: str, address: str) -> None:
-        if (index, address) in self._view.addresses:
+    def _take_off(self, place: str, address: str) -> None:
+        if may_go(self._view, place, address):
             with self._attempt("remove", f"address {address} from {place}"):
-                self._ip.addr("del", index=index, **_address(address))
+                self._ip.addr("del", index=self._view.links[place][0], **_address(address))
 
     @contextlib.contextmanager
-    def _attempt(self, verb: str, what: str) -> Iterator[None]:
+    def _attempt(self, verb: str, what: str, *, vital: bool = False) -> Iterator[None]:
+        """vital: without it there is no interception."""
         try:
             yield
         except NetlinkError as error:
             if error.code not in _AS_IT_SHOULD_BE:
-                self.failed.append(Note("interface_check", f"cannot {verb} {what}: {os.strerror(error.code)}"))
+                text = f"cannot {verb} {what}: {os.strerror(error.code)}"
+                self.failed.append(Note("interface_check", text, never=vital and error.code in _NEVER))
         else:
             self.done.append(Note("interface_check", f"{_PAST[verb]} {what}"))
 
 
 def _address(address: str) -> dict[str, object]:
     parsed = ip_address(address)
-    options: dict[str, object] = {"address": address, "prefixlen": parsed.max_prefixlen}
+    options: dict[str, object] = {"address": address, "prefixlen": parsed.max_prefixlen, "rt_priority": METRIC}
     return options | {"flags": _NODAD} if parsed.version == 6 else options
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,9 +19,14 @@ from kdns.node.settings import Settings
 
 LOCK_SECONDS = "5"
 """How long to wait for those who change rules at the same time."""
-_SECONDS = 30.0
+SECONDS = 10.0
+"""How long one piece of work may take, however many rules it is about."""
 _NOT_THERE = 1
 _LOCKED = 4
+_NOT_RUN = -1
+_TOO_LATE = -2
+_HOPELESS = (_LOCKED, _TOO_LATE)
+"""The next rule would wait as long."""
 
 _SKIP = ("-m", "comment", "--comment", "NodeLocal DNS Cache: skip conntrack")
 _ALLOW = ("-m", "comment", "--comment", "NodeLocal DNS Cache: allow DNS traffic")
@@ -50,15 +56,23 @@ def accepting(settings: Settings) -> Iterator[Rule]:
 
 def untracking(settings: Settings) -> Iterator[Rule]:
     """Leave no conntrack entries."""
+    yield from bringing(settings)
     for address in settings.own:
         for protocol in ("tcp", "udp"):
-            to, of = _dns(settings, address, protocol)
-            yield Rule(_program(address), "raw", "PREROUTING", (*to, "-j", "NOTRACK", *_SKIP))
+            _, of = _dns(settings, address, protocol)
             yield Rule(_program(address), "raw", "OUTPUT", (*of, "-j", "NOTRACK", *_SKIP))
-            yield Rule(_program(address), "raw", "OUTPUT", (*to, "-j", "NOTRACK", *_SKIP))
         health = str(settings.health_port)
         for end in (("-d", address, "--dport", health), ("-s", address, "--sport", health)):
             yield Rule(_program(address), "raw", "OUTPUT", ("-p", "tcp", *end, "-j", "NOTRACK", *_SKIP))
+
+
+def bringing(settings: Settings) -> Iterator[Rule]:
+    """Those of `untracking` that are about queries: kube-proxy does not see these."""
+    for address in settings.own:
+        for protocol in ("tcp", "udp"):
+            to, _ = _dns(settings, address, protocol)
+            for chain in ("PREROUTING", "OUTPUT"):
+                yield Rule(_program(address), "raw", chain, (*to, "-j", "NOTRACK", *_SKIP))
 
 
 def _dns(settings: Settings, address: str, protocol: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -76,9 +90,9 @@ def absent(settings: Settings) -> list[str]:
     return [program for program in _programs(settings) if shutil.which(program) is None]
 
 
-def stranding(settings: Settings) -> list[Rule]:
+def stranding(settings: Settings, until: float) -> list[Rule]:
     """Those of `untracking` that may be there, left by a NodeLocal DNSCache or by us."""
-    left = [program for program in _programs(settings) if _SKIP[-1] in _listing(program)]
+    left = [program for program in _programs(settings) if _SKIP[-1] in _listing(program, until)]
     return [rule for rule in untracking(settings) if rule.program in left]
 
 
@@ -86,33 +100,39 @@ def _programs(settings: Settings) -> list[str]:
     return sorted({_program(address) for address in settings.own})
 
 
-def ensure(rules: Iterable[Rule]) -> Outcome:
-    """Put each rule first in its chain, unless it is there. Programs that are not in PATH are left out."""
+def ensure(rules: Iterable[Rule], until: float) -> Outcome:
+    """Put each rule first in its chain, unless it is there. Programs that are not in PATH are left out.
+
+    until: when to give up, of time.monotonic.
+    """
     outcome = Outcome()
     for rule in _possible(rules):
-        status, error = _run(rule, "-C")
+        status, error = _run(rule, "-C", until)
         if status == _NOT_THERE:
-            status, error = _run(rule, "-I")
+            status, error = _run(rule, "-I", until)
             if not status:
                 outcome += Outcome(done=(Note("iptables", f"added {rule}"),))
         if status:
             outcome += _failed("add", rule, status, error)
-        if status == _LOCKED:  # the others would wait as long
+        if status in _HOPELESS:
             break
     return outcome
 
 
-def remove(rules: Iterable[Rule]) -> Outcome:
-    """Take each rule away, as often as it is there. Programs that are not in PATH are left out."""
+def remove(rules: Iterable[Rule], until: float) -> Outcome:
+    """Take each rule away, as often as it is there. Programs that are not in PATH are left out.
+
+    until: when to give up, of time.monotonic.
+    """
     outcome = Outcome()
     for rule in _possible(rules):
-        status, error = _run(rule, "-D")
+        status, error = _run(rule, "-D", until)
         while not status:
             outcome += Outcome(done=(Note("iptables", f"removed {rule}"),))
-            status, error = _run(rule, "-D")
+            status, error = _run(rule, "-D", until)
         if status != _NOT_THERE:
             outcome += _failed("remove", rule, status, error)
-        if status == _LOCKED:
+        if status in _HOPELESS:
             break
     return outcome
 
@@ -128,21 +148,24 @@ def _failed(verb: str, rule: Rule, status: int, error: str) -> Outcome:
     return Outcome(failed=(Note(kind, f"cannot {verb} {rule}: {error}"),))
 
 
-def _run(rule: Rule, action: str) -> tuple[int, str]:
+def _run(rule: Rule, action: str, until: float) -> tuple[int, str]:
     """The program's status, and the first line of what it complains about."""
-    status, _, error = _call(rule.program, "-t", rule.table, action, rule.chain, *rule.words)
+    status, _, error = _call(until, rule.program, "-t", rule.table, action, rule.chain, *rule.words)
     return status, (error.strip().splitlines() or [f"status {status}"])[0]
 
 
-def _listing(program: str) -> str:
+def _listing(program: str, until: float) -> str:
     """All rules of the raw table, none if there is no such table or program."""
-    return _call(program, "-t", "raw", "-S")[1]
+    return _call(until, program, "-t", "raw", "-S")[1]
 
 
-def _call(program: str, *words: str) -> tuple[int, str, str]:
-    """Status, output and error output; -1 if it could not be run, or not to its end."""
+def _call(until: float, program: str, *words: str) -> tuple[int, str, str]:
+    """Status, output and error output."""
+    command = [program, "-w", LOCK_SECONDS, *words]
     try:
-        done = subprocess.run([program, "-w", LOCK_SECONDS, *words], capture_output=True, text=True, timeout=_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return -1, "", str(error)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(until - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        return _TOO_LATE, "", f"{program} takes too long"
+    except OSError as error:
+        return _NOT_RUN, "", str(error)
     return done.returncode, done.stdout, done.stderr

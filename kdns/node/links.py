@@ -15,18 +15,20 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 
 from kdns.node.rtnetlink import Rule, View
-from kdns.node.settings import MARK, PRIORITY, ROUTES
+from kdns.node.settings import MARK, METRIC, PRIORITY, ROUTES
 
 LOOPBACK = "lo"
-CHANGE_SECONDS = 30.0
+CHANGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that was done, or could not be done. kind: what it is counted as where it is an error."""
+    """Something that was done, or could not be done. kind: what it is counted as where it is an error. never: whether
+    this kernel, or who runs it, refuses rules and routes like ours, so that there is no use in trying again."""
 
     kind: str
     text: str
+    never: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Wanted:
     """What there should be.
 
     interface: the link for addresses, which is made if it is not there; None for none. on_link: addresses that it has
-    to have. off_link: those that it must not have. routed: those whose marked packets go by our routing table.
+    to have. off_link: those that it must not have, nor the loopback link from us. routed: those whose marked packets go
+    by our routing table.
     """
 
     interface: str | None
@@ -76,19 +79,28 @@ def differences(wanted: Wanted, view: View, *, loopback: bool) -> Iterator[str]:
         elif not link[1]:
             yield f"link {place} is down"
         yield from (f"address {a} on {place}" for a in wanted.on_link if link and (link[0], a) not in view.addresses)
-    yield from (f"no address {a} on {place}" for a in wanted.off_link if link and (link[0], a) in view.addresses)
+    for name in (wanted.interface, LOOPBACK):
+        yield from (f"no address {a} on {name}" for a in wanted.off_link if name and may_go(view, name, a))
     yield from (f"rule for {rule.address}" for rule in sorted(wanted.rules() - view.rules, key=str))
     yield from (
         f"route of IPv{6 if f == socket.AF_INET6 else 4}" for f in sorted(wanted.families() - view.local_default)
     )
 
 
-def change(action: str, wanted: Wanted) -> Outcome:
-    """Let another process make it so. action: "ensure" or "remove"."""
+def may_go(view: View, link: str, address: str) -> bool:
+    """Whether a link has an address that may be taken off: from `lo` only what kdns has put there."""
+    if link not in view.links:
+        return False
+    metric = view.addresses.get((view.links[link][0], address))
+    return metric == METRIC if link == LOOPBACK else metric is not None
+
+
+def change(action: str, wanted: Wanted, seconds: float = CHANGE_SECONDS) -> Outcome:
+    """Let another process make it so. action: "ensure" or "remove". seconds: it may take."""
     command = [sys.executable, "-m", "kdns.node.change", action]
     text = json.dumps(asdict(wanted))
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=CHANGE_SECONDS)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         return _refused(str(error))
     if done.returncode:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from kdns.errors import NodeError
@@ -26,6 +28,10 @@ GATHER_SECONDS = 0.005
 """How long after a change to look: whoever changes something often changes more."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0
 """Between repairs, while somebody keeps undoing them."""
+WITHDRAW_SECONDS, REMOVE_SECONDS = 8.0, 15.0
+"""How long these may take, whatever hangs."""
+_FOR_LINKS = 4.0
+"""Of these, what is kept for links when iptables hangs."""
 _CAP_NET_ADMIN = 12
 
 
@@ -42,6 +48,9 @@ class Network:
         self._idle = not settings.own
         self._table: Interception | None = None
         self._brings = False
+        self._leaving = False
+        self._answered: tuple[str, ...] = ()
+        self._unanswered: tuple[str, ...] = ()
         self._on_loopback = False
 
     async def prepare(self) -> None:
@@ -54,9 +63,41 @@ class Network:
             self._report(Outcome(failed=(Note("interface_add", why),)), mending=False)
         await self._do(self._prepare)
 
-    async def open(self) -> None:
-        """Bring queries here."""
-        await self._do(self._open)
+    async def open(self, listening: frozenset[tuple[str, int]]) -> None:
+        """Bring queries here, for those of the addresses that sockets are bound to, with the port.
+
+        To be called again when these change: an address is still answered that is not among them any more.
+        """
+        if self._leaving or self._idle:
+            return
+        settings = self._settings
+        self._answered = tuple(address for address in settings.own if (address, settings.port) in listening)
+        self._tell_unanswered(tuple(address for address in settings.own if address not in self._answered))
+        self._brings = True
+        if self._table is not None:
+            self._table.begin(self._answered)
+        await self._do(self._check)
+
+    def _tell_unanswered(self, addresses: tuple[str, ...]) -> None:
+        port = self._settings.port
+        for address in addresses:
+            if address in self._unanswered:
+                continue
+            elsewhere = (
+                "they are answered if a server block is bound to all addresses"
+                if address in self._settings.link_local
+                else "they go where they would go without kdns"
+            )
+            self._log.warning(
+                f"node: no socket is bound to {address} port {port}, so its queries are not intercepted: {elsewhere};"
+                f" a server block of port {port} with `bind {address}` would take them"
+            )
+        self._unanswered = addresses
+
+    async def suspend(self) -> None:
+        """Let the queries for what is intercepted go where they go without us, until `open` is called again."""
+        if self._table is not None:
+            await asyncio.to_thread(self._table.end)
 
     async def follow(self) -> None:
         """Put back what somebody takes away, until cancelled."""
@@ -79,41 +120,62 @@ class Network:
                 if mended:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
-                    complete = complete if full else loop.time()  # whoever changed links may have changed more
+                    if not full or (self._table is not None and self._table.missing):
+                        complete = loop.time()  # whoever changed links may have changed more
                 else:
                     pause = max(pause / 2, FIRST_PAUSE)
 
-    async def withdraw(self) -> None:
-        """Bring no more queries here. For addresses that are on a link, they come until `remove`.
+    async def withdraw(self, *, alone: bool) -> None:
+        """Bring no more queries here. For link-local addresses, which nobody else has, they may come until `remove`.
 
-        Does not wait for other work, which may wait for somebody else's lock of iptables.
+        alone: as for `remove`. Takes at most WITHDRAW_SECONDS, and with a table does not wait for other work, which may
+        wait for somebody else's lock of iptables.
         """
-        self._brings = False
+        self._leave()
         if self._table is not None:
             await asyncio.to_thread(self._table.drain)
+        elif alone and not self._settings.skip_teardown:
+            await self._finish(self._withdraw, WITHDRAW_SECONDS)
 
     async def remove(self, *, alone: bool) -> None:
-        """Leave nothing behind. alone: no other instance is there, which needs the same links and rules."""
-        self._brings = False
+        """Leave nothing behind. alone: no other instance is there, which needs the same links and rules.
+
+        Takes at most REMOVE_SECONDS.
+        """
+        self._leave()
         if self._table is not None:
             await asyncio.to_thread(self._table.end)
         if alone and not self._settings.skip_teardown:
-            await self._do(self._remove)
+            await self._finish(self._remove, REMOVE_SECONDS)
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._brings = False
+
+    async def _finish(self, work: Callable[[float], Outcome], seconds: float) -> None:
+        """Do one of the last pieces of work, which is told until when (of time.monotonic) it may take."""
+        until = time.monotonic() + seconds
+
+        def finish() -> Outcome:
+            if not self._lock.acquire(timeout=seconds - _FOR_LINKS):
+                return Outcome(failed=(Note("interface_check", "links and rules stay: other work does not end"),))
+            try:
+                return work(until)
+            finally:
+                self._lock.release()
+
+        await self._do(finish)
 
     async def _do(self, work: Callable[[], Outcome], *, mending: bool = False) -> bool:
-        """Do one piece of work; whether there was something to do. Never raises."""
+        """Do one piece of work in a thread; whether there was something to do. Never raises."""
         if self._idle:
             return False
         try:
-            outcome = await asyncio.to_thread(self._alone_with, work)
+            outcome = await asyncio.to_thread(work)
         except Exception as error:  # whatever it is, DNS is to be served
             outcome = Outcome(failed=(Note("interface_check", f"{type(error).__name__}: {error}"),))
         self._report(outcome, mending=mending)
         return outcome != Outcome()
-
-    def _alone_with(self, work: Callable[[], Outcome]) -> Outcome:
-        with self._lock:
-            return work()
 
     def _report(self, outcome: Outcome, *, mending: bool) -> None:
         """mending: what was done had been done before, and somebody had undone it."""
@@ -161,27 +223,38 @@ class Network:
             except NodeError as error:
                 self._go_classic(str(error))
         outcome = self._check_links()
-        lacking = self._lacking_routing()
-        if lacking:
-            self._go_classic(f"there is no {lacking[0]}")
-            outcome += self._check_links()
-        return outcome
+        if not outcome.failed:
+            return outcome
+        again = self._check_links()  # sockets of other parts are bound next, and may need what is on the link
+        return Outcome(outcome.done + again.done, again.failed)
 
     def _go_classic(self, reason: str) -> None:
-        self._table = None
+        if self._table is not None:
+            self._table.end()
+            self._table = None
         self._log.warning(
             "node: an nftables table that goes with this process cannot be had, iptables has the rules: while nobody"
             f" serves, there is no DNS at the addresses: {reason}"
         )
 
-    def _open(self) -> Outcome:
-        self._brings = True
-        if self._table is not None:
-            self._table.begin()
-        return self._check()
-
     def _check(self) -> Outcome:
-        return self._check_links() + self._check_table() + self._check_iptables()
+        with self._lock:
+            return self._surely(lambda: self._mend_links() + self._check_table()) + self._check_iptables()
+
+    def _check_links(self) -> Outcome:
+        with self._lock:
+            return self._surely(self._mend_links)
+
+    def _surely(self, work: Callable[[], Outcome]) -> Outcome:
+        """Where it cannot be seen whether queries would be led somewhere, they are not taken."""
+        if self._leaving:
+            return Outcome()
+        try:
+            return work()
+        except OSError as error:
+            if self._table is not None:
+                self._table.suspend()
+            return Outcome(failed=(Note("interface_check", f"cannot see links, rules and routes: {error}"),))
 
     def _check_table(self) -> Outcome:
         """Queries are not taken while they would be led nowhere."""
@@ -197,13 +270,17 @@ class Network:
         settings = self._settings
         if not settings.setup_iptables or not self._brings:
             return Outcome()
-        outcome = iptables.ensure(iptables.accepting(settings))
+        until = time.monotonic() + iptables.SECONDS
+        answered = replace(settings, addresses=self._answered)
+        outcome = iptables.ensure(iptables.accepting(answered), until)
         if self._table is not None:
-            return outcome + iptables.remove(iptables.stranding(settings))
+            return outcome + iptables.remove(iptables.stranding(settings, until), until)
         absent = tuple(Note("iptables", f"there is no program {name} in PATH") for name in iptables.absent(settings))
-        return outcome + iptables.ensure(iptables.untracking(settings)) + Outcome(failed=absent)
+        outcome += iptables.ensure(iptables.untracking(answered), until)
+        others = replace(settings, addresses=self._free(self._unanswered))
+        return outcome + iptables.remove(iptables.stranding(others, until), until) + Outcome(failed=absent)
 
-    def _check_links(self) -> Outcome:
+    def _mend_links(self) -> Outcome:
         view = rtnetlink.view(ROUTES)
         wanted = self._wanted(view)
         if not list(links.differences(wanted, view, loopback=self._on_loopback)):
@@ -215,32 +292,53 @@ class Network:
         if on_loopback and not self._on_loopback:
             self._log.warning(f"node: there is no link {wanted.interface}: {links.LOOPBACK} has the addresses")
         self._on_loopback = on_loopback
+        refused = [note.text for note in outcome.failed if note.never]
+        if refused and self._table is not None:
+            self._go_classic(refused[0])
+            return outcome + self._mend_links()
         return outcome + self._check_table()
 
     def _wanted(self, view: View) -> Wanted:
         settings = self._settings
         if not settings.setup_interface:
             return Wanted(None, (), (), ())
-        if self._table is None:
-            return Wanted(settings.interface, settings.own, (), ())
-        return Wanted(settings.interface, settings.link_local, self._strays(view), settings.own)
+        needed = {*settings.link_local, *(self._answered if self._table is None and self._brings else ())}
+        on_link = tuple(address for address in settings.own if address in needed)
+        return Wanted(
+            settings.interface, on_link, self._strays(needed, view), settings.own if self._table is not None else ()
+        )
 
-    def _strays(self, view: View) -> tuple[str, ...]:
-        """What NodeLocal DNSCache has put on a link, and does not serve any more.
+    def _strays(self, needed: set[str], view: View) -> tuple[str, ...]:
+        """What NodeLocal DNSCache, or kdns, has put on a link, and nobody serves there any more.
 
-        It is intercepted now; once nobody does that, it would keep the node's own processes from the cluster's DNS.
+        It would keep the node's own processes from the cluster's DNS once it is not intercepted.
         """
-        settings = self._settings
         there = {address for _, address in view.addresses} if self._brings else set()
-        others = [address for address in settings.own if address not in settings.link_local and address in there]
-        return tuple(address for address in others if not others_listen(address, settings.port))
+        return self._free([address for address in self._settings.own if address not in needed and address in there])
+
+    def _free(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Those of the addresses that no one else serves."""
+        return tuple(address for address in addresses if not others_listen(address, self._settings.port))
 
     def _lacking_routing(self) -> list[str]:
         """The rules and routes that are wanted, and are not there."""
         view = rtnetlink.view(ROUTES)
         return list(links.differences(Wanted(None, (), (), self._wanted(view).routed), view, loopback=False))
 
-    def _remove(self) -> Outcome:
+    def _withdraw(self, until: float) -> Outcome:
+        """Without a table. Rules about answers stay, for there will be some more."""
+        settings = self._settings
+        others = self._free([address for address in settings.own if address not in settings.link_local])
+        outcome = Outcome()
+        if settings.setup_iptables:
+            rules = iptables.bringing(replace(settings, addresses=others))
+            outcome += iptables.remove(rules, until - _FOR_LINKS)
+        if settings.setup_interface and others:
+            wanted = Wanted(settings.interface, (), others, ())
+            outcome += links.change("ensure", wanted, max(until - time.monotonic(), _FOR_LINKS))
+        return outcome
+
+    def _remove(self, until: float) -> Outcome:
         settings = self._settings
         if any(others_listen(address, settings.port) for address in settings.own):
             self._log.info("node: links and rules stay for another server at the same addresses")
@@ -249,9 +347,12 @@ class Network:
         if self._table is not None:
             self._table.remove_shared()
         if settings.setup_iptables:
-            outcome += iptables.remove(iptables.accepting(settings)) + iptables.remove(iptables.stranding(settings))
+            soon = until - _FOR_LINKS
+            outcome += iptables.remove(iptables.stranding(settings, soon), soon)
+            outcome += iptables.remove(iptables.accepting(settings), soon)
         if settings.setup_interface:
-            outcome += links.change("remove", self._wanted(rtnetlink.view(ROUTES)))
+            wanted = Wanted(settings.interface, settings.own, (), settings.own)
+            outcome += links.change("remove", wanted, max(until - time.monotonic(), _FOR_LINKS))
         return outcome
 
 

@@ -7,6 +7,7 @@ executed do not get it, and a child that is forked has to let go of it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -30,14 +31,15 @@ class Owned:
     def __init__(self, library: Library, commands: str) -> None:
         """Make tables; commands as nft(8) has them, carried out together or not at all. Raises NodeError."""
         self._library = library
-        before = _sockets()
         self._context: int | None = library.open()
         try:
+            _keep_to_this_process()
             library.run(self._context, commands)
-            self._fds = _sockets() - before
-            for fd in self._fds:
-                os.set_inheritable(fd, False)
-        except NodeError:
+            _keep_to_this_process()  # libnftables opens its socket anew where the kernel interrupts a listing
+        except OSError as error:
+            self.close()
+            raise NodeError(f"nftables cannot be used: {error}") from error
+        except BaseException:
             self.close()
             raise
 
@@ -45,13 +47,6 @@ class Owned:
         """Remove the tables."""
         if self._context is not None:
             self._library.close(self._context)
-            self._context = None
-
-    def let_go(self) -> None:
-        """To be called in a child that was forked: have no part in it any more."""
-        if self._context is not None:
-            for fd in self._fds:
-                os.close(fd)
             self._context = None
 
 
@@ -125,6 +120,19 @@ def _check_that_sockets_can_be_had() -> None:
         raise NodeError(f"nftables cannot be used: {error}") from error
     if fd >= _FD_SETSIZE - _SPARE:
         raise NodeError("nftables cannot be used: too many open files")
+
+
+def let_go() -> None:
+    """To be called in a child that was forked: have no part in any table, be it only just being made."""
+    for fd in _sockets():
+        os.close(fd)
+
+
+def _keep_to_this_process() -> None:
+    """Let programs that are executed not have our sockets, which libnftables does not see to. Raises OSError."""
+    for fd in _sockets():
+        with contextlib.suppress(OSError):  # another thread's, which is closed meanwhile
+            os.set_inheritable(fd, False)
 
 
 def _sockets() -> set[int]:

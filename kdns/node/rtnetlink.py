@@ -30,7 +30,7 @@ _UP = 1
 _LOCAL_ROUTE = 2
 _GROUPS = (1, 5, 7, 8, 9, 11, 19)  # link; address, route and rule of IPv4; the same of IPv6
 _IFNAME = 3
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_RT_PRIORITY = 1, 2, 9
 _FRA_DST, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 1, 6, 10, 15, 16
 _RTA_TABLE = 15
 _BUFFER = 1 << 17
@@ -49,11 +49,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Links as name: (index, whether up), addresses as (index of the link, address), the rules, and the families of
-    the `local default` routes in one table."""
+    """Links as name: (index, whether up), addresses as (index of the link, address): metric, the rules, and the
+    families of the `local default` routes in one table."""
 
     links: dict[str, tuple[int, bool]]
-    addresses: frozenset[tuple[int, str]]
+    addresses: dict[tuple[int, str], int]
     rules: frozenset[Rule]
     local_default: frozenset[int]
 
@@ -66,7 +66,7 @@ def view(table: int) -> View:
         sock.bind((0, 0))
         sock.settimeout(5.0)
         return View(
-            dict(_links(sock)), frozenset(_addresses(sock)), frozenset(_rules(sock)), frozenset(_routes(sock, table))
+            dict(_links(sock)), dict(_addresses(sock)), frozenset(_rules(sock)), frozenset(_routes(sock, table))
         )
 
 
@@ -77,13 +77,13 @@ def _links(sock: socket.socket) -> Iterator[tuple[str, tuple[int, bool]]]:
         yield name, (index, bool(flags & _UP))
 
 
-def _addresses(sock: socket.socket) -> Iterator[tuple[int, str]]:
+def _addresses(sock: socket.socket) -> Iterator[tuple[tuple[int, str], int]]:
     for body in _dump(sock, _GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0)):
         index = _ADDRESS.unpack_from(body)[4]
         found = _attributes(body, _ADDRESS.size)
         packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
         if packed is not None:
-            yield index, str(ip_address(packed))
+            yield (index, str(ip_address(packed))), _number(found, _IFA_RT_PRIORITY)
 
 
 def _rules(sock: socket.socket) -> Iterator[Rule]:

@@ -13,6 +13,9 @@ ROUTES = 10053
 PRIORITY = 53
 """Of the rules that lead there (ip-rule(8)): before `main`, and before what network plugins have for whole pods."""
 
+METRIC = 10053
+"""Of the addresses that kdns puts on a link, so that it knows them again (Linux 4.18; ip-address(8))."""
+
 PROBLEMS = ("iptables", "iptables_lock", "interface_add", "interface_check", "configmap")
 """The kinds of `coredns_nodecache_setup_errors_total`: node-cache's."""
 

@@ -23,15 +23,17 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 from kdns.errors import NodeError
-from kdns.node.nft import Library, Owned
+from kdns.node.nft import Library, Owned, let_go
 from kdns.node.settings import MARK, Settings
 
 _BOTH = "meta l4proto { tcp, udp } th"
 _OURS = "ct state untracked"
+_SHARED = "kdns-answers-"
 _SET_MARK = f"meta mark set meta mark or {MARK:#x}"
 
 _HOOKS = {
@@ -54,45 +56,58 @@ class Interception:
         self._library = Library()
         self._lock = threading.Lock()
         self._tproxy = True
-        self._begun = False
+        self._wanted: Settings | None = None
+        self._made: Settings | None = None
         self._table: Owned | None = None
         self._name = ""
         self._shared = _shared_name(settings)
         os.register_at_fork(after_in_child=self._let_go)
         try:
-            self._make(dormant=True)[1].close()
+            self._make(settings, dormant=True)[1].close()
         except NodeError:
             self._tproxy = False
-            self._make(dormant=True)[1].close()
+            self._make(settings, dormant=True)[1].close()
 
-    def begin(self) -> None:
-        """From now on `check` makes the table."""
-        with self._lock:
-            self._begun = True
+    def begin(self, addresses: Sequence[str]) -> None:
+        """From now on `check` makes the table, for these of the addresses: when they change, without a gap.
+
+        Waits for nothing.
+        """
+        self._wanted = replace(self._settings, addresses=tuple(addresses))
+
+    @property
+    def missing(self) -> bool:
+        """Whether the table is to be there, and is not."""
+        wanted = self._wanted
+        return wanted is not None and bool(wanted.addresses) and self._table is None
 
     def check(self) -> bool:
-        """Make the table if it is to be there, and is not; whether it was made. Raises NodeError."""
+        """Make the table if it is to be there, and is not as it should be; whether it was made. Raises NodeError."""
         with self._lock:
-            if not self._begun:
+            wanted = self._wanted
+            if wanted is None:
+                return False
+            if not wanted.addresses:
+                self._close()
                 return False
             there = self._library.tables()
+            changed = self._table is None or self._name not in there or self._made != wanted
+            if changed:
+                self._go_over(*self._make(wanted))
+                self._made = wanted
             if self._shared not in there:
                 self._library.do(answers(self._settings, self._shared))
-            if self._table is None or self._name not in there:
-                self._go_over(*self._make())
-            return not {self._shared, self._name} <= there
+            return changed or self._shared not in there
 
     def suspend(self) -> None:
         """Remove the table until `check` is called again."""
         with self._lock:
-            if self._table is not None:
-                self._table.close()
-                self._table = None
+            self._close()
 
     def drain(self) -> None:
         """Intercept no more queries; what is answered yet leaves as before, and TCP connections go on."""
         with self._lock:
-            self._begun = False
+            self._wanted = None
             if self._table is None:
                 return
             name = _new_name()
@@ -105,31 +120,35 @@ class Interception:
     def end(self) -> None:
         """Remove the table."""
         with self._lock:
-            self._begun = False
-            if self._table is not None:
-                self._table.close()
-                self._table = None
+            self._wanted = None
+            self._close()
 
     def remove_shared(self) -> None:
-        """Remove what instances share."""
-        with contextlib.suppress(NodeError):  # it is gone already
-            self._library.do(f"delete table inet {self._shared}")
+        """Remove what instances share: those of other addresses too, for who had them is gone."""
+        with contextlib.suppress(NodeError):  # somebody else does it
+            for name in self._library.tables():
+                if name.startswith(_SHARED):
+                    self._library.do(f"delete table inet {name}")
+
+    def _close(self) -> None:
+        if self._table is not None:
+            self._table.close()
+            self._table = None
 
     def _go_over(self, name: str, table: Owned) -> None:
         old, self._name, self._table = self._table, name, table
         if old is not None:
             old.close()
 
-    def _make(self, *, dormant: bool = False) -> tuple[str, Owned]:
+    def _make(self, settings: Settings, *, dormant: bool = False) -> tuple[str, Owned]:
         """Its name, and the table. Raises NodeError."""
         name = _new_name()
-        intercept = self._settings.setup_interface
-        text = commands(self._settings, name, intercept=intercept, tproxy=self._tproxy, dormant=dormant)
+        text = commands(settings, name, intercept=settings.setup_interface, tproxy=self._tproxy, dormant=dormant)
         return name, Owned(self._library, text)
 
     def _let_go(self) -> None:
-        if self._table is not None:
-            self._table.let_go()
+        self._wanted = self._table = None
+        let_go()
 
 
 def _new_name() -> str:
@@ -139,7 +158,7 @@ def _new_name() -> str:
 def _shared_name(settings: Settings) -> str:
     """The same for instances with the same addresses and port."""
     own = " ".join([*sorted(settings.own), str(settings.port)])
-    return f"kdns-answers-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+    return f"{_SHARED}{hashlib.sha256(own.encode()).hexdigest()[:8]}"
 
 
 def commands(settings: Settings, name: str, *, intercept: bool, tproxy: bool = True, dormant: bool = False) -> str:
@@ -181,9 +200,10 @@ def last_answers(settings: Settings, name: str, *, connections: bool = True) -> 
 
 
 def answers(settings: Settings, name: str) -> str:
-    """What makes the table for answers that belongs to nobody."""
+    """What makes the table for answers that belongs to nobody. Made twice, it is as if made once."""
     rules = [f"{match} notrack" for match in _answers(settings)]
-    return _table(name, {"untracked-out": (_HOOKS["untracked-out"], rules)}, owned=False)
+    table = _table(name, {"untracked-out": (_HOOKS["untracked-out"], rules)}, owned=False)
+    return f"table inet {name}\nflush table inet {name}\n{table}"
 
 
 def _table(name: str, chains: dict[str, tuple[str, list[str]]], *, owned: bool = True, dormant: bool = False) -> str:

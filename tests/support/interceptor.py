@@ -2,7 +2,8 @@
 
     python -m tests.support.interceptor NAME SETTINGS
 
-SETTINGS is a `Settings` as JSON, or a list of addresses of this machine that are served without a `Network`.
+SETTINGS is a `Settings` as JSON, or a list of addresses of this machine that are served without a `Network`. With one
+more field, "bound": lists of the addresses that have sockets, at first and after each SIGHUP.
 
 Standard output gets the log, a line "counted KIND" for each error counted, and "open" when queries are brought here.
 SIGTERM ends it as the supervisor would end; SIGUSR1 the same, as if another instance were there. SIGUSR2 begins the end
@@ -17,6 +18,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 import dns.message
@@ -63,10 +66,23 @@ def listening(address: str, port: int, kind: socket.SocketKind, *, anywhere: boo
     return sock
 
 
-async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: bool) -> list[asyncio.Server]:
-    """Answer at all addresses, over UDP and TCP; returns what accepts connections."""
+@dataclass(frozen=True)
+class Served:
+    """What answers at one address."""
+
+    udp: socket.socket
+    tcp: asyncio.Server
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.udp.fileno())
+        self.udp.close()
+        self.tcp.close()
+
+
+async def serve(name: str, addresses: Iterable[str], port: int, *, anywhere: bool) -> dict[str, Served]:
+    """Answer at all addresses, over UDP and TCP; returns what answers, by address."""
     loop = asyncio.get_running_loop()
-    servers = []
+    served = {}
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -83,8 +99,8 @@ async def serve(name: str, addresses: tuple[str, ...], port: int, *, anywhere: b
         udp.setblocking(False)
         loop.add_reader(udp.fileno(), take, name, udp)
         tcp = listening(address, port, socket.SOCK_STREAM, anywhere=anywhere)
-        servers.append(await asyncio.start_server(converse, sock=tcp))
-    return servers
+        served[address] = Served(udp, await asyncio.start_server(converse, sock=tcp))
+    return served
 
 
 def say(text: str) -> None:
@@ -98,6 +114,7 @@ async def main(name: str, text: str) -> None:
         await serve(name, tuple(fields), 53, anywhere=False)
         say("open")
         await asyncio.Event().wait()
+    bound = [tuple(each) for each in fields.pop("bound", [fields["addresses"]])]
     settings = Settings(**{**fields, "addresses": tuple(fields["addresses"])})
     read, write = os.pipe()
     network = Network(settings, Log(Sink(write)), lambda kind: say(f"counted {kind}"))
@@ -109,16 +126,29 @@ async def main(name: str, text: str) -> None:
     leaving = asyncio.Event()
     loop.add_signal_handler(signal.SIGUSR2, leaving.set)
     await network.prepare()
-    servers = await serve(name, settings.addresses, settings.port, anywhere=True)
-    await network.open()
+    served: dict[str, Served] = {}
+    changing = asyncio.Lock()
+
+    async def change() -> None:
+        async with changing:
+            now = bound.pop(0)
+            new = [address for address in now if address not in served]
+            served.update(await serve(name, new, settings.port, anywhere=True))
+            await network.open(frozenset((address, settings.port) for address in now))
+            for address in served.keys() - set(now):
+                served.pop(address).close()
+
+    changes = []
+    loop.add_signal_handler(signal.SIGHUP, lambda: changes.append(loop.create_task(change())))
+    await change()
     follower = asyncio.create_task(network.follow())
     say("open")
     await asyncio.wait((stop, asyncio.create_task(leaving.wait())), return_when=asyncio.FIRST_COMPLETED)
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
-    await network.withdraw()
-    for server in servers:
-        server.close()
+    await network.withdraw(alone=not stop.done() or stop.result())
+    for each in served.values():
+        each.tcp.close()
     say("withdrawn")
     await network.remove(alone=await stop)
     await asyncio.sleep(0.05)  # the last lines of the log
