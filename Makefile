@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
-TEST_COMMANDS := dig delv kdig named-checkzone ip nft iptables ip6tables conntrack curl setpriv unshare prlimit \
+TEST_COMMANDS := dig delv kdig named-checkzone ip ss nft iptables ip6tables conntrack curl sysctl setpriv unshare prlimit \
 	musl-gcc cc unbound knotd nsd dnsmasq named
-TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 nftables iptables conntrack curl util-linux \
+TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 nftables iptables conntrack curl procps util-linux \
 	musl-tools gcc libc6-dev unbound knot nsd dnsmasq-base bind9
 BENCH_COMMANDS := dnsperf taskset
 BENCH_PACKAGES := dnsperf util-linux

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from kdns.cli import app
 from kdns.cli import node as command
 from kdns.node.loader import Paths
-from kdns.node.settings import Settings
+from kdns.node.settings import PROBLEMS, Settings
 from tests.support.procs import wait_until
 from tests.support.server import Metrics, Server
 from tests.support.upstream import FakeUpstream
@@ -87,7 +87,7 @@ def test_without_flags_but_the_address_everything_is_as_in_node_cache(parse: Par
         health_port=8080,
     )
     assert seen.instance.paths == Paths(Path("/etc/coredns/Corefile.base"), Path("/etc/Corefile"), None)
-    assert (seen.metrics, seen.workers, seen.instance.pidfile) == (("0.0.0.0", 9353), 1, None)  # noqa: S104
+    assert (seen.metrics, seen.workers, seen.instance.pidfile) == (("", 9353), 1, None)
     values = seen.instance.values
     assert (values.domain, values.service, values.cluster_dns, values.port) == (
         "cluster.local",
@@ -169,7 +169,7 @@ def test_addresses_may_be_of_both_families_and_each_counts_once(
     ("arguments", "said"),
     [
         ([], "-localip: at least one address is needed"),
-        (["-localip", "169.254.20.10,"], "'' is not an IP address"),
+        (["-localip", "169.254.20.10,,10.96.0.10"], "'' is not an IP address"),
         (["-localip", "169.254.20.10, 10.96.0.10"], "' 10.96.0.10' is not an IP address"),
         (["-localip", "__PILLAR__LOCAL__DNS__"], "the installer was to put an address there"),
         (["-localip", "fe80::1%eth0"], "has a zone"),
@@ -358,6 +358,10 @@ def test_the_pid_file_is_there_while_it_serves(tmp_path: Path, upstream: FakeUps
         pid = server.process.pid
         wait_until(lambda: pidfile.exists() and pidfile.read_text() == f"{pid}\n", 10, "a pid file")
         wait_until(lambda: len(server.worker_pids()) == 2, 10, "two workers")
+        samples = server.metrics().samples
+        assert {kind: samples[ERRORS, frozenset({("errortype", kind)})] for kind in PROBLEMS} == dict.fromkeys(
+            PROBLEMS, 0
+        )
         server.terminate()
         assert not pidfile.exists()
 

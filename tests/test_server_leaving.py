@@ -10,7 +10,7 @@ import time
 
 import dns.message
 
-from kdns.server import presence
+from kdns.server.presence import Identity, Presence
 from tests.conftest import Serve
 from tests.support.pacer import Pacer
 from tests.support.server import Server, read_message
@@ -88,19 +88,30 @@ def test_after_its_end_nobody_waits_for_an_answer(serve: Serve) -> None:
     raise AssertionError("an answer from nobody")
 
 
-def test_an_instance_sees_others_of_its_network_namespace() -> None:
-    first = presence.Presence()
-    alone = presence.others(first.name)
-    second = presence.Presence()
-    assert presence.others(first.name)
-    assert presence.others(second.name)
+def test_an_instance_sees_others_at_its_addresses() -> None:
+    ours, theirs = f"192.0.2.1#{os.getpid()}", f"192.0.2.2#{os.getpid()}"
+    first, other = Presence((ours,)), Presence((theirs,))
+    assert not first.identity.has_others()
+    second = Presence((ours, theirs))
+    for one in (first, second, other):
+        assert one.identity.has_others()
+        assert not one.identity.has_others(serving=True)
+    second.serve()
+    assert first.identity.has_others(serving=True)
+    assert not second.identity.has_others(serving=True)
     second.close()
-    assert presence.others(first.name) == alone
+    assert not first.identity.has_others()
+    assert not first.identity.has_others(serving=True)
     first.close()
+    other.close()
 
 
 def test_other_unix_sockets_are_no_instances() -> None:
-    before = presence.others("")
+    place = f"192.0.2.3#{os.getpid()}"
+    identity = Identity("", (place,))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind("\0not-kdns-node/1")
-        assert presence.others("") == before
+        sock.bind(f"\0not-kdns-node/{place}/1")
+        assert not identity.has_others()
+    presence = Presence((place,))
+    assert identity.has_others()
+    presence.close()

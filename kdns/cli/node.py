@@ -83,7 +83,7 @@ def _addresses(text: str) -> tuple[str, ...]:
     if not text:
         raise typer.BadParameter("at least one address is needed", param_hint="-localip")
     found = []
-    for word in text.split(","):
+    for word in text.removesuffix(",").split(","):  # manuals for IPVS let people take out a variable behind the comma
         try:
             address = ip_address(word)
         except ValueError:
@@ -121,7 +121,8 @@ def _metrics(text: str) -> tuple[str, int]:
         address = values.host_port(text)
     except ConfigValueError as error:
         raise typer.BadParameter(str(error), param_hint="-metrics-listen-address") from None
-    return address.host, address.port
+    host = "" if address.host in ("0.0.0.0", "::") else address.host  # noqa: S104 (Go listens to both families)
+    return host, address.port
 
 
 def _interface(text: str) -> str:
@@ -169,7 +170,7 @@ def node(
         bool, typer.Option("--skipteardown/--no-skipteardown", help="Leave link and rules behind at the end.")
     ] = False,
     syncinterval: Annotated[
-        str, typer.Option("--syncinterval", help="Pause between checks of link and rules: seconds, or such as 1m30s.")
+        str, typer.Option("--syncinterval", help="Pause between checks of link and rules: 60, 1m30s; 30ns is 30 s.")
     ] = "60",
     health_port: Annotated[
         int, typer.Option("--health-port", min=1, max=65535, help="Port of health, whose packets are not tracked.")
@@ -274,9 +275,13 @@ class Instance:
             workers=workers,
             setup=self.setup,
             metrics=metrics,
+            places=tuple(f"{address}#{self.settings.port}" for address in self.settings.addresses),
             look_every=LOOK_SECONDS,
             ready=self.ready,
         )
+        if self.pidfile is not None:
+            with contextlib.suppress(OSError):  # one that a killed instance has left says nothing of this one
+                self.pidfile.unlink()
         try:
             run(start)
         finally:

@@ -39,6 +39,7 @@ PROBE_TIMEOUT = 3.0
 
 _BACKLOG = 128
 _PAUSE = 0.05
+_IP_FREEBIND = 15
 _PLAIN = "text/plain; charset=utf-8"
 _ALLOWED = "GET, HEAD"
 
@@ -259,9 +260,11 @@ class Binding:
 class HttpServer:
     """Serves endpoints, and others after a reload. An address that stays keeps its socket."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        """report: is told of errors in pages, in any thread."""
+    def __init__(self, report: Callable[[str], None], *, anywhere: bool = False) -> None:
+        """report: is told of errors in pages, in any thread. anywhere: bind to addresses that the machine does not
+        have, or not yet (ip(7) IP_FREEBIND)."""
         self._report = report
+        self._anywhere = anywhere
         self._sites: dict[tuple[str, int], _Site] = {}
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -283,7 +286,7 @@ class HttpServer:
             if site is None:
                 served = self._sites.get(at)
                 try:
-                    listener = served.listener if served else _listen(endpoint)
+                    listener = served.listener if served else _listen(endpoint, self._anywhere)
                 except KdnsError:
                     Binding({}, new).abandon()
                     raise
@@ -413,11 +416,11 @@ def _finish(connection: socket.socket) -> None:
             return
 
 
-def _listen(endpoint: Endpoint) -> socket.socket:
+def _listen(endpoint: Endpoint, anywhere: bool) -> socket.socket:
     """A listening socket. As in CoreDNS another instance may have the same address (SO_REUSEPORT)."""
     where = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     try:
-        return _listen_all(endpoint.port) if not endpoint.host else _listen_at(endpoint.host, endpoint.port)
+        return _listen_all(endpoint.port) if not endpoint.host else _listen_at(endpoint.host, endpoint.port, anywhere)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KdnsError(f"{endpoint.directive}: cannot listen on {where}:{endpoint.port}: {reason}") from error
@@ -432,15 +435,18 @@ def _listen_all(port: int) -> socket.socket:
         return _bound(socket.AF_INET, ("", port))
 
 
-def _listen_at(host: str, port: int) -> socket.socket:
+def _listen_at(host: str, port: int, anywhere: bool) -> socket.socket:
     """At the first of the host's addresses, IPv4 before IPv6."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-    return _bound(family, address)
+    return _bound(family, address, anywhere=anywhere)
 
 
 def _bound(
-    family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes], both: bool = False
+    family: int,
+    address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+    both: bool = False,
+    anywhere: bool = False,
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -448,6 +454,8 @@ def _bound(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        if anywhere:
+            listener.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)

@@ -16,8 +16,9 @@ from kdns.plugins import health, prometheus, ready
 class Pages:
     """What is served now, and the exchange for what a new configuration asks for."""
 
-    def __init__(self, exposition: Exposition, own: Region, log: Log) -> None:
-        self._server = HttpServer(lambda text: log.error(text, key="http"))
+    def __init__(self, exposition: Exposition, own: Region, log: Log, *, anywhere: bool = False) -> None:
+        """anywhere: serve at addresses too that the machine does not have yet."""
+        self._server = HttpServer(lambda text: log.error(text, key="http"), anywhere=anywhere)
         self._metrics = metrics_page(exposition)
         self._own = own
         self._log = log

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.server.memory import UNLIMITED, Share
+from kdns.server.presence import Identity
 
 WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 BACKLOG = 1024
@@ -51,8 +52,8 @@ class Plan:
     """A worker's task; it can be pickled.
 
     zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
-    text by which the workers of one configuration know each other. state_dir: "" without a zone store; presence: then
-    the supervisor's name among those that serve beside it. share: of memory. The worker gets the sockets in the order
+    text by which the workers of one configuration know each other. state_dir: "" without a zone store; identity: then
+    that of the supervisor among those that serve beside it. share: of memory. The worker gets the sockets in the order
     of `places`.
     """
 
@@ -62,7 +63,7 @@ class Plan:
     zones: tuple[tuple[tuple[bytes, int], ...], ...]
     state_dir: str
     token: str = ""
-    presence: str = ""
+    identity: Identity | None = None
     share: Share = UNLIMITED
 
     @property

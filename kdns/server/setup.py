@@ -14,14 +14,20 @@ class Setup(Protocol):
     async def prepare(self) -> None:
         """Before the sockets are opened: what they need to be bound."""
 
-    async def open(self) -> None:
-        """All workers answer: bring queries to the sockets."""
+    async def open(self, listening: frozenset[tuple[str, int]]) -> None:
+        """All workers answer: bring queries to the sockets, which are bound to these addresses and ports.
+
+        Called again after a reload, before the sockets are closed that are not among them any more.
+        """
 
     async def follow(self) -> None:
         """Keep it so, until cancelled."""
 
-    async def withdraw(self) -> None:
-        """Bring no more queries; those that are in the sockets will be answered."""
+    async def suspend(self) -> None:
+        """No worker answers: let the queries go where they go without us, until `open` is called again."""
+
+    async def withdraw(self, *, alone: bool) -> None:
+        """Bring no more queries; those that are in the sockets will be answered. alone: as for `remove`."""
 
     async def remove(self, *, alone: bool) -> None:
         """After the last answer: leave nothing behind. alone: no other instance needs what two may share."""

@@ -32,7 +32,7 @@ from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
 from kdns.server.nursery import Nursery
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
-from kdns.server.presence import Presence, others
+from kdns.server.presence import Presence
 from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
 from kdns.zone.changes import Changes
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
+_PATIENCE = 0.1
+"""Seconds without a worker that answers after which queries are brought here no more; one is replaced in less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class Start:
     `kubernetes`. workers: None for one for each CPU that may be used, at most MOST_WORKERS. setup: makes what brings
     queries to the sockets, from the log and the supervisor's counters; called before `load`. The sockets are then bound
     whether the machine has their addresses or not. metrics: a host and port for /metrics beside those of the
-    configuration. look_every: seconds after which `load` is called again, `reload` or not. ready: called when queries
-    are answered.
+    configuration. places: without a store, the addresses at which instances relieve each other. look_every: seconds
+    after which `load` is called again, `reload` or not. ready: called when queries are answered.
     """
 
     load: Callable[[], Config]
@@ -65,6 +67,7 @@ class Start:
     workers: int | None = None
     setup: Callable[[logs.Log, Region], Setup] | None = None
     metrics: tuple[str, int] | None = None
+    places: tuple[str, ...] = ()
     look_every: float | None = None
     ready: Callable[[], None] | None = None
 
@@ -114,7 +117,7 @@ class Supervisor:
             if start.state_dir is not None:
                 self._store = Store.open(start.state_dir, self._changes, log.warning)
             else:
-                self._presence = Presence()
+                self._presence = Presence(start.places)
         except StoreError:
             self._staff.close()
             raise
@@ -123,6 +126,9 @@ class Supervisor:
         self._running: Running | None = None
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._absence: asyncio.TimerHandle | None = None
+        self._turning: asyncio.Task[None] | None = None
 
     def _load(self) -> Config:
         return self._start.load()
@@ -149,9 +155,15 @@ class Supervisor:
             self._staff.close()
 
     def _alone(self) -> bool:
-        """Whether no other instance serves beside this one."""
+        """Whether no other instance serves beside this one, which has announced its own end before it asks.
+
+        Of two that end together, at least the second one finds that it is alone.
+        """
+        if self._presence is None:
+            return True
+        self._presence.close()
         try:
-            return self._presence is None or not others(self._presence.name)
+            return not self._presence.identity.has_others()
         except OSError:  # what another one may need is rather left than taken away
             return False
 
@@ -165,24 +177,37 @@ class Supervisor:
         from kdns.observe.metrics import Exposition
         from kdns.server.pages import Pages
 
-        self._pages = Pages(Exposition(self._totals, self._state), self._own, self._log)
+        self._pages = Pages(
+            Exposition(self._totals, self._state), self._own, self._log, anywhere=self._setup is not None
+        )
         self._pages.prepare(self._config, self._checks(first.feeds), self._notes)()
         if self._start.metrics is not None:
             self._pages.serve_metrics(*self._start.metrics)
         if waiting:
             await self._wait_for_sources(first, waiting)
             await first.crew.start()
-        if self._setup is not None:
-            await self._setup.open()
-        self._announce()
+        await self._open(first)
         await self._forget_others(first)
-        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch(), self._keep_set_up())]
+        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch())]
         await self._stop.wait()
         self._pages.not_ready()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await self._end()
+
+    async def _open(self, first: Running) -> None:
+        """Let queries come. Whatever takes long about it, it does not keep us from being told to stop."""
+        if self._setup is not None:
+            opening = asyncio.create_task(self._setup.open(_bound(first.plan)))
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+        if not self._stop.is_set():
+            if self._presence is not None:
+                self._presence.serve()
+            self._announce()
+            self._keeping = asyncio.create_task(self._keep_set_up())
 
     async def _wait_for_sources(self, first: Running, seconds: float) -> None:
         """Wait until there is something to answer from, but not for ever: other zones need no Kubernetes.
@@ -231,7 +256,7 @@ class Supervisor:
                 tuple(zones.get(id(block), ()) for block in config.blocks),
                 str(self._start.state_dir or ""),
                 secrets.token_hex(8),
-                self._presence.name if self._presence is not None else "",
+                self._presence.identity if self._presence is not None else None,
                 self._share(cluster=bool(feeds)),
             )
             for place in plan.places:
@@ -242,7 +267,8 @@ class Supervisor:
             self._release(set(self._sockets) - before)
             await self._stop_feeds(feeds)
             raise
-        return Running(config, plan, feeds, Crew(plan, self._count, self._sockets, self._staff), [])
+        crew = Crew(plan, self._count, self._sockets, self._staff, self._attend)
+        return Running(config, plan, feeds, crew, [])
 
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
         await asyncio.gather(*(feed.stop() for feed in feeds))
@@ -308,6 +334,32 @@ class Supervisor:
             await self._survive(self._setup.follow(), "node")
             await asyncio.sleep(SYNC_SECONDS)
 
+    def _attend(self, answering: bool) -> None:
+        """Workers have begun to answer, or none does any more: then queries are better not brought here."""
+        if self._absence is not None:
+            self._absence.cancel()
+            self._absence = None
+        if self._setup is None or self._keeping is None:
+            return
+        if not answering:
+            self._absence = asyncio.get_running_loop().call_later(_PATIENCE, self._turn, self._setup.suspend)
+        elif self._turning is not None:
+            self._turn(self._reopen)
+
+    def _turn(self, steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        before = self._turning
+
+        async def turn() -> None:
+            if before is not None:
+                await asyncio.gather(before, return_exceptions=True)
+            await self._survive(steps(), "node")
+
+        self._turning = asyncio.create_task(turn())
+
+    async def _reopen(self) -> None:
+        if self._setup is not None and not self._stop.is_set():
+            await self._setup.open(_bound(self._current.plan))
+
     async def _survive(self, steps: Coroutine[Any, Any, None], title: str) -> None:
         """Let an error that nobody foresaw end these steps, and nothing else."""
         try:
@@ -349,6 +401,8 @@ class Supervisor:
             serve_pages()
         finally:
             self._follow(new)
+            if self._setup is not None:
+                await self._setup.open(_bound(new.plan))
             await old.crew.stop()
             self._release_all_but(new.plan)
             await self._forget_others(new)
@@ -382,11 +436,12 @@ class Supervisor:
             try:
                 config = await asyncio.to_thread(self._load)
                 if asked or config.digest != seen:
-                    seen, failure = config.digest, ""
                     await self._exchange(config)
+                    seen = config.digest
                     self._tell_configuration(config)
+                failure = ""
             except KdnsError as error:
-                # Files that are wrong stay wrong: they are complained about once.
+                # What is wrong mostly stays so: it is complained about once, and tried again.
                 if asked or str(error) != failure:
                     self._tell_failure(str(error))
                 failure = str(error)
@@ -434,8 +489,13 @@ class Supervisor:
         for task in self._current.followers:
             task.cancel()
         await asyncio.gather(*self._current.followers, return_exceptions=True)
+        if self._absence is not None:
+            self._absence.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await asyncio.gather(*filter(None, (self._keeping, self._turning)), return_exceptions=True)
         if self._setup is not None:
-            await self._setup.withdraw()
+            await self._setup.withdraw(alone=self._alone())
         self._release(set(self._sockets))  # a worker cannot give up a socket that is open here
         await self._current.crew.stop(leaving=True)
         await asyncio.to_thread(self._pages.close)
@@ -499,6 +559,12 @@ class Supervisor:
 
 def _options(config: Config, name: str) -> list[Any]:
     return [block.plugins[name] for block in config.blocks if name in block.plugins]
+
+
+def _bound(plan: Plan) -> frozenset[tuple[str, int]]:
+    """The addresses and ports at which DNS is served over both UDP and TCP."""
+    udp, tcp = ({(p.host, p.port) for p in plan.places if p.proto == proto} for proto in ("udp", "tcp"))
+    return frozenset(udp & tcp)
 
 
 def _option(config: Config, name: str) -> Any:

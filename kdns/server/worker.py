@@ -30,7 +30,6 @@ from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
 from kdns.server import cgroups, memory
 from kdns.server.plan import Plan, Server
-from kdns.server.presence import others
 from kdns.server.respond import Block, Responder, Waiting, WriteDown
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
@@ -183,7 +182,8 @@ class Worker:
 
     def _is_replaced(self) -> bool:
         """Whether there is another supervisor in place of ours. Raises OSError."""
-        return others(self._plan.presence) if self._plan.presence else is_held(Path(self._plan.state_dir))
+        identity = self._plan.identity
+        return identity.has_others(serving=True) if identity is not None else is_held(Path(self._plan.state_dir))
 
     async def _stop(self, *, leaving: bool) -> None:
         """Answer what has been asked. leaving: nobody else will read the sockets."""

@@ -9,7 +9,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kdns.errors import KdnsError
@@ -25,6 +25,8 @@ STOP_SECONDS = worker.PATIENCE * 2 + 2.0
 HANGING_SECONDS = 10
 """A worker that has not shown for so long that it is well is replaced. It loses what it has cached, so this is not for
 one that a busy machine does not let run: seconds in which we were kept waiting ourselves do not count."""
+SILENT_SECONDS = 2
+"""One that has not shown it for so long is not counted upon."""
 _LATE = 0.25
 _HEALTHY = 1.0
 _LONGEST_PAUSE = 5.0
@@ -53,7 +55,12 @@ class Process:
 class Crew:
     """The workers of one configuration, one for each index, each kept running until `stop`."""
 
-    def __init__(self, plan: Plan, count: int, sockets: Sockets, staff: Staff) -> None:
+    def __init__(
+        self, plan: Plan, count: int, sockets: Sockets, staff: Staff, tell: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        """tell: is called when no worker answers any more (False), and when one does again (True)."""
+        self._tell = tell
+        self._well: set[int] = set()
         self._plan = plan
         self._count = count
         self._sockets = sockets
@@ -126,6 +133,16 @@ class Crew:
         if ready not in done or ready.exception() is not None or ready.result() != worker.READY:
             process.kill()
             raise KdnsError(f"worker {index} (process {process.pid}) did not begin to answer")
+        self._note(index, well=True)
+
+    def _note(self, index: int, *, well: bool) -> None:
+        before = bool(self._well)
+        if well:
+            self._well.add(index)
+        else:
+            self._well.discard(index)
+        if bool(self._well) != before:
+            self._tell(not before)
 
     async def _keep(self, index: int) -> None:
         """Replace the worker of an index whenever it ends; at once, unless it keeps ending."""
@@ -135,6 +152,7 @@ class Crew:
             await self._end_of(index)
             if self._stopping.is_set():
                 return
+            self._note(index, well=False)
             self._processes[index].control.close()
             pause = 0.0 if time.monotonic() - started > _HEALTHY else min(max(0.1, pause * 2), _LONGEST_PAUSE)
             with contextlib.suppress(TimeoutError):
@@ -160,8 +178,11 @@ class Crew:
             late = time.monotonic() - due > _LATE
             if process.region.beats != beats:
                 beats, silent = process.region.beats, 0
+                self._note(index, well=True)
             elif not late:
                 silent += 1
+            if silent >= SILENT_SECONDS:
+                self._note(index, well=False)
             if silent >= HANGING_SECONDS:
                 self._staff.log.error(f"worker process {process.pid} hangs, and is replaced")
                 process.kill()

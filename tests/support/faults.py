@@ -175,8 +175,8 @@ class Outcome:
         return next(at for name, at in self.marks if name == what)
 
     def figures(self, kind: str, who: str | None = None) -> lookups.Figures:
-        """What became of the questions of a kind, to an address or in all."""
-        return lookups.figures(self.asked, kind, who)
+        """What became of the questions of a kind, to an address or in all; gaps count from the first mark on."""
+        return lookups.figures(self.asked, kind, who, self.marks[0][1])
 
 
 def watch(scene: Scene, event: Event, addresses: Sequence[str] = ()) -> Outcome:

@@ -118,15 +118,19 @@ class Figures:
         return sorted([*self.lost, *self.refused, *self.failed])
 
 
-def figures(asked: Iterable[Asked], kind: str, who: str | None = None) -> Figures:
-    """Judge the questions of a kind and address (None: all). Those of several clients may be put together."""
+def figures(asked: Iterable[Asked], kind: str, who: str | None = None, after: float = 0.0) -> Figures:
+    """Judge the questions of a kind and address (None: all). Those of several clients may be put together.
+
+    after: the moment from which on gaps count.
+    """
     chosen = [one for one in asked if one.kind == kind and who in (None, one.who)]
     by_outcome: dict[str, list[float]] = collections.defaultdict(list)
     for one in chosen:
         name = one.outcome if one.outcome in ("ok", LOST, REFUSED) else "failed"
         by_outcome[name].append(one.sent)
     answered = [one for one in chosen if one.outcome == "ok"]
-    since, gap = longest_gap([one.sent for one in chosen], [one.ended for one in answered])
+    sent, ended = [one.sent for one in chosen], [one.ended for one in answered]
+    since, gap = longest_gap([at for at in sent if at >= after], [at for at in ended if at >= after])
     times = [one.seconds for one in answered]
     return Figures(
         sent=len(chosen),
