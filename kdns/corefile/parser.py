@@ -23,7 +23,7 @@ MAX_BLOCKS = 8
 
 
 class Part(NamedTuple):
-    """A text of a Corefile. file: the name for messages, and where imports are looked for. line: its first one there."""
+    """A text of a Corefile. file: the name for messages and imports. line: where it begins there."""
 
     data: bytes
     file: str
