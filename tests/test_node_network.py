@@ -755,31 +755,48 @@ def test_packets_that_are_under_way_when_the_table_comes_and_goes_are_not_lost(p
     assert pod.names() == node.names() == {"cluster", "node"}
 
 
-def test_a_child_that_is_forked_does_not_keep_the_table(place: Place) -> None:
+@pytest.mark.parametrize("when", ["made", "being made"])
+def test_a_child_that_is_forked_does_not_keep_the_table(place: Place, when: str) -> None:
     """As long as a child has the socket, the table would stay when its owner is killed."""
-    text = """if True:
+    text = f"""if True:
         import os, subprocess, time
+        from kdns.node.nft import Library
         from kdns.node.settings import Settings
         from kdns.node.table import Interception
+
+        def fork():
+            child = os.fork()
+            if not child:
+                os.write(1, b"forked\\n")
+                time.sleep(60)
+            other = subprocess.Popen(["sleep", "60"], close_fds=False)
+            os.write(1, b"%d %d\\n" % (child, other.pid))
+
+        def run(library, context, commands):
+            result = real(library, context, commands)
+            if "kdns-node" in commands:
+                fork()
+            return result
+
         interception = Interception(Settings(("10.96.0.10",), 53))
         interception.begin(["10.96.0.10"])
+        real = Library.run
+        if {when == "being made"}:
+            Library.run = run
         interception.check()
-        child = os.fork()
-        if not child:
-            os.write(1, b"forked\\n")
-            time.sleep(60)
-        other = subprocess.Popen(["sleep", "60"], close_fds=False)
-        print(child, other.pid, flush=True)
+        if {when == "made"}:
+            fork()
+        os.write(1, b"ready\\n")
         time.sleep(60)
     """
     owner = place.node.inside(
         lambda: subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     )
     assert owner.stdout is not None
-    said = {owner.stdout.readline(), owner.stdout.readline()}
+    said = [owner.stdout.readline() for _ in range(3)]
     children = [int(pid) for line in said for pid in line.split() if pid.isdigit()]
     try:
-        assert len(said) == len(children) == 2
+        assert len(children) == 2
         assert len(tables(place.node)) == 1
         owner.kill()
         owner.wait()
@@ -847,6 +864,7 @@ def test_a_lock_that_somebody_holds_is_counted_apart(
 
 def test_an_address_without_a_socket_is_left_to_the_cluster_and_named(place: Place) -> None:
     with interceptor(place.node, bound=[[LOCAL, CLUSTER6]]).wait_for("open") as running:
+        running.wait_for("no socket is bound to")
         assert who_answers(place, CLUSTER) == {"cluster"}
         assert who_answers(place, LOCAL) == who_answers(place, CLUSTER6) == {"node"}
         (line,) = running.said("no socket is bound to")
@@ -859,6 +877,7 @@ def test_an_address_without_a_socket_is_left_to_the_cluster_and_named(place: Pla
 def test_sockets_bound_to_all_addresses_take_no_queries_from_the_cluster(place: Place) -> None:
     everywhere = ["0.0.0.0", "::"]  # noqa: S104 - in a namespace of its own
     with interceptor(place.node, bound=[everywhere]).wait_for("open") as running:
+        running.wait_for(f"no socket is bound to {ALL[-1]}")
         assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}
         assert LOCAL in place.node.ip("-br", "address", "show", "lo")
         assert tables(place.node) == []
@@ -920,6 +939,14 @@ def test_without_libnftables_what_another_instance_needs_stays(place: Place) -> 
         first.end(signal.SIGUSR1)
         for address in ALL:
             assert who_answers(place, address) == {"second"}
+
+
+def test_without_libnftables_what_another_instance_does_not_serve_is_left_to_the_cluster(place: Place) -> None:
+    new = {"addresses": [LOCAL]}
+    with classic(place.node, "old").wait_for("open") as old, classic(place.node, "new", **new).wait_for("open"):
+        old.end(signal.SIGUSR1)
+        assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}
+        assert who_answers(place, LOCAL) == {"new"}
 
 
 def test_an_upgrade_from_iptables_to_a_table_leaves_nothing_behind(place: Place) -> None:

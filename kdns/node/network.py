@@ -128,13 +128,14 @@ class Network:
     async def withdraw(self, *, alone: bool) -> None:
         """Bring no more queries here. For link-local addresses, which nobody else has, they may come until `remove`.
 
-        alone: as for `remove`. Takes at most WITHDRAW_SECONDS, and with a table does not wait for other work, which may
-        wait for somebody else's lock of iptables.
+        alone: as for `remove`; if not, what the other one has sockets for stays, on a link. Takes at most
+        WITHDRAW_SECONDS, and with a table does not wait for other work, which may wait for somebody else's lock of
+        iptables.
         """
         self._leave()
         if self._table is not None:
             await asyncio.to_thread(self._table.drain)
-        elif alone and not self._settings.skip_teardown:
+        elif not self._settings.skip_teardown:
             await self._finish(self._withdraw, WITHDRAW_SECONDS)
 
     async def remove(self, *, alone: bool) -> None:
