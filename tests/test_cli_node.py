@@ -71,6 +71,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parser:
     monkeypatch.setattr(command.Instance, "serve", serve)
     monkeypatch.setenv("KUBE_DNS_SERVICE_HOST", "10.96.0.10")
     monkeypatch.setenv("KUBE_DNS_UPSTREAM_SERVICE_HOST", "10.96.0.11")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     return parser
 
 
@@ -85,6 +86,7 @@ def test_without_flags_but_the_address_everything_is_as_in_node_cache(parse: Par
         skip_teardown=False,
         sync_seconds=60,
         health_port=8080,
+        services=frozenset({"10.96.0.10", "10.96.0.11"}),
     )
     assert seen.instance.paths == Paths(Path("/etc/coredns/Corefile.base"), Path("/etc/Corefile"), None)
     assert (seen.metrics, seen.workers, seen.instance.pidfile) == (("", 9353), 1, None)

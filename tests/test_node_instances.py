@@ -7,13 +7,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import dns.message
+import dns.query
 import pytest
 
 from kdns.node.settings import PROBLEMS
 from tests.support import netns, procs
-from tests.support.node import CLUSTER_ANSWER, IPV4, Instance, Topology
+from tests.support.node import CLUSTER_ANSWER, IPV4, MARKER, Instance, Topology, ask
 
 ERRORS = "coredns_nodecache_setup_errors_total"
 
@@ -74,13 +77,27 @@ def bind(instance: Instance, addresses: str) -> None:
 
 def test_an_address_that_no_server_block_binds_is_left_to_the_cluster(topology: Topology, tmp_path: Path) -> None:
     with Instance(topology, tmp_path / "one", 7) as instance:
-        for addresses in (IPV4.local, "0.0.0.0"):  # noqa: S104
-            bind(instance, addresses)
-            wait_for_answer(topology, IPV4.cluster_ip, CLUSTER_ANSWER)
-            wait_for_answer(topology, IPV4.local, instance.answer)
-            bind(instance, f"{IPV4.local} {IPV4.cluster_ip}")
-            wait_for_answer(topology, IPV4.cluster_ip, instance.answer)
+        bind(instance, IPV4.local)
+        wait_for_answer(topology, IPV4.cluster_ip, CLUSTER_ANSWER)
+        wait_for_answer(topology, IPV4.local, instance.answer)
+        bind(instance, f"{IPV4.local} {IPV4.cluster_ip}")
+        wait_for_answer(topology, IPV4.cluster_ip, instance.answer)
         assert f"{IPV4.cluster_ip}" in next(line for line in instance.log.splitlines() if "WARNING" in line)
+        instance.stop()
+    assert left(topology) == []
+
+
+def test_a_server_block_that_binds_all_addresses_has_those_of_the_node(topology: Topology, tmp_path: Path) -> None:
+    with Instance(topology, tmp_path / "all", 17) as instance:
+        bind(instance, "0.0.0.0")  # noqa: S104
+        procs.wait_until(lambda: "Running configuration" in instance.log.partition("kdns-0")[2], 20, "the reload")
+        topology.node.run("conntrack", "-F", check=False)
+        for address in IPV4.served:
+            for where in (*topology.pods, topology.node):
+                assert ask(where, address, MARKER) == instance.answer
+                tcp = where.inside(partial(dns.query.tcp, dns.message.make_query(MARKER, "A"), address, timeout=5))
+                assert instance.answer in str(tcp.answer)
+            assert not topology.tracked(address)
         instance.stop()
     assert left(topology) == []
 

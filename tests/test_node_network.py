@@ -600,6 +600,16 @@ def test_without_the_capability_there_is_one_warning_and_queries_are_answered_wh
     assert running.said("counted") == ["counted interface_add"]
 
 
+def test_without_ipv6_addresses_of_ipv4_are_intercepted_nevertheless(place: Place) -> None:
+    with Netns("four") as node:
+        node.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+        with interceptor(node, addresses=[LOCAL, CLUSTER, CLUSTER6]).wait_for("open") as running:
+            assert len(tables(node)) == 1
+            assert f"ip daddr {CLUSTER}" in node.run("nft", "list", "ruleset").stdout
+            assert len([line for line in running.lines if "has no IPv6" in line]) == 1
+            running.end()
+
+
 def test_what_nodelocal_dnscache_left_behind_is_cleared_away(place: Place) -> None:
     node = place.node
     leave_as_node_cache(node)
@@ -610,6 +620,28 @@ def test_what_nodelocal_dnscache_left_behind_is_cleared_away(place: Place) -> No
             assert who_answers(place, address) == {"node"}
         running.end(signal.SIGKILL)
     assert who_answers(place, CLUSTER) == {"cluster"}
+
+
+def test_what_it_left_in_the_legacy_tables_is_cleared_away_too(place: Place) -> None:
+    if not shutil.which("iptables-legacy"):
+        pytest.skip("there is no iptables-legacy")
+    node = place.node
+    words = ["PREROUTING", "-p", "udp", "-d", CLUSTER, "--dport", "53", "-j", "NOTRACK"]
+    words += ["-m", "comment", "--comment", "NodeLocal DNS Cache: skip conntrack"]
+    node.run("iptables-legacy", "-t", "raw", "-A", *words)
+    node.run("iptables-legacy", "-A", "INPUT", "-i", "lo", "-j", "ACCEPT")
+    try:
+        with interceptor(node).wait_for("open") as running:
+            procs.wait_until(lambda: "NodeLocal" in node.run("iptables-legacy", "-S").stdout, SECONDS, "ACCEPT rules")
+            running.end(signal.SIGKILL)
+        assert "NodeLocal" not in node.run("iptables-legacy", "-t", "raw", "-S").stdout
+        assert ask(place.pod, CLUSTER) == "cluster"
+        with interceptor(node).wait_for("open") as running:
+            running.end()
+        assert "NodeLocal" not in node.run("iptables-legacy", "-S").stdout
+    finally:
+        node.run("iptables-legacy", "-t", "raw", "-F")
+        node.run("iptables-legacy", "-F")
 
 
 def test_while_nodelocal_dnscache_still_serves_both_answer(place: Place) -> None:
@@ -670,16 +702,25 @@ def test_ones_own_sockets_are_not_those_of_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("addresses", "link_local"),
+    ("addresses", "services", "local"),
     [
-        ((LOCAL, CLUSTER), (LOCAL,)),
-        ((CLUSTER, CLUSTER6), ()),
-        ((LOCAL, "fd00::10", CLUSTER, CLUSTER6), (LOCAL, "fd00::10")),
-        (("127.0.0.1", "0.0.0.0", "::", "::1"), ()),  # noqa: S104 - not to bind
+        ((LOCAL, CLUSTER), (), (LOCAL,)),
+        ((CLUSTER, CLUSTER6), (), ()),
+        ((LOCAL, "fd00::10", CLUSTER, CLUSTER6), (), (LOCAL, "fd00::10")),
+        (("127.0.0.1", "0.0.0.0", "::", "::1"), (), ()),  # noqa: S104 - not to bind
+        (("192.168.255.53", CLUSTER), (CLUSTER,), ("192.168.255.53",)),
+        ((CLUSTER6, "fd00::10"), (CLUSTER6,), ("fd00::10",)),
+        (("fd00::10",), (), ()),
+        (("fd00::10",), (CLUSTER6,), ("fd00::10",)),
+        ((LOCAL, CLUSTER, "fd00::10", CLUSTER6), (CLUSTER,), (LOCAL, "fd00::10")),
+        ((CLUSTER,), (CLUSTER,), ()),
+        ((LOCAL, CLUSTER), ("10.96.0.1",), (LOCAL,)),
     ],
 )
-def test_which_addresses_belong_on_the_link(addresses: tuple[str, ...], link_local: tuple[str, ...]) -> None:
-    assert Settings(addresses, 53).link_local == link_local
+def test_which_addresses_belong_on_the_link(
+    addresses: tuple[str, ...], services: tuple[str, ...], local: tuple[str, ...]
+) -> None:
+    assert Settings(addresses, 53, services=frozenset(services)).local == local
 
 
 def leave_as_node_cache(node: Netns) -> None:
@@ -874,16 +915,6 @@ def test_an_address_without_a_socket_is_left_to_the_cluster_and_named(place: Pla
         running.end()
 
 
-def test_sockets_bound_to_all_addresses_take_no_queries_from_the_cluster(place: Place) -> None:
-    everywhere = ["0.0.0.0", "::"]  # noqa: S104 - in a namespace of its own
-    with interceptor(place.node, bound=[everywhere]).wait_for("open") as running:
-        running.wait_for(f"no socket is bound to {ALL[-1]}")
-        assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}
-        assert LOCAL in place.node.ip("-br", "address", "show", "lo")
-        assert tables(place.node) == []
-        assert len(running.said("no socket is bound to")) == len(ALL)
-
-
 @pytest.mark.parametrize("address", [CLUSTER, CLUSTER6])
 def test_no_query_is_lost_when_a_reload_drops_an_address_and_takes_it_again(place: Place, address: str) -> None:
     with (
@@ -942,7 +973,7 @@ def test_without_libnftables_what_another_instance_needs_stays(place: Place) -> 
 
 
 def test_without_libnftables_what_another_instance_does_not_serve_is_left_to_the_cluster(place: Place) -> None:
-    new = {"addresses": [LOCAL]}
+    new: dict[str, Any] = {"addresses": [LOCAL]}
     with classic(place.node, "old").wait_for("open") as old, classic(place.node, "new", **new).wait_for("open"):
         old.end(signal.SIGUSR1)
         assert who_answers(place, CLUSTER) == who_answers(place, CLUSTER6) == {"cluster"}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 10.0
 """How often the base file and the ConfigMap are looked at: as often as node-cache does."""
 
+_API = "KUBERNETES_SERVICE_HOST"
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _SWITCHES = (
     "setupinterface", "setupiptables", "skipteardown", "reloadwithsignal", "quiet", "plugins", "version",
@@ -235,6 +236,7 @@ def node(
         skip_teardown=skipteardown,
         sync_seconds=_seconds(syncinterval),
         health_port=health_port,
+        services=_services(),
     )
     paths = Paths(basecorefile, conf or corefile, kubednscm)
     instance = Instance(settings, paths, _values(addresses, dns_port, domain, upstreamsvc), pidfile)
@@ -252,6 +254,18 @@ def _values(addresses: tuple[str, ...], port: int, domain: str, service: str) ->
         raise typer.BadParameter(str(error), param_hint="--domain") from None
     cluster_dns = values.ip_address(os.environ.get(service_variable(service), "")) or ""
     return Values(addresses, port, zone.rstrip(".") or zone, service, cluster_dns)
+
+
+def _services() -> frozenset[str]:
+    """The ClusterIPs of the Services that the container's environment tells of, but for the API server's.
+
+    That one is there in any case: it does not show that Services of the namespace are.
+    https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    """
+    from kdns.corefile import values
+
+    hosts = (text for name, text in os.environ.items() if name.endswith("_SERVICE_HOST") and name != _API)
+    return frozenset(address for text in hosts if (address := values.ip_address(text)) is not None)
 
 
 @dataclass(slots=True)

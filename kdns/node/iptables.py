@@ -7,12 +7,14 @@ used only where nftables cannot do it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from kdns.node.links import Note, Outcome
 from kdns.node.settings import Settings
@@ -28,6 +30,7 @@ _TOO_LATE = -2
 _HOPELESS = (_LOCKED, _TOO_LATE)
 """The next rule would wait as long."""
 
+_LEGACY_TABLES = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
 _SKIP = ("-m", "comment", "--comment", "NodeLocal DNS Cache: skip conntrack")
 _ALLOW = ("-m", "comment", "--comment", "NodeLocal DNS Cache: allow DNS traffic")
 
@@ -46,12 +49,13 @@ class Rule:
 
 
 def accepting(settings: Settings) -> Iterator[Rule]:
-    """Let queries in and answers out."""
+    """Let queries in and answers out, in each set of rules that is in use."""
     for address in settings.own:
         for protocol in ("tcp", "udp"):
             to, of = _dns(settings, address, protocol)
-            yield Rule(_program(address), "filter", "INPUT", (*to, "-j", "ACCEPT", *_ALLOW))
-            yield Rule(_program(address), "filter", "OUTPUT", (*of, "-j", "ACCEPT", *_ALLOW))
+            for program in _in_use(_program(address)):
+                yield Rule(program, "filter", "INPUT", (*to, "-j", "ACCEPT", *_ALLOW))
+                yield Rule(program, "filter", "OUTPUT", (*of, "-j", "ACCEPT", *_ALLOW))
 
 
 def untracking(settings: Settings) -> Iterator[Rule]:
@@ -92,8 +96,27 @@ def absent(settings: Settings) -> list[str]:
 
 def stranding(settings: Settings, until: float) -> list[Rule]:
     """Those of `untracking` that may be there, left by a NodeLocal DNSCache or by us."""
-    left = [program for program in _programs(settings) if _SKIP[-1] in _listing(program, until)]
-    return [rule for rule in untracking(settings) if rule.program in left]
+    found = []
+    for usual in _programs(settings):
+        rules = [rule for rule in untracking(settings) if rule.program == usual]
+        for program in _in_use(usual):
+            if _SKIP[-1] in _listing(program, until):
+                found += [replace(rule, program=program) for rule in rules]
+    return found
+
+
+def _in_use(program: str) -> list[str]:
+    """The program, and that of the legacy tables, if it is another one and these tables are there.
+
+    What others have made, NodeLocal DNSCache or the host's firewall, may be in either. To list legacy tables that are
+    not there would make them.
+    """
+    usual, legacy = shutil.which(program), shutil.which(f"{program}-legacy")
+    with contextlib.suppress(OSError):
+        tables = Path(_LEGACY_TABLES[program]).read_text().split()
+        if tables and usual and legacy and not Path(usual).samefile(legacy):
+            return [program, f"{program}-legacy"]
+    return [program]
 
 
 def _programs(settings: Settings) -> list[str]:

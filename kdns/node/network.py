@@ -20,7 +20,7 @@ from kdns.node import iptables, links, rtnetlink
 from kdns.node.links import Note, Outcome, Wanted
 from kdns.node.listeners import others_listen
 from kdns.node.rtnetlink import View
-from kdns.node.settings import ROUTES, Settings
+from kdns.node.settings import ROUTES, Settings, wildcard
 from kdns.node.table import Interception
 from kdns.observe.logs import Log
 
@@ -61,7 +61,19 @@ class Network:
                 "this process has no CAP_NET_ADMIN: queries come for addresses that the node has already, and no others"
             )
             self._report(Outcome(failed=(Note("interface_add", why),)), mending=False)
+        if not self._idle:
+            self._leave_out_ipv6()
         await self._do(self._prepare)
+
+    def _leave_out_ipv6(self) -> None:
+        """Where the node has no IPv6, its addresses must not keep those of IPv4 from being intercepted."""
+        six = [address for address in self._settings.own if ":" in address]
+        if six and not _has_ipv6():
+            why = f"this node has no IPv6 (net.ipv6.conf.all.disable_ipv6): {', '.join(six)} left alone"
+            self._report(Outcome(failed=(Note("interface_add", why),)), mending=False)
+            rest = tuple(address for address in self._settings.addresses if ":" not in address)
+            self._settings = replace(self._settings, addresses=rest)
+            self._idle = not self._settings.own
 
     async def open(self, listening: frozenset[tuple[str, int]]) -> None:
         """Bring queries here, for those of the addresses that sockets are bound to, with the port.
@@ -71,7 +83,11 @@ class Network:
         if self._leaving or self._idle:
             return
         settings = self._settings
-        self._answered = tuple(address for address in settings.own if (address, settings.port) in listening)
+        self._answered = tuple(
+            address
+            for address in settings.own
+            if not listening.isdisjoint({(address, settings.port), (wildcard(address), settings.port)})
+        )
         self._tell_unanswered(tuple(address for address in settings.own if address not in self._answered))
         self._brings = True
         if self._table is not None:
@@ -83,11 +99,8 @@ class Network:
         for address in addresses:
             if address in self._unanswered:
                 continue
-            elsewhere = (
-                "they are answered if a server block is bound to all addresses"
-                if address in self._settings.link_local
-                else "they go where they would go without kdns"
-            )
+            local = address in self._settings.local
+            elsewhere = "nobody answers there" if local else "they go where they would go without kdns"
             self._log.warning(
                 f"node: no socket is bound to {address} port {port}, so its queries are not intercepted: {elsewhere};"
                 f" a server block of port {port} with `bind {address}` would take them"
@@ -303,7 +316,7 @@ class Network:
         settings = self._settings
         if not settings.setup_interface:
             return Wanted(None, (), (), ())
-        needed = {*settings.link_local, *(self._answered if self._table is None and self._brings else ())}
+        needed = {*settings.local, *(self._answered if self._table is None and self._brings else ())}
         on_link = tuple(address for address in settings.own if address in needed)
         return Wanted(
             settings.interface, on_link, self._strays(needed, view), settings.own if self._table is not None else ()
@@ -329,7 +342,7 @@ class Network:
     def _withdraw(self, until: float) -> Outcome:
         """Without a table. Rules about answers stay, for there will be some more."""
         settings = self._settings
-        others = self._free([address for address in settings.own if address not in settings.link_local])
+        others = self._free([address for address in settings.own if address not in settings.local])
         outcome = Outcome()
         if settings.setup_iptables:
             rules = iptables.bringing(replace(settings, addresses=others))
@@ -355,6 +368,14 @@ class Network:
             wanted = Wanted(settings.interface, settings.own, (), settings.own)
             outcome += links.change("remove", wanted, max(until - time.monotonic(), _FOR_LINKS))
         return outcome
+
+
+def _has_ipv6() -> bool:
+    """Whether links may have IPv6 addresses (Documentation/networking/ip-sysctl of Linux)."""
+    try:
+        return Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        return False
 
 
 def _may_change_networks() -> bool:

@@ -28,7 +28,8 @@ class Settings:
 
     addresses: where queries come, in canonical form, of one family or both. port: that of DNS. interface: name of the
     link. setup_interface, setup_iptables, skip_teardown: node-cache's flags. sync_seconds: between two complete checks.
-    health_port: that of the health check, whose connections are not tracked either.
+    health_port: that of the health check, whose connections are not tracked either. services: ClusterIPs of which the
+    environment tells.
     """
 
     addresses: tuple[str, ...]
@@ -39,6 +40,7 @@ class Settings:
     skip_teardown: bool = False
     sync_seconds: float = 60.0
     health_port: int = 8080
+    services: frozenset[str] = frozenset()
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -47,12 +49,25 @@ class Settings:
         return tuple(str(a) for a in parsed if not a.is_loopback and not a.is_unspecified)
 
     @property
-    def link_local(self) -> tuple[str, ...]:
+    def local(self) -> tuple[str, ...]:
         """Those of `own` that have no meaning outside of the node, so that nobody else could answer there.
 
-        Of IPv4 those of RFC 3927's range. IPv6 has no range for it: the first of several, for the NodeLocal add-on's
-        arguments have it before the ClusterIP.
+        Of each family: if the environment tells of Services, and one of them is among the addresses, or there is one
+        address only, then all that are no Service's. Else of IPv4 those of RFC 3927's range; of IPv6, which has no
+        range for it, the first of several, for the NodeLocal add-on's arguments have it before the ClusterIP.
         """
-        six = [text for text in self.own if ip_address(text).version == 6]
-        first = six[0] if len(six) > 1 else None
-        return tuple(text for text in self.own if text == first or ip_address(text) in _LINK_LOCAL)
+        return tuple(text for version in (4, 6) for text in self._local(version))
+
+    def _local(self, version: int) -> list[str]:
+        mine = [text for text in self.own if ip_address(text).version == version]
+        services = {text for text in self.services if ip_address(text).version == version}
+        if services and (services & set(mine) or len(mine) == 1):
+            return [text for text in mine if text not in services]
+        if version == 4:
+            return [text for text in mine if ip_address(text) in _LINK_LOCAL]
+        return mine[:1] if len(mine) > 1 else []
+
+
+def wildcard(address: str) -> str:
+    """The address that stands for all of the same family."""
+    return "::" if ip_address(address).version == 6 else "0.0.0.0"  # noqa: S104

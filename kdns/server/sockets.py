@@ -97,7 +97,7 @@ def listen(place: Place, *, anywhere: bool = False) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if place.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if anywhere and place.host not in WILDCARDS.values():
+        if anywhere:
             _allow_any_address(sock)
         sock.bind(_address(place))
         if place.proto == "tcp":
