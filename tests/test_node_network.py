@@ -957,6 +957,22 @@ def test_without_libnftables_the_cluster_answers_as_soon_as_it_withdraws(place: 
     assert state(place.node) == before
 
 
+def test_without_libnftables_an_answer_that_comes_after_it_withdrew_leaves_no_conntrack_entry(place: Place) -> None:
+    with classic(place.node).wait_for("open") as running:
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("withdrawn")
+        with (
+            place.pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+            place.node.inside(lambda: listening(CLUSTER, 53, socket.SOCK_DGRAM, anywhere=True)) as worker,
+        ):
+            client.settimeout(5)
+            client.bind(("10.244.1.2", 0))
+            worker.sendto(b"late", client.getsockname())
+            assert client.recv(512) == b"late"
+            port = client.getsockname()[1]
+        assert [line for line in tracked(place.node) if str(port) in line] == []
+
+
 def test_without_libnftables_one_killed_while_it_ends_strands_nobody(place: Place) -> None:
     with classic(place.node).wait_for("open") as running:
         running.process.send_signal(signal.SIGUSR2)
