@@ -386,6 +386,7 @@ def test_a_second_one_takes_over_without_a_lost_query(place: Place) -> None:
         with Asking(place.pod, LOCAL) as local, interceptor(place.node, "second") as second:
             for each in (asking, local):
                 each.wait_for("second")
+            second.wait_for("open")  # it shares the other one's queries before
             assert len(tables(place.node)) == 2
             first.end(signal.SIGUSR1)
             left = time.monotonic()
