@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
-_PATIENCE = 0.1
-"""Seconds without a worker that answers after which queries are brought here no more; one is replaced in less."""
+_PATIENCE = 0.03
+"""Seconds without a worker that answers after which queries are brought here no more; mostly it is replaced in less."""
 
 
 @dataclass(frozen=True, slots=True)
