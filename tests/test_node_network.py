@@ -1076,7 +1076,7 @@ def in_this_process(place: Place, steps: Callable[[Network], Awaitable[None]], *
         try:
             await steps(network)
         finally:
-            await network.withdraw(alone=True)
+            await network.withdraw()
             await network.remove(alone=True)
 
     with os.fdopen(read, "rb") as log, os.fdopen(write, "wb"):

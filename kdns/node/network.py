@@ -138,12 +138,11 @@ class Network:
                 else:
                     pause = max(pause / 2, FIRST_PAUSE)
 
-    async def withdraw(self, *, alone: bool) -> None:
+    async def withdraw(self) -> None:
         """Bring no more queries here. For link-local addresses, which nobody else has, they may come until `remove`.
 
-        alone: as for `remove`; if not, what the other one has sockets for stays, on a link. Takes at most
-        WITHDRAW_SECONDS, and with a table does not wait for other work, which may wait for somebody else's lock of
-        iptables.
+        What another instance has sockets for stays, on a link. Takes at most WITHDRAW_SECONDS, and with a table does
+        not wait for other work, which may wait for somebody else's lock of iptables.
         """
         self._leave()
         if self._table is not None:
@@ -272,7 +271,7 @@ class Network:
 
     def _check_table(self) -> Outcome:
         """Queries are not taken while they would be led nowhere."""
-        if self._table is None or self._lacking_routing():
+        if self._table is None or self._lacking_routing(rtnetlink.view(ROUTES)):
             return Outcome()
         try:
             made = self._table.check()
@@ -299,7 +298,7 @@ class Network:
         wanted = self._wanted(view)
         if not list(links.differences(wanted, view, loopback=self._on_loopback)):
             return Outcome()
-        if self._table is not None and self._lacking_routing():
+        if self._table is not None and self._lacking_routing(view):
             self._table.suspend()
         outcome = links.change("ensure", wanted)
         on_loopback = bool(wanted.on_link) and wanted.interface not in rtnetlink.view(ROUTES).links
@@ -334,10 +333,10 @@ class Network:
         """Those of the addresses that no one else serves."""
         return tuple(address for address in addresses if not others_listen(address, self._settings.port))
 
-    def _lacking_routing(self) -> list[str]:
-        """The rules and routes that are wanted, and are not there."""
-        view = rtnetlink.view(ROUTES)
-        return list(links.differences(Wanted(None, (), (), self._wanted(view).routed), view, loopback=False))
+    def _lacking_routing(self, view: View) -> bool:
+        """Whether rules or routes are wanted that are not there."""
+        routed = self._wanted(view).routed
+        return any(links.differences(Wanted(None, (), (), routed), view, loopback=False))
 
     def _withdraw(self, until: float) -> Outcome:
         """Without a table. Rules about answers stay, for there will be some more."""

@@ -26,8 +26,8 @@ class Setup(Protocol):
     async def suspend(self) -> None:
         """No worker answers: let the queries go where they go without us, until `open` is called again."""
 
-    async def withdraw(self, *, alone: bool) -> None:
-        """Bring no more queries; those that are in the sockets will be answered. alone: as for `remove`."""
+    async def withdraw(self) -> None:
+        """Bring no more queries; those that are in the sockets will be answered."""
 
     async def remove(self, *, alone: bool) -> None:
         """After the last answer: leave nothing behind. alone: no other instance needs what two may share."""

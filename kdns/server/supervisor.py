@@ -495,7 +495,7 @@ class Supervisor:
             self._keeping.cancel()
         await asyncio.gather(*filter(None, (self._keeping, self._turning)), return_exceptions=True)
         if self._setup is not None:
-            await self._setup.withdraw(alone=self._alone())
+            await self._setup.withdraw()
         self._release(set(self._sockets))  # a worker cannot give up a socket that is open here
         await self._current.crew.stop(leaving=True)
         await asyncio.to_thread(self._pages.close)

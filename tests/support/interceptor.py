@@ -146,7 +146,7 @@ async def main(name: str, text: str) -> None:
     await asyncio.wait((stop, asyncio.create_task(leaving.wait())), return_when=asyncio.FIRST_COMPLETED)
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
-    await network.withdraw(alone=not stop.done() or stop.result())
+    await network.withdraw()
     for each in served.values():
         each.tcp.close()
     say("withdrawn")
