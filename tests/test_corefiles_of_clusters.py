@@ -14,6 +14,7 @@ from kdns.plugins import MANUALS
 from tests.support import digs, procs
 from tests.support.apiserver import ApiServer
 from tests.support.netns import Netns
+from tests.support.node import NODE_LOCAL
 from tests.support.objects import namespace, service
 from tests.support.server import ROOT, Server
 
@@ -43,56 +44,6 @@ KUBEADM = """\
 }
 """
 """What kubeadm puts into the ConfigMap `coredns` (Kubernetes 1.33)."""
-
-NODE_LOCAL = """\
-__PILLAR__DNS__DOMAIN__:53 {
-    errors
-    cache {
-            success 9984 30
-            denial 9984 5
-    }
-    reload
-    loop
-    bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
-    forward . __PILLAR__CLUSTER__DNS__ {
-            force_tcp
-    }
-    prometheus :9253
-    health __PILLAR__LOCAL__DNS__:8080
-    }
-in-addr.arpa:53 {
-    errors
-    cache 30
-    reload
-    loop
-    bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
-    forward . __PILLAR__CLUSTER__DNS__ {
-            force_tcp
-    }
-    prometheus :9253
-    }
-ip6.arpa:53 {
-    errors
-    cache 30
-    reload
-    loop
-    bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
-    forward . __PILLAR__CLUSTER__DNS__ {
-            force_tcp
-    }
-    prometheus :9253
-    }
-.:53 {
-    errors
-    cache 30
-    reload
-    loop
-    bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
-    forward . __PILLAR__UPSTREAM__SERVERS__
-    prometheus :9253
-    }
-"""
-"""What `nodelocaldns.yaml` of Kubernetes 1.33 has; its variables are replaced before anything reads it."""
 
 HERE, WORLD, CLUSTER_DNS = "10.9.0.1", "10.9.0.2", "10.96.0.99"
 LOCAL_DNS, DNS_SERVER = "169.254.20.10", "10.96.0.10"

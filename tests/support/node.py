@@ -43,22 +43,22 @@ CLUSTER_ANSWER = "192.0.2.1"
 MARKER = "marker.test"
 EXTERNAL, EXTERNAL6 = "192.0.2.80", "2001:db8::80"
 """The addresses of every name under `example`."""
-COREFILE = """\
-cluster.local:53 {
+NODE_LOCAL = """\
+__PILLAR__DNS__DOMAIN__:53 {
     errors
     cache {
-        success 9984 30
-        denial 9984 5
+            success 9984 30
+            denial 9984 5
     }
     reload
     loop
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
     forward . __PILLAR__CLUSTER__DNS__ {
-        force_tcp
+            force_tcp
     }
     prometheus :9253
-    health $health
-}
+    health __PILLAR__LOCAL__DNS__:8080
+    }
 in-addr.arpa:53 {
     errors
     cache 30
@@ -66,10 +66,10 @@ in-addr.arpa:53 {
     loop
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
     forward . __PILLAR__CLUSTER__DNS__ {
-        force_tcp
+            force_tcp
     }
     prometheus :9253
-}
+    }
 ip6.arpa:53 {
     errors
     cache 30
@@ -77,19 +77,22 @@ ip6.arpa:53 {
     loop
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
     forward . __PILLAR__CLUSTER__DNS__ {
-        force_tcp
+            force_tcp
     }
     prometheus :9253
-}
+    }
 .:53 {
     errors
-    $cache
+    cache 30
     reload
     loop
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
     forward . __PILLAR__UPSTREAM__SERVERS__
     prometheus :9253
-}
+    }
+"""
+"""What `nodelocaldns.yaml` of Kubernetes 1.33 has; its variables are replaced before anything reads it."""
+MARKED = """\
 $marker:53 {
     hosts {
         $answer $marker
@@ -97,7 +100,7 @@ $marker:53 {
     bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
 }
 """
-"""The NodeLocal add-on's Corefile with its variables, and a block that tells instances apart: $answer."""
+"""A block that tells instances apart: $answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,8 +470,11 @@ class Instance:
 
     def write_corefile(self, cache: str = "cache 30") -> None:
         """Write the base file (again)."""
-        text = COREFILE.replace("$health", self.family.health).replace("$cache", cache)
-        text = text.replace("$marker", MARKER).replace("$answer", self.answer)
+        before, root, rest = NODE_LOCAL.rpartition(".:53 {")
+        text = before + root + rest.replace("cache 30", cache)
+        text = text.replace("health __PILLAR__LOCAL__DNS__:8080", f"health {self.family.health}")
+        text = text.replace("__PILLAR__DNS__DOMAIN__", "cluster.local")  # as the installer does
+        text += MARKED.replace("$marker", MARKER).replace("$answer", self.answer)
         temporary = self.folder / ".Corefile.base"
         temporary.write_text(text)
         temporary.replace(self.folder / "Corefile.base")
