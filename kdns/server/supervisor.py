@@ -336,14 +336,15 @@ class Supervisor:
 
     def _attend(self, answering: bool) -> None:
         """Workers have begun to answer, or none does any more: then queries are better not brought here."""
-        if self._absence is not None:
-            self._absence.cancel()
-            self._absence = None
+        loop = asyncio.get_running_loop()
+        absence, self._absence = self._absence, None
+        if absence is not None:
+            absence.cancel()
         if self._setup is None or self._keeping is None:
             return
         if not answering:
-            self._absence = asyncio.get_running_loop().call_later(_PATIENCE, self._turn, self._setup.suspend)
-        elif self._turning is not None:
+            self._absence = loop.call_later(_PATIENCE, self._turn, self._setup.suspend)
+        elif absence is not None and absence.when() <= loop.time():
             self._turn(self._reopen)
 
     def _turn(self, steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
