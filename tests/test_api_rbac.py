@@ -19,7 +19,11 @@ from tests.support.server import API_COREFILE, READY_SECONDS, ROOT, Server
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 ACCOUNT = {"kind": "ServiceAccount", "name": "kdns", "namespace": "kube-system"}
-FILES = {"rbac.yaml": "kdns", "rbac-pods.yaml": "kdns-pods", "rbac-multicluster.yaml": "kdns-multicluster"}
+BASE, PODS, MULTICLUSTER = (
+    "cluster/rbac.yaml", "components/pods-verified/rbac.yaml", "components/multicluster/rbac.yaml",
+)  # fmt: skip
+FILES = {BASE: "kdns", PODS: "kdns-pods", MULTICLUSTER: "kdns-multicluster"}
+LABELS = {"app.kubernetes.io/name": "kdns", "app.kubernetes.io/component": "cluster"}
 GROUPS = {
     "services": "",
     "namespaces": "",
@@ -121,25 +125,25 @@ def wait_for_answers(server: Server) -> None:
 
 
 def test_every_file_binds_its_role_to_the_service_account() -> None:
-    assert {path.name for path in FOLDER.glob("rbac*.yaml")} == FILES.keys()
+    assert {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("rbac*.yaml")} == FILES.keys()
     for file, name in FILES.items():
         found = {item["kind"]: item for item in documents(file)}
         assert found.keys() - {"ServiceAccount"} == {"ClusterRole", "ClusterRoleBinding"}
-        assert found["ClusterRole"]["metadata"] == {"name": name}
+        assert found["ClusterRole"]["metadata"] == {"name": name, "labels": LABELS}
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
         binding = found["ClusterRoleBinding"]
         assert (binding["roleRef"], binding["subjects"]) == (role, [ACCOUNT])
         assert {item["apiVersion"] for item in found.values()} <= {"v1", "rbac.authorization.k8s.io/v1"}
-    (account,) = (item for item in documents("rbac.yaml") if item["kind"] == "ServiceAccount")
-    assert {"kind": "ServiceAccount", **account["metadata"]} == ACCOUNT
+    (account,) = (item for item in documents(BASE) if item["kind"] == "ServiceAccount")
+    assert {"kind": "ServiceAccount", **account["metadata"]} == ACCOUNT | {"labels": LABELS}
 
 
 @pytest.mark.parametrize(
     ("options", "files"),
     [
-        ("", ["rbac.yaml"]),
-        ("pods verified", ["rbac.yaml", "rbac-pods.yaml"]),
-        ("multicluster clusterset.local", ["rbac.yaml", "rbac-multicluster.yaml"]),
+        ("", [BASE]),
+        ("pods verified", [BASE, PODS]),
+        ("multicluster clusterset.local", [BASE, MULTICLUSTER]),
         (EVERYTHING, list(FILES)),
         ("namespaces shop\n" + EVERYTHING, list(FILES)),
     ],

@@ -21,7 +21,7 @@ from tests.support.server import ROOT, Metrics
 from tests.support.volume import Volume
 
 ADD_ON = ROOT / "tests/fixtures/nodelocaldns.yaml"
-OURS = ROOT / "deploy/kubernetes/node-local-dns.yaml"
+OURS = ROOT / "deploy/kubernetes/node/node-local-dns.yaml"
 INSTALLER = {
     "__PILLAR__LOCAL__DNS__": IPV4.local,
     "__PILLAR__DNS__SERVER__": IPV4.cluster_ip,
@@ -245,9 +245,10 @@ def test_the_parts_of_our_manifest_belong_together() -> None:
     assert kinds.index("Service") < kinds.index("DaemonSet")
     assert {(port["protocol"], port["port"]) for port in service["spec"]["ports"]} == {("UDP", 53), ("TCP", 53)}
     labels = manifest.spec["template"]["metadata"]["labels"]
-    assert labels == manifest.spec["selector"]["matchLabels"]
-    assert labels == manifest.objects["Service", "node-local-dns"]["spec"]["selector"]
-    assert labels != service["spec"]["selector"]
+    selector = manifest.spec["selector"]["matchLabels"]
+    assert selector == manifest.objects["Service", "node-local-dns"]["spec"]["selector"]
+    assert selector.items() <= labels.items()
+    assert not service["spec"]["selector"].items() <= labels.items()
     assert {found["metadata"]["namespace"] for found in manifest.objects.values()} == {"kube-system"}
     assert {served for _, _, served in blocks(manifest, tuple(options["-localip"].split(",")))} == {IPV4.served[:2]}
     mounted = {mount["mountPath"] for mount in manifest.container["volumeMounts"]}
