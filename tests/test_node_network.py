@@ -1116,6 +1116,35 @@ def test_while_nobody_can_say_where_queries_are_led_the_cluster_has_them(
     assert "cannot see links, rules and routes" in log
 
 
+def test_it_tells_what_brings_the_queries_of_each_address(place: Place) -> None:
+    found: list[dict[str, str]] = []
+
+    async def steps(network: Network) -> None:
+        found.append(network.ways())
+        await network.suspend()
+        found.append(network.ways())
+        await network.open(frozenset({(LOCAL, 53)}))
+        found.append(network.ways())
+        await network.withdraw()
+        found.append(network.ways())
+
+    in_this_process(place, steps, sync_seconds=600)
+    link = dict.fromkeys(ALL, "") | dict.fromkeys(Settings(ALL, 53).local, "link")
+    only = link | {LOCAL: "nftables"}
+    assert found == [dict.fromkeys(ALL, "nftables"), link, only, link]
+
+
+def test_without_a_table_the_link_brings_the_queries(place: Place) -> None:
+    found: list[dict[str, str]] = []
+
+    async def steps(network: Network) -> None:
+        found.append(network.ways())
+
+    in_this_process(place, steps, setup_iptables=False)
+    in_this_process(place, steps, setup_interface=False)
+    assert found == [dict.fromkeys(ALL, "link"), {}]
+
+
 def test_without_the_shared_table_queries_are_intercepted_all_the_same(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

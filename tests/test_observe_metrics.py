@@ -57,6 +57,8 @@ COREDNS = {
 OURS = {
     "kdns_forward_discarded_total": ("counter", {"to", "reason"}),
     "kdns_forward_resent_total": ("counter", {"to"}),
+    "kdns_forward_upstreams": ("gauge", {"to", "state"}),
+    "kdns_forward_last_failure_timestamp_seconds": ("gauge", {"to"}),
     "kdns_packet_cache_hits_total": ("counter", set()),
     "kdns_packet_cache_misses_total": ("counter", set()),
     "kdns_packet_cache_evictions_total": ("counter", set()),
@@ -67,6 +69,7 @@ OURS = {
     "kdns_store_bytes": ("gauge", set()),
     "kdns_store_commits_total": ("counter", set()),
     "kdns_kubernetes_data_age_seconds": ("gauge", set()),
+    "kdns_kubernetes_synced": ("gauge", set()),
     "kdns_kubernetes_objects": ("gauge", {"kind"}),
     "kdns_kubernetes_lists_total": ("counter", {"kind", "how"}),
     "kdns_kubernetes_watch_errors_total": ("counter", {"kind", "reason"}),
@@ -80,6 +83,8 @@ OURS = {
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),
     "kdns_loop_detected": ("gauge", {"zone"}),
     "kdns_manifest_errors": ("gauge", set()),
+    "kdns_memory_limit_bytes": ("gauge", set()),
+    "kdns_node_intercepted": ("gauge", {"address", "by"}),
     "kdns_log_dropped_total": ("counter", set()),
     "kdns_metrics_refused_series_total": ("counter", set()),
 }
@@ -112,8 +117,11 @@ STATE = SupervisorState(
     store_generation=17,
     store_bytes=4096,
     data_age_seconds=1.5,
+    synced=True,
     objects={"Service": 5, "Pod": 0},
     manifest_errors=1,
+    memory_limit=1 << 27,
+    ways={"169.254.20.10": "nftables", "10.96.0.10": ""},
 )
 
 
@@ -266,6 +274,10 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "kdns_kubernetes_data_age_seconds") == 1.5
     assert value(text, "kdns_kubernetes_objects", kind="Service") == 5
     assert value(text, "kdns_manifest_errors") == 1
+    assert value(text, "kdns_kubernetes_synced") == 1
+    assert value(text, "kdns_memory_limit_bytes") == 1 << 27
+    assert value(text, "kdns_node_intercepted", address="169.254.20.10", by="nftables") == 1
+    assert value(text, "kdns_node_intercepted", address="10.96.0.10", by="") == 0
     assert value(text, "kdns_malformed_total", reason="x") == 3
     assert value(text, "kdns_packet_cache_entries") == 4
 
@@ -275,7 +287,9 @@ def test_counters_without_labels_are_0_before_the_first_event() -> None:
     for name, (kind, labels) in (COREDNS | OURS).items():
         if kind == "counter" and not labels:
             assert value(text, name) == 0
-    assert not parsed(text)["kdns_kubernetes_data_age_seconds"].samples
+    for absent in ("data_age_seconds", "synced"):
+        assert not parsed(text)[f"kdns_kubernetes_{absent}"].samples
+    assert not parsed(text)["kdns_memory_limit_bytes"].samples
     assert not parsed(text)["coredns_reload_version_info"].samples
 
 

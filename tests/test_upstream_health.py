@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -87,6 +88,48 @@ def test_more_failed_checks_than_max_fails_take_an_upstream_out_until_it_recover
                 before = len(bad.names())
                 await asking.ask()
                 assert len(bad.names()) == before + 1
+
+    run(steps())
+
+
+def standing(asking: Asking, upstream: FakeUpstream) -> tuple[int, int]:
+    """How many find it up, and how many down."""
+    up, down = (asking.counted("kdns_forward_upstreams", to=upstream.to, state=state) for state in ("up", "down"))
+    return up, down
+
+
+def test_metrics_tell_which_upstream_is_down_and_when_it_last_failed() -> None:
+    async def steps() -> None:
+        failure = "kdns_forward_last_failure_timestamp_seconds"
+        with FakeUpstream(tcp=False, udp=False) as bad, FakeUpstream() as good:
+            async with Asking(bad.target, good.target, policy="sequential", health_interval=0.02) as asking:
+                assert (standing(asking, bad), standing(asking, good)) == ((1, 0), (1, 0))
+                assert asking.counted(failure) == 0
+                begun = int(time.time())
+                await asking.ask()
+                await until(lambda: standing(asking, bad) == (0, 1))
+                assert begun <= asking.counted(failure, to=bad.to) <= time.time()
+                assert (standing(asking, good), asking.counted(failure, to=good.to)) == ((1, 0), 0)
+                bad._udp = bad._tcp = True
+                bad.start()
+                await until(lambda: standing(asking, bad) == (1, 0))
+                assert asking.counted(failure, to=bad.to) >= begun
+            assert (standing(asking, bad), standing(asking, good)) == ((0, 0), (0, 0))
+
+    run(steps())
+
+
+def test_upstreams_that_are_only_asked_for_addresses_are_not_shown_among_the_others() -> None:
+    async def steps() -> None:
+        async def loopback(asked: Asked) -> None:
+            asked.send(reply(asked, *(["A 127.0.0.1"] if asked.rdtype == "A" else [])))
+
+        with FakeUpstream(loopback) as resolver, FakeUpstream() as upstream:
+            named = Target("dns", "dns.test", upstream.port)
+            async with Asking(named, resolvers=(resolver.target,)) as asking:
+                await until(lambda: standing(asking, upstream) == (1, 0))
+                assert addresses(await asking.ask()) == [ADDRESS]
+                assert standing(asking, resolver) == (0, 0)
 
     run(steps())
 

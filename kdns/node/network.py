@@ -107,6 +107,23 @@ class Network:
             )
         self._unanswered = addresses
 
+    def ways(self) -> dict[str, str]:
+        """What brings queries here now, by the address that they are for: nftables, link, or "" if nothing does.
+
+        Empty if that is not our business.
+        """
+        if self._idle or not self._settings.setup_interface:
+            return {}
+        taken = self._table.taken if self._table is not None else ()
+        try:
+            on_link = {address for _, address in rtnetlink.view(ROUTES).addresses}
+        except OSError:
+            on_link = set()
+        return {
+            address: "nftables" if address in taken else "link" if address in on_link else ""
+            for address in self._settings.own
+        }
+
     async def suspend(self) -> None:
         """Let the queries for what is intercepted go where they go without us, until `open` is called again."""
         if self._table is not None:

@@ -81,6 +81,12 @@ class Interception:
         wanted = self._wanted
         return wanted is not None and bool(wanted.addresses) and self._table is None
 
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The addresses whose queries it takes now, as far as this process knows."""
+        made = self._made
+        return made.addresses if made is not None and self._wanted is not None and self._table is not None else ()
+
     def check(self) -> bool:
         """Make the table if it is to be there, and is not as it should be; whether it was made. Raises NodeError."""
         with self._lock:

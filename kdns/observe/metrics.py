@@ -34,8 +34,10 @@ class SupervisorState:
     plugins: (server, zone, directive) of each directive in each server block. config_sha512: of the running
     configuration, in hex, "" without the `reload` directive. workers: how many are running. pids: of all processes, the
     supervisor's first; their CPU time and memory are summed. data_age_seconds: since the Kubernetes objects were last
-    known to be current, None without the `kubernetes` directive. objects: how many of each kind.
-    manifest_errors: files that could not be read or parsed and stand with their last good content.
+    known to be current, None without the `kubernetes` directive. synced: whether all of them are there and may be
+    served, None likewise. objects: how many of each kind. manifest_errors: files that could not be read or parsed and
+    stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
+    ways: on a node, by address, what brings queries here, "" if nothing does.
     """
 
     version: str
@@ -47,8 +49,11 @@ class SupervisorState:
     store_generation: int = 0
     store_bytes: int = 0
     data_age_seconds: float | None = None
+    synced: bool | None = None
     objects: Mapping[str, int] = field(default_factory=dict)
     manifest_errors: int = 0
+    memory_limit: int | None = None
+    ways: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(NamedTuple):
@@ -135,11 +140,21 @@ GAUGES = (
     Family("kdns_packet_cache_entries", "Answers in the packet caches of all workers."),
     Family("kdns_packet_cache_bytes", "Bytes of the queries and answers in the packet caches of all workers."),
     Family("kdns_tcp_connections", "TCP connections of clients that are open."),
+    Family(
+        "kdns_forward_upstreams",
+        "How many of those that use an upstream, each forward of each worker, find it up, and how many down.",
+        ("to", "state"),
+    ),
 )
 """Values of one cell that may fall, summed over the living processes."""
 SHARED = (
     Family("coredns_hosts_entries", "Entries of a hosts file and of the Corefile, reverse ones too.", ("hostsfile",)),
     Family("coredns_hosts_reload_timestamp_seconds", "When the hosts file that was read last was changed."),
+    Family(
+        "kdns_forward_last_failure_timestamp_seconds",
+        "When an upstream last gave no usable answer to a query or a health check.",
+        ("to",),
+    ),
     Family("kdns_loop_detected", "Whether what is forwarded for a zone comes back to this server.", ("zone",)),
 )
 """Values of one cell that all processes have alike."""
@@ -385,12 +400,32 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
         {} if state.data_age_seconds is None else {(): state.data_age_seconds},
     )
     yield _gauge(
+        Family(
+            "kdns_kubernetes_synced",
+            "1 if the Kubernetes objects are all there and may be served, be they from before a restart; 0 if not yet.",
+        ),
+        {} if state.synced is None else {(): state.synced},
+    )
+    yield _gauge(
         Family("kdns_kubernetes_objects", "Kubernetes objects known, by kind.", ("kind",)),
         {(kind,): count for kind, count in state.objects.items()},
     )
     yield _gauge(
         Family("kdns_manifest_errors", "Manifest files that cannot be used and stand with their last good content."),
         {(): state.manifest_errors},
+    )
+    yield _gauge(
+        Family("kdns_memory_limit_bytes", "What all processes together may take, if their control group has a limit."),
+        {} if state.memory_limit is None else {(): state.memory_limit},
+    )
+    yield _gauge(
+        Family(
+            "kdns_node_intercepted",
+            "1 while queries for an address of this node are brought here, and by what: nftables, or link if the "
+            "address is on a link; else 0.",
+            ("address", "by"),
+        ),
+        {(address, by): bool(by) for address, by in state.ways.items()},
     )
 
 

@@ -102,6 +102,9 @@ Response codes are names such as SERVFAIL or NXDOMAIN.
 * `kdns_forward_discarded_total{to, reason}`: messages that were dropped: from the wrong `peer`, with the wrong `id` or
   `question`, that are a `query`, `short` or `malformed`.
 * `kdns_forward_resent_total{to}`: queries that lost their connection.
+* `kdns_forward_upstreams{to, state}`: how many of those that use the upstream, each *forward* of each worker, find it
+  `up`, and how many `down`.
+* `kdns_forward_last_failure_timestamp_seconds{to}`: when a query to it, or a health check, last failed.
 
 `to` is the upstream's address and port.
 

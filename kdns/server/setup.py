@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -10,6 +11,9 @@ class Setup(Protocol):
 
     None of these raises: what fails is logged and counted, and `follow` tries it again. DNS is served meanwhile.
     """
+
+    def ways(self) -> Mapping[str, str]:
+        """What brings queries here now, by the address that they are for; "" if nothing does. In any thread."""
 
     async def prepare(self) -> None:
         """Before the sockets are opened: what they need to be bound."""

@@ -553,8 +553,11 @@ class Supervisor:
             store_generation=self._changes.generation,
             store_bytes=self._store.size if self._store is not None else 0,
             data_age_seconds=max(ages, default=None),
+            synced=all(feed.publication.synced for feed in running.feeds) if running.feeds else None,
             objects=objects,
             manifest_errors=sum(feed.problems for feed in running.feeds),
+            memory_limit=memory_limit(),
+            ways=self._setup.ways() if self._setup is not None else {},
         )
 
 

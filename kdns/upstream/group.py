@@ -73,7 +73,7 @@ class Group:
                 if last.rcode not in settings.failover or passed >= len(upstreams):
                     return last
                 continue
-            upstream.check()
+            upstream.failed()
             failed += 1
             if failed == most or loop.time() >= give_up:
                 break
@@ -164,5 +164,7 @@ class Group:
             targets = self._settings.resolvers or system_resolvers(self._settings.resolv_conf)
             known = {upstream.target: upstream for upstream in self._resolvers or ()}
             plain = Settings(source=self._settings.source, max_fails=0)
-            self._resolvers = [known.get(target) or Upstream(target, plain, self._around) for target in targets]
+            self._resolvers = [
+                known.get(target) or Upstream(target, plain, self._around, shown=False) for target in targets
+            ]
         return self._resolvers

@@ -10,6 +10,8 @@ from kdns.wire import rr
 
 PROXY = "forward"
 """The label proxy_name."""
+UPSTREAMS = "kdns_forward_upstreams"
+LAST_FAILURE = "kdns_forward_last_failure_timestamp_seconds"
 _KNOWN_RCODES = 24
 """Response codes from here on are counted together: an upstream shall not choose how many series there are."""
 
@@ -62,6 +64,10 @@ class Meter:
         name = "coredns_proxy_healthcheck_failures_total"
         self._region.count(("count", name, "proxy_name", PROXY, "to", self._to))
 
+    def failed(self) -> None:
+        """Note the time of a failure."""
+        self._region.set(("shared", LAST_FAILURE, "to", self._to), int(time.time()))
+
     def discarded(self, reason: str, data: bytes) -> None:
         """Count a message that is no answer to anything that was asked."""
         self._region.count(("count", "kdns_forward_discarded_total", "to", self._to, "reason", reason))
@@ -71,3 +77,28 @@ class Meter:
     def resent(self) -> None:
         """Count a query that is asked again because its connection ended."""
         self._region.count(("count", "kdns_forward_resent_total", "to", self._to))
+
+
+class Standing:
+    """One `forward` that uses an upstream, in the gauge that tells how many of them find it up, and how many down."""
+
+    def __init__(self, region: Region, to: str) -> None:
+        self._cells = region.cells
+        self._up, self._down = (
+            region.series(("gauge", UPSTREAMS, "to", to, "state", state), 1) for state in ("up", "down")
+        )
+        self._now: int | None = self._up
+        self._cells[self._up] += 1
+
+    def set(self, *, down: bool) -> None:
+        """Find it up or down. Does nothing after `leave`."""
+        if self._now is not None:
+            self._cells[self._now] -= 1
+            self._now = self._down if down else self._up
+            self._cells[self._now] += 1
+
+    def leave(self) -> None:
+        """Use it no more."""
+        if self._now is not None:
+            self._cells[self._now] -= 1
+            self._now = None

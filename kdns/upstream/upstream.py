@@ -14,7 +14,7 @@ from kdns.observe.logs import Log
 from kdns.upstream.ask import Ask, plain_ask
 from kdns.upstream.datagrams import Datagrams
 from kdns.upstream.faults import told
-from kdns.upstream.meters import Meter
+from kdns.upstream.meters import Meter, Standing
 from kdns.upstream.settings import Settings, Target
 from kdns.upstream.streams import Streams
 from kdns.wire import relay, rr
@@ -48,14 +48,15 @@ class Surroundings:
 class Upstream:
     """One address that is asked. To be used in the event loop only."""
 
-    def __init__(self, target: Target, settings: Settings, around: Surroundings) -> None:
-        """target: with an IP address."""
+    def __init__(self, target: Target, settings: Settings, around: Surroundings, *, shown: bool = True) -> None:
+        """target: with an IP address. shown: among the upstreams of `forward`, in metrics."""
         self.target = target
         self.name = str(target)
         self.fails = 0
         self._settings = settings
         self._around = around
         self._meter = Meter(around.region, self.name, around.wrong)
+        self._standing = Standing(around.region, self.name) if shown else None
         self._checking = self._closed = False
         self._streams: Streams | None = None
         self._datagrams: Datagrams | None = None
@@ -152,6 +153,11 @@ class Upstream:
 
     # Health
 
+    def failed(self) -> None:
+        """It gave no usable answer to a query: begin with health checks."""
+        self._meter.failed()
+        self.check()
+
     def check(self) -> None:
         """Begin with health checks, unless they are going on: one after the other until one is answered."""
         if self._settings.max_fails and not self._checking:
@@ -176,17 +182,26 @@ class Upstream:
         if self.is_down:
             self._around.log.info(f"upstream {self.name} answers again")
         self.fails = 0
+        self._stand()
 
     def _failed(self, error: UpstreamError) -> None:
         was_down = self.is_down
         self.fails += 1
         self._meter.check_failed()
+        self._meter.failed()
         if self.is_down and not was_down:
             self._around.log.warning(f"upstream {self.name} is down: {error}", key=f"down {self.name}")
+            self._stand()
+
+    def _stand(self) -> None:
+        if self._standing is not None:
+            self._standing.set(down=self.is_down)
 
     async def close(self) -> None:
         """End all connections, and what waits on them."""
         self._closed = True
+        if self._standing is not None:
+            self._standing.leave()
         if self._streams is not None:
             self._streams.close()
         if self._datagrams is not None:

@@ -130,13 +130,13 @@ class Asking:
         return await asyncio.gather(*(self.ask(f"{n}.test", tcp=tcp) for n in range(count)), return_exceptions=True)
 
     def counted(self, name: str, **labels: str) -> int:
-        """The sum of all counters of a name that have these labels."""
+        """The sum of all counters and gauges of a name that have these labels."""
         found = self.region.read().items()
         wanted = set(labels.items())
         return sum(
             cells[0]
             for key, cells in found
-            if key[:2] == ("count", name) and wanted <= set(zip(key[2::2], key[3::2], strict=True))
+            if key[1] == name and wanted <= set(zip(key[2::2], key[3::2], strict=True))
         )
 
 
