@@ -1,27 +1,21 @@
-"""`kdns records`: the records of a zone, made from manifests or read from a state directory."""
+"""`kdns records`: the records of a zone, made from manifests or an API, or read from a state directory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from kdns.errors import DomainNameError, KdnsError
+from kdns.errors import DomainNameError
 
 if TYPE_CHECKING:
-    from kdns.cluster.objects import Object
     from kdns.cluster.publisher import Settings
     from kdns.wire.rrset import RRset
-    from kdns.zone.store import Transaction
 
-    Entries = list[tuple[bytes, tuple[RRset, ...]]]
-
-CLUSTER_DNS = ("kube-system", "kube-dns")
-LOOPBACK = "127.0.0.1"
 _REVERSE = (".in-addr.arpa.", ".ip6.arpa.")
 
 
@@ -53,6 +47,16 @@ def records(
     state_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="State directory of a kdns, which may be running.")
     ] = None,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="How to reach a Kubernetes API, whose objects are listed once."),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Context of the kubeconfig; without --kubeconfig of KUBECONFIG or ~/.kube/config."
+        ),
+    ] = None,
     zone: Annotated[
         str, typer.Option(help="The zone to list; one under in-addr.arpa or ip6.arpa has the PTR records.")
     ] = "cluster.local",
@@ -69,37 +73,51 @@ def records(
 ) -> None:
     """Print a zone as kdns would serve it, as a master file (RFC 1035 5) that other DNS servers and tools can read.
 
-    The records are made of manifests, without starting anything, or are those that a kdns has in its state directory.
-    Names that are made when asked for (pods insecure, zonal) are not listed. ns.dns.ZONE has the cluster IPs of
-    kube-system/kube-dns if the manifests have it, else 127.0.0.1. What could not be used, and why, is on stderr; if
-    it is a file the exit code is 1. The records are those of the rest.
+    The records are made of manifests or of what a Kubernetes API has, without starting anything, or are those that a
+    kdns has in its state directory. Names that are made when asked for (pods insecure, zonal) are not listed.
+    ns.dns.ZONE has the cluster IPs of kube-system/kube-dns if there is such a Service, else 127.0.0.1.
+
+    What could not be used, and why, is on stderr; if it is a file, or an object that cannot be read, the exit code is
+    1, and the records are those of the rest. An API has to allow `list` of Services, EndpointSlices and Namespaces (of
+    Pods with --pods verified); what it refuses is told, and nothing is printed then.
 
     \b
     kdns records --manifests zones/sample
     kdns records --manifests zones/sample db.data.svc.cluster.local --json
     kdns records --manifests zones/sample --zone 96.10.in-addr.arpa
     kdns records --state-dir /var/lib/kdns
+    kdns records --kubeconfig ~/.kube/config --context prod
 
-    --cluster-zone, --ttl, --pods and --endpoint-pod-names go with --manifests: what a state directory has is made.
+    --cluster-zone, --ttl, --pods and --endpoint-pod-names do not go with --state-dir: what is there is made already.
     """
+    from kdns.tools import snapshot
     from kdns.wire import names
 
-    if bool(manifests) == bool(state_dir):
-        raise typer.BadParameter("give either --manifests PATH or --state-dir DIR")
+    api = kubeconfig is not None or context is not None
+    if sum((bool(manifests), state_dir is not None, api)) != 1:
+        raise typer.BadParameter(
+            "give one of --manifests PATH, --state-dir DIR and --kubeconfig FILE (or --context NAME)"
+        )
     if state_dir and (cluster_zone or ttl is not None or pods or endpoint_pod_names):
-        raise typer.BadParameter("--cluster-zone, --ttl, --pods and --endpoint-pod-names go with --manifests only")
+        raise typer.BadParameter("--cluster-zone, --ttl, --pods and --endpoint-pod-names do not go with --state-dir")
     origin = _absolute(zone)
     if cluster_zone and not _is_reverse(origin):
         raise typer.BadParameter(f"--cluster-zone goes with a reverse zone, and --zone is {zone}")
     below = origin if name is None else _absolute(name)
     if not names.is_subdomain(below, origin):
         raise typer.BadParameter(f"{name} is not in the zone {names.to_text(origin)}; name another with --zone")
+    forward = _absolute(cluster_zone or "cluster.local") if _is_reverse(origin) else origin
+    settings = _settings(origin, forward, 5 if ttl is None else ttl, pods or Pods.disabled, endpoint_pod_names)
     if state_dir is not None:
-        entries, problems = _stored(state_dir, origin, below), 0
+        opened = snapshot.of_state_dir(state_dir)
+    elif api:
+        opened = snapshot.of_kubeconfig(kubeconfig, context, settings)
     else:
-        forward = _absolute(cluster_zone or "cluster.local") if _is_reverse(origin) else origin
-        settings = _settings(origin, forward, 5 if ttl is None else ttl, pods or Pods.disabled, endpoint_pod_names)
-        entries, problems = _made(manifests or [], settings, origin, below)
+        opened = snapshot.of_manifests(manifests or [], settings)
+    with opened as view:
+        entries, problems = view.entries(origin, below), view.problems
+        for text in (*problems, *view.warnings):
+            typer.echo(text, err=True)
     rows = [row for owner, rrsets in entries for row in _rows(owner, rrsets)]
     typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_line, rows)))
     if problems:
@@ -128,80 +146,6 @@ def _settings(origin: bytes, forward: bytes, ttl: int, pods: Pods, endpoint_pod_
     reverse = () if origin == forward else (origin,)
     options = RecordOptions(forward, ttl=ttl, pods=pods.value, endpoint_pod_names=endpoint_pod_names)
     return Settings((forward,), reverse, records=options)
-
-
-def _made(paths: list[Path], settings: Settings, origin: bytes, below: bytes) -> tuple[Entries, int]:
-    """What manifests make, in a store of its own that is gone afterwards, and how many problems they have."""
-    import dataclasses
-    import tempfile
-
-    from kdns.cluster.manifests import ManifestSource
-    from kdns.cluster.publisher import Publisher
-    from kdns.zone.changes import Changes
-    from kdns.zone.store import Store
-
-    snapshot = ManifestSource(paths).load()
-    settings = dataclasses.replace(settings, listens=_nameservers(snapshot.objects.values()))
-    with tempfile.TemporaryDirectory(prefix="kdns-records-") as folder:
-        store = Store.open(Path(folder), Changes.create(), _warn)
-        outcome = Publisher(store, "manifests", settings).replace(snapshot.objects.values())
-        entries = store.read(lambda txn: _entries(txn, origin, below))
-        store.close()
-    for text in (*map(str, snapshot.problems), *outcome.warnings):
-        _warn(text)
-    return entries, len(snapshot.problems)
-
-
-def _nameservers(items: Iterable[Object]) -> tuple[str, ...]:
-    """The addresses to answer as: those of the cluster's DNS server if the manifests have it."""
-    from kdns.cluster.objects import EndpointSlice
-
-    found = [
-        address
-        for item in items
-        if isinstance(item, EndpointSlice) and (item.namespace, item.service) == CLUSTER_DNS
-        for subset in item.subsets
-        for endpoint in subset.endpoints
-        for address in endpoint.addresses
-    ]
-    return tuple(found) or (LOOPBACK,)
-
-
-def _warn(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _stored(directory: Path, origin: bytes, below: bytes) -> Entries:
-    """What the store in a state directory has at and below a name. Raises KdnsError if it cannot be read."""
-    import lmdb
-
-    from kdns.zone import store
-
-    path = directory / store.DATA_FILE
-    if not path.is_file():
-        raise KdnsError(f"{directory} has no zone store ({store.DATA_FILE})")
-    try:
-        with lmdb.open(str(directory), readonly=True, max_dbs=8) as env:
-            databases = [env.open_db(each, create=False) for each in (b"names", b"zones", b"objects", b"meta")]
-            with env.begin() as raw:
-                return _entries(store.Transaction(raw, databases), origin, below)
-    except lmdb.Error as error:
-        raise KdnsError(f"zone store {path}: {error}") from None
-
-
-def _entries(txn: Transaction, origin: bytes, below: bytes) -> Entries:
-    """The entries at and below a name, without those that only the server's own look-up of topology zones uses."""
-    from kdns.wire import names
-    from kdns.zone.store import VERSION
-
-    if txn.get_meta("version") != VERSION:
-        raise KdnsError("the zone store was written by another version of kdns")
-    zones = [zone for zone in txn.zones() if zone.origin == origin]
-    if not zones:
-        there = ", ".join(sorted(names.to_text(zone.origin) for zone in txn.zones())) or "none"
-        raise KdnsError(f"the zone store has no zone {names.to_text(origin)}; it has: {there}")
-    found = [entry for zone in zones for entry in txn.below(zone, below)]
-    return [(owner, rrsets) for owner, rrsets in found if names.labels(owner)[1:2] != [b"_zone"]]
 
 
 def _rows(owner: bytes, rrsets: tuple[RRset, ...]) -> Iterator[Row]:

@@ -7,6 +7,7 @@ too long ago.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 from urllib.parse import urlencode
 
-from kdns.cluster.delivery import Delivery, Inbox
+from kdns.cluster.delivery import Delivery
 from kdns.cluster.events import Intake, read_status
 from kdns.cluster.objects import IMPORT_NAME
 from kdns.errors import ApiError
@@ -49,6 +50,12 @@ class Api(Protocol):
 
     def get(self, path: str, query: Mapping[str, str], *, silence: float) -> Answer: ...
     def renew(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where objects go: `kdns.cluster.delivery.Inbox`."""
+
+    def put(self, delivery: Delivery) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +172,9 @@ class _RefusedError(ApiError):
 class Reflector:
     """A thread that lists and watches one kind of object, and delivers what it hears.
 
-    version: the resourceVersion to go on from, without a list; None or "" if there is none. Whoever stops it closes the
-    connection as well, if it may be waiting for that (for its turn, or for a response to begin).
+    version: the resourceVersion to go on from, without a list; None or "" if there is none. streaming: False to list in
+    pages only, which is allowed to whoever may `list` and not `watch`. Whoever stops it closes the connection as well,
+    if it may be waiting for that (for its turn, or for a response to begin).
 
     In its own thread it calls `report` for every fault; `listed`, for every list, with the kind and how it was made
     ("stream" or "pages"); and `recovered`, when the objects are current again, with the kind and the seconds since the
@@ -179,12 +187,13 @@ class Reflector:
         self,
         resource: Resource,
         api: Api,
-        inbox: Inbox,
+        inbox: Sink,
         version: str | None,
         report: Report,
         *,
         listed: Callable[[str, str], None] = lambda kind, how: None,
         recovered: Callable[[str, float], None] = lambda kind, seconds: None,
+        streaming: bool = True,
         pace: Pace = Pace(),
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -210,7 +219,7 @@ class Reflector:
         self._fault_at: float | None = None
         self._watched: float | None = None  # when the last watch began
         self._doubtful = False  # whether the server has ever heard of our version
-        self._pages_until = 0.0  # streaming lists are refused; when to try again
+        self._pages_until = 0.0 if streaming else math.inf  # streaming lists are refused; when to try again
         self._failures = self._expiries = self._strikes = self._broken_lists = 0
 
     def start(self) -> None:

@@ -171,7 +171,7 @@ class Store:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, lock)
             try:
-                if path.exists() and (reason := _damage(directory)):
+                if path.exists() and (reason := damage(directory)):
                     aside = _set_aside(path)
                     warn(f"zone store {path} {reason}; it was moved to {aside.name} and is made anew from its sources")
                 opened = _open(directory, max(map_size, _file_size(path) * 2))
@@ -580,8 +580,8 @@ class Reader:
         self.generation = 0
         self._changes = changes
         self._env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_spare_txns=2, subdir=True)
-        self._names = self._env.open_db(_DATABASES[0], create=False)
-        self._zones = self._env.open_db(_DATABASES[1], create=False)
+        self._databases = [self._env.open_db(name, create=False) for name in _DATABASES]
+        self._names, self._zones = self._databases[:2]
         self._mutex = threading.RLock()
         self._depth = 0
         self._txn: lmdb.Transaction[bytes]
@@ -627,6 +627,10 @@ class Reader:
         """The zone of that number."""
         value = self._txn.get(zone_prefix(number), db=self._zones)
         return None if value is None else msgspec.msgpack.decode(value[4:], type=Zone)
+
+    def transaction(self) -> Transaction:
+        """All that the store has, as it is inside of the context, and only there. It can be read, not written."""
+        return Transaction(self._txn, self._databases)
 
     def close(self) -> None:
         """Close the environment."""
@@ -737,7 +741,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _damage(directory: Path) -> str:
+def damage(directory: Path) -> str:
     """Why the store cannot be used; empty if it can. A child reads it all, as damage may end it by a signal."""
     reading, writing = os.pipe()
     pid = os.fork()
