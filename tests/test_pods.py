@@ -1,21 +1,19 @@
 """Look-ups as pods make them: a network namespace as the pod, another as the node that has the cluster's DNS.
 
 The pod's resolv.conf is the one that the kubelet writes. glibc is asked by getent, musl by a program that is compiled
-here.
+for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.support import digs, netns, procs
+from tests.support import digs, netns, procs, stubs
 from tests.support.netns import Netns
 from tests.support.objects import Object, endpoint, endpoint_slice, external_name, service
 from tests.support.server import Server
@@ -44,31 +42,6 @@ example.com:53 {
 """example.com stands for the world outside the cluster."""
 WEB, WEB6 = "10.96.0.10", "fd00:96::10"
 EXTERNAL = "web.shop.svc.example.com"
-MUSL = r"""
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-
-int main(int argc, char **argv) {
-    struct addrinfo hints = {0}, *found, *item;
-    char text[INET6_ADDRSTRLEN];
-    hints.ai_socktype = SOCK_STREAM;
-    int error = getaddrinfo(argv[1], NULL, &hints, &found);
-    if (error) {
-        puts(error == EAI_NONAME ? "EAI_NONAME" : error == EAI_NODATA ? "EAI_NODATA" : gai_strerror(error));
-        return 2;
-    }
-    for (item = found; item; item = item->ai_next) {
-        void *address = item->ai_family == AF_INET ? (void *)&((struct sockaddr_in *)item->ai_addr)->sin_addr
-                                                   : (void *)&((struct sockaddr_in6 *)item->ai_addr)->sin6_addr;
-        puts(inet_ntop(item->ai_family, address, text, sizeof text));
-    }
-    return 0;
-}
-"""
 
 
 def cluster() -> list[Object]:
@@ -133,11 +106,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(server, pod, musl_pod)
 
 
-def getent(pod: Netns, name: str, database: str = "ahosts") -> list[str]:
+def getent(pod: Netns, name: str) -> list[str]:
     """The addresses that glibc finds, sorted; none for a name that it does not find."""
-    done = pod.run("getent", database, name, check=False)
-    assert done.returncode in (0, 2), done.stderr
-    return sorted({line.split()[0] for line in done.stdout.splitlines()})
+    return stubs.Getent(pod).find("addresses", name)
 
 
 SHORT = [
@@ -222,27 +193,24 @@ def test_an_address_leads_back_to_its_name(place: Cluster, needs: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def musl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that prints what musl's getaddrinfo finds."""
+def musl(place: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stubs.Program]:
+    """musl's getaddrinfo."""
     if not digs.available("musl-gcc"):
         pytest.skip("not installed: musl-gcc")
-    folder = tmp_path_factory.mktemp("musl")
-    (folder / "resolve.c").write_text(MUSL)
-    subprocess.run(["musl-gcc", "-static", "-o", folder / "resolve", folder / "resolve.c"], check=True)
-    return folder / "resolve"
+    with stubs.Program(place.musl_pod, stubs.compile_c("musl-gcc", tmp_path_factory.mktemp("musl"))) as program:
+        yield program
 
 
 @pytest.mark.parametrize(("name", "addresses"), [pair for pair in SHORT if pair[1]])
-def test_musl_finds_the_same_with_two_nameservers(place: Cluster, musl: Path, name: str, addresses: list[str]) -> None:
-    assert sorted(place.musl_pod.run(str(musl), name).stdout.split()) == addresses
+def test_musl_finds_the_same_with_two_nameservers(musl: stubs.Program, name: str, addresses: list[str]) -> None:
+    assert musl.find("addresses", name) == addresses
 
 
-def test_musl_takes_nxdomain_for_an_answer(place: Cluster, musl: Path) -> None:
-    done = place.musl_pod.run(str(musl), "gone.shop.svc.example.com", check=False)
-    assert (done.returncode, done.stdout) == (2, "EAI_NONAME\n")
+def test_musl_takes_nxdomain_for_an_answer(musl: stubs.Program) -> None:
+    assert musl.ask("addresses", "gone.shop.svc.example.com") == "!EAI_NONAME"
 
 
-def test_musl_takes_a_large_answer(place: Cluster, musl: Path) -> None:
-    found = place.musl_pod.run(str(musl), "big").stdout.split()
+def test_musl_takes_a_large_answer(musl: stubs.Program) -> None:
+    found = musl.find("addresses", "big")
     assert 20 <= len(found) <= 300
     assert all(line.startswith("10.2.") for line in found)

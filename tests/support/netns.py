@@ -56,8 +56,7 @@ class Netns:
 
     def __enter__(self) -> Self:
         if self._resolv_conf is not None:
-            self._etc.mkdir(parents=True)
-            (self._etc / "resolv.conf").write_text(self._resolv_conf)
+            self.write_resolv_conf(self._resolv_conf)
         _ip("netns", "add", self.name)
         try:
             self.ip("link", "set", "lo", "up")
@@ -77,6 +76,11 @@ class Netns:
                 os.kill(pid, 9)
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
         shutil.rmtree(self._etc, ignore_errors=True)
+
+    def write_resolv_conf(self, text: str) -> None:
+        """What commands that begin from now on see as resolv.conf."""
+        self._etc.mkdir(parents=True, exist_ok=True)
+        (self._etc / "resolv.conf").write_text(text)
 
     def ip(self, *arguments: str) -> str:
         """`ip -n NAME ARGUMENTS`; its output. Raises CalledProcessError."""

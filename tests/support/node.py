@@ -2,7 +2,7 @@
 
     pod 1 ──┐            ┌── cluster DNS (Unbound: cluster.local, and every name under `example`)
             ├── node ────┤
-    pod 2 ──┘            └── upstream (Knot DNS: every name under `example`)
+    pod 2 ──┘            └── upstream (Knot DNS: every name under `example`, and of all others OUTSIDE alone)
 
 The node forwards between all of them with connection tracking and a strict reverse-path check. Services are what
 kube-proxy's iptables mode makes of them: CLUSTER_IP and UPSTREAM_SERVICE lead to the cluster's DNS.
@@ -43,6 +43,8 @@ CLUSTER_ANSWER = "192.0.2.1"
 MARKER = "marker.test"
 EXTERNAL, EXTERNAL6 = "192.0.2.80", "2001:db8::80"
 """The addresses of every name under `example`."""
+OUTSIDE = "example.com", "api.example.com"
+"""Names with the same addresses that the upstream has."""
 NODE_LOCAL = """\
 __PILLAR__DNS__DOMAIN__:53 {
     errors
@@ -167,15 +169,20 @@ def resolv_conf(nameserver: str) -> str:
 
 
 class Topology:
-    """The namespaces and the two name servers; a context manager. `node_resolv_conf`: the host's, which pods and
-    instances with `dnsPolicy: Default` get. pods ask `family`'s ClusterIP (pod 1) and link-local address (pod 2)."""
+    """The namespaces and the two name servers; a context manager.
 
-    def __init__(self, folder: Path, family: Family = IPV4) -> None:
+    Pods ask `family`'s ClusterIP (pod 1) and link-local address (pod 2). The resolv.conf of the node and the cluster's
+    DNS names the upstream, as `dnsPolicy: Default` has it. servers: those to start; without "dns", whoever has port 53
+    in `dns` is the cluster's.
+    """
+
+    def __init__(self, folder: Path, family: Family = IPV4, servers: Sequence[str] = ("dns", "upstream")) -> None:
         self.folder = folder
         self.family = family
+        self.servers = servers
         self.pods = Netns("pod1", resolv_conf(family.cluster_ip)), Netns("pod2", resolv_conf(family.local))
         self.node = Netns("node", f"nameserver {family.upstream[1]}\n")
-        self.dns = Netns("dns")
+        self.dns = Netns("dns", f"nameserver {family.upstream[1]}\n")
         self.upstream = Netns("up")
         self._stack = contextlib.ExitStack()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -188,8 +195,8 @@ class Topology:
             for family in FAMILIES:
                 self._proxy(family)
             self._stack.callback(self._stop_servers)
-            self.start_server("dns")
-            self.start_server("upstream")
+            for role in self.servers:
+                self.start_server(role)
             self._stack = self._stack.pop_all()
         return self
 
@@ -334,18 +341,20 @@ server:
 
 
 def _knot_conf(folder: Path) -> Path:
-    zone = folder / "zone"
-    records = ["$ORIGIN example.", "$TTL 3600", "@ SOA ns hostmaster 1 7200 1800 86400 60", "@ NS ns"]
-    records += [f"ns A {IPV4.upstream[1]}", f"* 30 A {EXTERNAL}", f"* 30 AAAA {EXTERNAL6}"]
+    zone, root = folder / "zone", folder / "root"
+    apex = ["$TTL 3600", "@ SOA ns hostmaster 1 7200 1800 86400 60", "@ NS ns", f"ns A {IPV4.upstream[1]}"]
+    records = ["$ORIGIN example.", *apex, f"* 30 A {EXTERNAL}", f"* 30 AAAA {EXTERNAL6}"]
     records += [f"{name} {ttl} A {EXTERNAL}" for name, ttl in (("*.short", 1), ("*.long", 300))]
     zone.write_text("\n".join(records) + "\n")
+    records = ["$ORIGIN .", *apex, *(f"{name} 30 A {EXTERNAL}\n{name} 30 AAAA {EXTERNAL6}" for name in OUTSIDE)]
+    root.write_text("\n".join(records) + "\n")
     conf = folder / "knot.conf"
     conf.write_text(
         f"server:\n    rundir: {folder}\n    listen: [0.0.0.0@53, ::@53]\n"
         "    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n"
         f"log:\n  - target: stderr\n    any: warning\ndatabase:\n    storage: {folder}\n"
         "template:\n  - id: default\n    zonefile-sync: -1\n    zonefile-load: whole\n    journal-content: none\n"
-        f"zone:\n  - domain: example\n    file: {zone}\n"
+        f"zone:\n  - domain: example\n    file: {zone}\n  - domain: .\n    file: {root}\n"
     )
     return conf
 
