@@ -15,6 +15,7 @@ import pytest
 from kdns import plugins
 from kdns.errors import StoreError
 from kdns.observe.logs import Log, Sink
+from kdns.observe.recent import Recent
 from kdns.server import publication
 from kdns.server.feeds import ManifestFeed
 from kdns.server.publication import Publication, source_id
@@ -32,6 +33,7 @@ class Lines:
     """A log that is kept."""
 
     found: list[str] = field(default_factory=list)
+    recent: Recent = field(default_factory=Recent)
 
     def put(self, line: bytes) -> None:
         self.found.append(line.decode().rstrip())

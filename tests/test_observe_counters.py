@@ -117,10 +117,11 @@ def test_a_file_that_is_no_region_is_refused() -> None:
     with tempfile.TemporaryFile() as file:
         with pytest.raises(KdnsError, match="not a region"):
             Region.attach(file.fileno())
-        file.write(bytes(8192))
-        file.flush()
-        with pytest.raises(KdnsError, match="not a region"):
-            Region.attach(file.fileno())
+        for size in (8192, 1 << 20):
+            file.write(bytes(size))
+            file.flush()
+            with pytest.raises(KdnsError, match="not a region"):
+                Region.attach(file.fileno())
 
 
 def test_no_process_can_truncate_a_region(region: Region) -> None:

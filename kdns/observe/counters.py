@@ -32,6 +32,8 @@ Layout of a region, in words of 64 bits, native byte order; an index into `cells
     68..   entries, one behind the other: (width << 32 | bytes of the key), CRC-32 of that and of the key, the key as a
            JSON list padded with zeros to full words, and `width` cells
 
+Behind all words there is a board (`kdns.observe.board`) for what is not counted.
+
 A word is written and read whole (aligned 64-bit loads and stores). `used` is raised after an entry is complete, and the
 checksum tells a reader on a processor that reorders stores that it has come too early.
 """
@@ -51,6 +53,8 @@ from itertools import pairwise
 from typing import NamedTuple, Self
 
 from kdns.errors import KdnsError
+from kdns.observe import board
+from kdns.observe.board import Board
 
 Key = tuple[str, ...]
 
@@ -64,7 +68,7 @@ _RECORD_TYPES = "A AAAA CNAME DNSKEY DS HTTPS MX NS NSEC NSEC3 PTR RRSIG SOA SRV
 TYPES = frozenset(f"{_RECORD_TYPES} ANY AXFR IXFR".split())
 """Query types that have a label value of their own; all else is "other"."""
 
-_MAGIC = int.from_bytes(b"kdnscnt1", "big")
+_MAGIC = int.from_bytes(b"kdnscnt2", "big")
 _WORD = 8
 _USED, _REFUSED, _BEATS, _OVERFLOW = 1, 2, 3, 4
 _FIRST = _OVERFLOW + MAX_WIDTH
@@ -99,7 +103,12 @@ class Region:
         """Use `create` or `attach`."""
         self.fd = fd
         self._map = mmap.mmap(fd, 0)
-        self.cells = memoryview(self._map).cast("Q")
+        if len(self._map) < board.SIZE + mmap.PAGESIZE:
+            self._map.close()
+            raise ValueError("it is too small")
+        whole = memoryview(self._map)
+        self.cells = whole[: -board.SIZE].cast("Q")
+        self.board = Board(whole[-board.SIZE :])
         self._lock = threading.Lock()
         self._seen: list[_Series] = []
         self._seen_to = _FIRST
@@ -108,7 +117,7 @@ class Region:
     @classmethod
     def create(cls, size: int = DEFAULT_SIZE) -> Region:
         """A new, empty region of `size` bytes, rounded up to whole pages. Memory is taken as series come."""
-        size = max(size, mmap.PAGESIZE)
+        size = max(size, mmap.PAGESIZE) + board.SIZE
         fd = os.memfd_create("kdns-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -232,6 +241,7 @@ class Region:
 
     def _unmap(self) -> None:
         self.cells.release()
+        self.board.close()
         self._map.close()
 
     def __enter__(self) -> Self:
@@ -279,6 +289,11 @@ class Totals:
             for region in self._regions:
                 _add(sums, region.read())
             return sums
+
+    def boards(self) -> list[bytes]:
+        """What the living processes have posted last, of those that have posted anything."""
+        with self._lock:
+            return [posted for region in self._regions if (posted := region.board.read())]
 
     def refused(self) -> int:
         """How often a series had no room, over all regions."""

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from kdns.observe.recent import Recent
+
 MAX_LINE = 4096
 """Longest line in bytes, the newline included: PIPE_BUF, what a pipe takes whole (POSIX write(2))."""
 MAX_WAITING = 2048
@@ -27,6 +29,8 @@ MAX_KEYS = 256
 REPEAT_SECONDS = 60.0
 
 _CUT = b"...\n"
+_KEPT = ("WARNING", "ERROR")
+"""Levels that are among the last messages (`Sink.recent`)."""
 
 
 def line(level: str, text: str) -> bytes:
@@ -193,6 +197,7 @@ class Sink:
     """Where lines go: a file descriptor, written by a thread, whole lines in writes of at most MAX_LINE bytes.
 
     The thread starts with the first line, in whatever process that is: a process forked off has its own.
+    recent: the last warnings and errors.
     """
 
     def __init__(
@@ -203,6 +208,7 @@ class Sink:
         self._lost = lost
         self._repeat_seconds = repeat_seconds
         self._writers: dict[int, _Writer] = {}
+        self.recent = Recent()
 
     def put(self, data: bytes) -> None:
         """Queue one line as `line` makes it. Never waits, never raises."""
@@ -245,7 +251,7 @@ class Log:
     """What the modules of one process write to.
 
     A `key` marks a message that may come often: it is said once, then counted (see Repeats). Messages with the same key
-    should differ in details only.
+    should differ in details only. `kind` is for messages without a key that do so too, of which each is said.
     """
 
     def __init__(self, sink: Sink, *, debug: bool = False, prefix: str = "") -> None:
@@ -269,13 +275,20 @@ class Log:
     def info(self, text: str, key: str = "") -> None:
         self._say("INFO", text, key)
 
-    def warning(self, text: str, key: str = "") -> None:
-        self._say("WARNING", text, key)
+    def warning(self, text: str, key: str = "", *, kind: str = "") -> None:
+        self._say("WARNING", text, key, kind)
 
-    def error(self, text: str, key: str = "") -> None:
-        self._say("ERROR", text, key)
+    def error(self, text: str, key: str = "", *, kind: str = "") -> None:
+        self._say("ERROR", text, key, kind)
 
-    def _say(self, level: str, text: str, key: str) -> None:
+    @property
+    def recent(self) -> Recent:
+        """The last warnings and errors of this process."""
+        return self._sink.recent
+
+    def _say(self, level: str, text: str, key: str, kind: str = "") -> None:
+        if level in _KEPT:
+            self.recent.note(level, self._prefix + (kind or key or text), self._prefix + text)
         text = self._prefix + text
         if key and self._sink.repeated(key, level, text):
             return

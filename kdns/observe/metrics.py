@@ -37,7 +37,8 @@ class SupervisorState:
     known to be current, None without the `kubernetes` directive. synced: whether all of them are there and may be
     served, None likewise. objects: how many of each kind. manifest_errors: files that could not be read or parsed and
     stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
-    ways: on a node, by address, what brings queries here, "" if nothing does.
+    ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
+    a mistake, and what they said before is served.
     """
 
     version: str
@@ -54,6 +55,7 @@ class SupervisorState:
     manifest_errors: int = 0
     memory_limit: int | None = None
     ways: Mapping[str, str] = field(default_factory=dict)
+    outdated: bool = False
 
 
 class Family(NamedTuple):
@@ -108,6 +110,7 @@ COUNTERS = (
     Family("kdns_packet_cache_evictions_total", "Answers dropped from the packet cache to make room."),
     Family("kdns_packet_cache_invalidations_total", "Answers dropped from the packet cache because a name changed."),
     Family("kdns_store_commits_total", "Transactions written to the zone store."),
+    Family("kdns_store_errors_total", "Times that the zone store could not be written, so that answers stay old."),
     Family("kdns_worker_restarts_total", "Worker processes that were replaced after they ended unexpectedly."),
     Family("kdns_malformed_total", "Messages that are not well-formed queries, by what is wrong.", ("reason",)),
     Family("kdns_dropped_total", "Messages that got no answer, by why.", ("reason",)),
@@ -385,6 +388,12 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
     yield _gauge(
         Family("coredns_reload_version_info", "Always 1; the hash of the running configuration.", ("hash", "value")),
         {("sha512", state.config_sha512): 1} if state.config_sha512 else {},
+    )
+    yield _gauge(
+        Family(
+            "kdns_configuration_outdated", "1 while a mistake in the configuration's files keeps the old one in use."
+        ),
+        {(): state.outdated},
     )
     yield _gauge(Family("kdns_workers", "Worker processes that are running."), {(): state.workers})
     yield _gauge(

@@ -199,7 +199,7 @@ class Handler:
     def __init__(self, options: Options, site: Site) -> None:
         log = site.log.plugin(NAME)
         self._stacktrace = options.stacktrace
-        self._say = {"error": log.error, "warning": log.warning, "info": log.info, "debug": log.debug}
+        self._log = log
         self._counted = [_Counted(consolidate) for consolidate in options.consolidate]
         self._lock = threading.Lock()
         if self._counted:
@@ -211,7 +211,7 @@ class Handler:
             response = await next(query)
         except Exception:
             if self._stacktrace:
-                self._say["error"](f"{_question(query)}: {traceback.format_exc()}".rstrip())
+                self._log.error(f"{_question(query)}: {traceback.format_exc()}".rstrip())
             raise
         except asyncio.CancelledError as error:
             if error.args:  # the reason that `cancel` gives
@@ -224,7 +224,19 @@ class Handler:
     def _note(self, rcode: int, query: Query, reason: str) -> None:
         level = self._level(reason) if self._counted else "error"
         if level:
-            self._say[level](f"{rcode} {_question(query)}: {reason}")
+            self._say(level, f"{rcode} {_question(query)}: {reason}", f"{rcode} {reason}")
+
+    def _say(self, level: str, text: str, kind: str) -> None:
+        """kind: the text without what differs from query to query."""
+        match level:
+            case "error":
+                self._log.error(text, kind=kind)
+            case "warning":
+                self._log.warning(text, kind=kind)
+            case "info":
+                self._log.info(text)
+            case _:
+                self._log.debug(text)
 
     def _level(self, reason: str) -> str:
         """How to write an error; "" if it is only counted."""
@@ -256,8 +268,8 @@ class Handler:
                 count, counted.count = counted.count, 0
             options = counted.options
             if count > options.show_first:
-                text = f"{count} errors like '{options.pattern}' occurred in last {options.written}"
-                self._say[options.level](text)
+                like = f"errors like '{options.pattern}' occurred in last {options.written}"
+                self._say(options.level, f"{count} {like}", like)
 
 
 def _question(query: Query) -> str:

@@ -34,7 +34,7 @@ class Lines(Log):
     def raw(self, text: str) -> None:
         self.lines.append(text)
 
-    def _say(self, level: str, text: str, key: str) -> None:
+    def _say(self, level: str, text: str, key: str, kind: str = "") -> None:
         self.lines.append(f"[{level}] {self._prefix}{text}")
 
 
