@@ -523,6 +523,7 @@ def test_what_came_while_the_disk_was_full_is_written_when_it_no_longer_is(
                 ]
             )
             procs.wait_until(lambda: "space" in server.log.lower(), 5, "a word about the disk in the log")
+            assert server.metrics().value("kdns_store_errors_total") > 0
             api.delete(service("many-7", "a"))
             time.sleep(0.5)
             assert answer(server, "many-1999.a.svc.cluster.local") == "NXDOMAIN"

@@ -68,11 +68,13 @@ OURS = {
     "kdns_store_generation": ("gauge", set()),
     "kdns_store_bytes": ("gauge", set()),
     "kdns_store_commits_total": ("counter", set()),
+    "kdns_store_errors_total": ("counter", set()),
     "kdns_kubernetes_data_age_seconds": ("gauge", set()),
     "kdns_kubernetes_synced": ("gauge", set()),
     "kdns_kubernetes_objects": ("gauge", {"kind"}),
     "kdns_kubernetes_lists_total": ("counter", {"kind", "how"}),
     "kdns_kubernetes_watch_errors_total": ("counter", {"kind", "reason"}),
+    "kdns_configuration_outdated": ("gauge", set()),
     "kdns_workers": ("gauge", set()),
     "kdns_worker_restarts_total": ("counter", set()),
     "kdns_malformed_total": ("counter", {"reason"}),
@@ -82,6 +84,7 @@ OURS = {
     "kdns_tcp_accept_errors_total": ("counter", set()),
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),
     "kdns_loop_detected": ("gauge", {"zone"}),
+    "kdns_hosts_unreadable": ("gauge", {"hostsfile"}),
     "kdns_manifest_errors": ("gauge", set()),
     "kdns_memory_limit_bytes": ("gauge", set()),
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
@@ -122,6 +125,7 @@ STATE = SupervisorState(
     manifest_errors=1,
     memory_limit=1 << 27,
     ways={"169.254.20.10": "nftables", "10.96.0.10": ""},
+    outdated=True,
 )
 
 
@@ -269,6 +273,7 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "coredns_plugin_enabled", zone="cluster.local.", view="", name="kubernetes") == 1
     assert value(text, "coredns_reload_version_info", hash="sha512", value="f00") == 1
     assert value(text, "kdns_workers") == 2
+    assert value(text, "kdns_configuration_outdated") == 1
     assert value(text, "kdns_store_generation") == 17
     assert value(text, "kdns_store_bytes") == 4096
     assert value(text, "kdns_kubernetes_data_age_seconds") == 1.5
@@ -291,6 +296,7 @@ def test_counters_without_labels_are_0_before_the_first_event() -> None:
         assert not parsed(text)[f"kdns_kubernetes_{absent}"].samples
     assert not parsed(text)["kdns_memory_limit_bytes"].samples
     assert not parsed(text)["coredns_reload_version_info"].samples
+    assert value(text, "kdns_configuration_outdated") == 0
 
 
 def test_a_dead_worker_keeps_its_counts_and_loses_its_gauges() -> None:

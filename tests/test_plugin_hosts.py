@@ -167,6 +167,8 @@ def test_with_fallthrough_unsupported_other_types_go_on(server: Server) -> None:
 def test_the_file_is_read_again_when_it_changes(server: Server) -> None:
     path = server.manifests / "file"
     entries = server.metrics().value("coredns_hosts_entries", hostsfile=str(path))
+    unreadable = ("kdns_hosts_unreadable", frozenset({("hostsfile", str(path))}))
+    assert server.metrics().samples[unreadable] == 0
     assert server.metrics().value("coredns_hosts_reload_timestamp_seconds") == int(path.stat().st_mtime)
     path.write_text(FILE + "10.0.0.20 new.test\n")
     procs.wait_until(lambda: server.texts("new.test") == ["10.0.0.20"], 5, "the new line")
@@ -174,11 +176,13 @@ def test_the_file_is_read_again_when_it_changes(server: Server) -> None:
     path.unlink()
     procs.wait_until(lambda: "cannot be read" in server.log, 5, "a line in the log")
     assert server.texts("new.test") == ["10.0.0.20"]
+    assert server.metrics().samples[unreadable] == 1
     os.mkfifo(path)
     procs.wait_until(lambda: "cannot be read: not a file" in server.log, 5, "another line in the log")
     path.unlink()
     path.write_text("10.0.0.21 new.test\n")
     procs.wait_until(lambda: server.texts("new.test") == ["10.0.0.21"], 5, "the file that is there again")
+    assert server.metrics().samples[unreadable] == 0
     assert failed(server, "web.test")
     assert server.texts("inline.test") == ["10.9.9.9"]
     assert server.texts("a.b.example.org") == ["10.0.0.7"], "with reload 0s it is read once"
@@ -190,6 +194,10 @@ def test_a_file_that_is_not_there_is_said_once_and_the_corefile_is_answered(tmp_
     handler.look()
     assert ground.log.lines == [f"[WARNING] plugin/hosts: {tmp_path}/hosts cannot be read: No such file or directory"]
     assert answered(handler, query("a.test")).answer
+    unreadable = ("shared", "kdns_hosts_unreadable", "hostsfile", f"{tmp_path}/hosts")
+    assert ground.value(*unreadable) == 0, "the Corefile's line may be all that is wanted"
+    hosts.Handler(hosts.Options(f"{tmp_path}/hosts", reload=0), ground.site)
+    assert ground.value(*unreadable) == 1
     assert len(ground.background) == 1
     for steps in ground.background:
         steps.close()

@@ -675,11 +675,13 @@ def test_reload_takes_a_new_corefile_after_its_interval_and_keeps_the_old_one_if
     server.write_corefile(kubernetes="tttl 78")
     procs.wait_until(lambda: server.metrics().value("coredns_reload_failed_total") == 1, 4, "a failure", 0.05)
     assert ask(server, name).ttls == {77}
+    assert server.metrics().value("kdns_configuration_outdated") == 1
     line = 1 + PLAIN[: PLAIN.index("$kubernetes")].count("\n")
     assert f"{server.conf}:{line}: " in server.log
     server.write_corefile(kubernetes="ttl 79")
     server.signal(signal.SIGHUP)
     procs.wait_until(lambda: ttl() == 79, 1.5, "the TTL after SIGHUP", 0.02)  # less than the interval
+    procs.wait_until(lambda: server.metrics().value("kdns_configuration_outdated") == 0, 2, "its end", 0.05)
 
 
 def test_an_unknown_option_stops_the_start_with_file_line_and_what_is_accepted(tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ GAUGES = (
 """Values of one cell that may fall, summed over the living processes."""
 SHARED = (
     Family("coredns_hosts_entries", "Entries of a hosts file and of the Corefile, reverse ones too.", ("hostsfile",)),
+    Family(
+        "kdns_hosts_unreadable",
+        "1 while a hosts file cannot be read, so that its names are missing or old.",
+        ("hostsfile",),
+    ),
     Family("coredns_hosts_reload_timestamp_seconds", "When the hosts file that was read last was changed."),
     Family(
         "kdns_forward_last_failure_timestamp_seconds",

@@ -44,6 +44,8 @@ hosts [FILE [ZONES...]] {
 
 * `coredns_hosts_entries{hostsfile}`: addresses of names, and names of addresses, of the file and the Corefile.
 * `coredns_hosts_reload_timestamp_seconds{}`: modification time of the file that was read last, in seconds since 1970.
+* `kdns_hosts_unreadable{hostsfile}`: 1 while the file cannot be read, so that its names are missing or old. A file that
+  has never been there does not count if there are lines in the Corefile: they are often all that is wanted.
 
 ## Examples
 
@@ -331,7 +333,7 @@ class Handler:
         try:
             seen = _version(path.stat())
             if seen == self._seen:
-                self._trouble = ""
+                self._find("")
                 return
             with path.open(encoding="utf-8", errors="replace") as file:
                 status = os.fstat(file.fileno())
@@ -340,14 +342,20 @@ class Handler:
             trouble = getattr(error, "strerror", None) or str(error)
             if trouble != self._trouble:
                 self._log.warning(f"{path} cannot be read: {trouble}")
-            self._trouble = trouble
+            self._find(trouble)
             return
-        self._trouble = ""
+        self._find("")
         self._seen = _version(status)
         if strange:
             self._log.warning(f"{path}: {len(strange)} lines make no sense and are left out, the first is {strange[0]}")
         self._take(found)
         self._site.region.set(("shared", "coredns_hosts_reload_timestamp_seconds"), max(0, int(status.st_mtime)))
+
+    def _find(self, trouble: str) -> None:
+        """Keep in mind why the file cannot be read, "" if it can be."""
+        self._trouble = trouble
+        missed = bool(trouble) and (self._seen is not None or not self._options.lines)
+        self._site.region.set(("shared", "kdns_hosts_unreadable", "hostsfile", self._options.path), missed)
 
     def _take(self, found: Found) -> None:
         """Answer what the file says from now on, and what the Corefile says."""

@@ -62,13 +62,21 @@ class Publication:
     """
 
     def __init__(
-        self, block: ServerConfig, listens: Iterable[str], store: Store, log: Log, committed: Callable[[], None]
+        self,
+        block: ServerConfig,
+        listens: Iterable[str],
+        store: Store,
+        log: Log,
+        committed: Callable[[], None],
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
-        """committed: called after each transaction that changed something, in any thread."""
+        """committed: called after each transaction that changed something; refused: when one could not be written.
+        Both in any thread."""
         self.block = block
         self.options: kubernetes.Options = block.plugins[kubernetes.NAME]
         self.log = log
         self._committed = committed
+        self._refused = refused
         self.publisher = Publisher(store, source_id(block), settings(self.options, listens))
         if self._servable() != 0:
             self.publisher.revive()
@@ -93,6 +101,7 @@ class Publication:
 
     def tell_refused(self, error: StoreError) -> None:
         """Make known that the store could not be written."""
+        self._refused()
         self.log.error(f"{error}; answers stay as they are until it can be written", key="store")
 
     async def write(self, action: Callable[[], Outcome]) -> None:

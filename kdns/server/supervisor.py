@@ -129,6 +129,7 @@ class Supervisor:
         self._keeping: asyncio.Task[None] | None = None
         self._absence: asyncio.TimerHandle | None = None
         self._turning: asyncio.Task[None] | None = None
+        self._outdated = False
 
     def _load(self) -> Config:
         return self._start.load()
@@ -316,7 +317,8 @@ class Supervisor:
         log = self._log.plugin(kubernetes.NAME)
         before = self._running.feeds if self._running is not None else None
         publications = [
-            Publication(block, _listens(index, servers), self._store, log, self._committed) for index, block in blocks
+            Publication(block, _listens(index, servers), self._store, log, self._committed, self._refused)
+            for index, block in blocks
         ]
         return [make_feed(publication, self._own, before) for publication in publications]
 
@@ -440,7 +442,7 @@ class Supervisor:
                     await self._exchange(config)
                     seen = config.digest
                     self._tell_configuration(config)
-                failure = ""
+                failure, self._outdated = "", False
             except KdnsError as error:
                 # What is wrong mostly stays so: it is complained about once, and tried again.
                 if asked or str(error) != failure:
@@ -457,6 +459,7 @@ class Supervisor:
         return min(delays, default=None)
 
     def _tell_failure(self, text: str) -> None:
+        self._outdated = True
         self._own.count(("count", "coredns_reload_failed_total"))
         log = self._log.plugin(reload.NAME)
         for line in text.splitlines():
@@ -474,6 +477,7 @@ class Supervisor:
                 await asyncio.to_thread(self._store.sync)
                 await asyncio.to_thread(self._store.clear_dead_readers)
             except StoreError as error:
+                self._refused()
                 self._log.error(str(error), key="sync")
 
     async def _end(self) -> None:
@@ -508,6 +512,9 @@ class Supervisor:
 
     def _committed(self) -> None:
         self._own.count(("count", "kdns_store_commits_total"))
+
+    def _refused(self) -> None:
+        self._own.count(("count", "kdns_store_errors_total"))
 
     def _checks(self, feeds: list[Feed]) -> dict[str, Callable[[], bool]]:
         """For /ready: which directives have to be ready."""
@@ -558,6 +565,7 @@ class Supervisor:
             manifest_errors=sum(feed.problems for feed in running.feeds),
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
+            outdated=self._outdated,
         )
 
 
