@@ -6,10 +6,13 @@ import contextlib
 import errno
 import resource
 import socket
+import struct
+import threading
 from collections.abc import Sequence
 
 from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.errors import KdnsError
+from kdns.observe.counters import Region
 from kdns.plugins import bind, health, prometheus, ready
 from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
 
@@ -19,6 +22,9 @@ _SO_RCVBUFFORCE = 33
 _IP_FREEBIND, _IP_TRANSPARENT = 15, 19
 _IPV6_TRANSPARENT, _IPV6_FREEBIND = 75, 78
 """Of Linux (linux/in.h, linux/in6.h); the module socket of Python 3.11 has no names for them."""
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("=9I")
+"""The last of them is how many datagrams the socket has lost (linux/sock_diag.h, since Linux 4.12)."""
 
 
 def allow_descriptors() -> None:
@@ -147,3 +153,28 @@ def _explain(place: Place, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where}; no interface of this machine has that address"
     return where
+
+
+class Losses:
+    """Counts datagrams that the kernel dropped at UDP sockets, mostly for want of room, under `kdns_dropped_total`."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._cell = region.series(("count", "kdns_dropped_total", "reason", "queue"), 1)
+        self._seen: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def look(self, sock: socket.socket) -> None:
+        """Count what a socket has lost since it was looked at last. In any thread."""
+        with self._lock, contextlib.suppress(OSError):  # closed, or a kernel that does not tell
+            number = sock.fileno()
+            lost = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[-1]
+            since = (lost - self._seen.get(number, 0)) & 0xFFFFFFFF
+            self._seen[number] = lost
+            self._region.cells[self._cell] += since
+
+    def forget(self, sock: socket.socket) -> None:
+        """Look for the last time: the socket is about to be closed."""
+        self.look(sock)
+        with self._lock:
+            self._seen.pop(sock.fileno(), None)

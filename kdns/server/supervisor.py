@@ -122,6 +122,7 @@ class Supervisor:
             self._staff.close()
             raise
         self._sockets: dict[tuple[Place, int], socket.socket] = {}
+        self._losses = listening.Losses(self._own)
         self._pages: Pages
         self._running: Running | None = None
         self._stop = asyncio.Event()
@@ -373,7 +374,10 @@ class Supervisor:
 
     def _release(self, places: set[tuple[Place, int]]) -> None:
         for key in places:
-            self._sockets.pop(key).close()
+            sock = self._sockets.pop(key)
+            if key[0].proto == "udp":
+                self._losses.forget(sock)
+            sock.close()
 
     async def _exchange(self, config: Config) -> None:
         """Go over to another configuration. Raises KdnsError; then nothing has changed."""
@@ -541,6 +545,9 @@ class Supervisor:
         from kdns.observe.metrics import SupervisorState
 
         running = self._current
+        for (place, _), sock in list(self._sockets.items()):
+            if place.proto == "udp":
+                self._losses.look(sock)
         ages = [age for feed in running.feeds if (age := feed.age()) is not None]
         objects: dict[str, int] = {}
         for feed in running.feeds:
