@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kdns.observe.counters import HISTOGRAMS, QueryCounters, Region, Totals
 from kdns.observe.metrics import COUNTERS, GAUGES, SHARED, Exposition, SupervisorState
+from kdns.observe.notes import TopName
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 
@@ -88,6 +89,7 @@ OURS = {
     "kdns_manifest_errors": ("gauge", set()),
     "kdns_memory_limit_bytes": ("gauge", set()),
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
+    "kdns_top_names": ("gauge", {"name", "type", "rcode"}),
     "kdns_log_dropped_total": ("counter", set()),
     "kdns_metrics_refused_series_total": ("counter", set()),
 }
@@ -126,6 +128,7 @@ STATE = SupervisorState(
     memory_limit=1 << 27,
     ways={"169.254.20.10": "nftables", "10.96.0.10": ""},
     outdated=True,
+    top_names=(TopName("web.test.", "A", "NOERROR", 12.5), TopName('a"\\255\\010.test.', "TYPE99", "NXDOMAIN", 0.1)),
 )
 
 
@@ -279,6 +282,8 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "kdns_kubernetes_data_age_seconds") == 1.5
     assert value(text, "kdns_kubernetes_objects", kind="Service") == 5
     assert value(text, "kdns_manifest_errors") == 1
+    assert value(text, "kdns_top_names", name="web.test.", type="A", rcode="NOERROR") == 12.5
+    assert value(text, "kdns_top_names", name='a"\\255\\010.test.') == 0.1
     assert value(text, "kdns_kubernetes_synced") == 1
     assert value(text, "kdns_memory_limit_bytes") == 1 << 27
     assert value(text, "kdns_node_intercepted", address="169.254.20.10", by="nftables") == 1

@@ -21,6 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from kdns.observe.counters import HISTOGRAMS, SIZE_BUCKETS, TIME_BUCKETS, Key, Totals
+from kdns.observe.notes import TopName
 
 _SECOND = 1_000_000_000
 _GZIP_LEVEL = 1
@@ -38,7 +39,7 @@ class SupervisorState:
     served, None likewise. objects: how many of each kind. manifest_errors: files that could not be read or parsed and
     stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
     ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
-    a mistake, and what they said before is served.
+    a mistake, and what they said before is served. top_names: what is asked for most, with the option `top_names`.
     """
 
     version: str
@@ -56,6 +57,7 @@ class SupervisorState:
     memory_limit: int | None = None
     ways: Mapping[str, str] = field(default_factory=dict)
     outdated: bool = False
+    top_names: tuple[TopName, ...] = ()
 
 
 class Family(NamedTuple):
@@ -440,6 +442,14 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
             ("address", "by"),
         ),
         {(address, by): bool(by) for address, by in state.ways.items()},
+    )
+    yield _gauge(
+        Family(
+            "kdns_top_names",
+            "Queries a second for the names that are asked for most, estimated over about the last minute (top_names).",
+            ("name", "type", "rcode"),
+        ),
+        {(top.name, top.type, top.rcode): top.rate for top in state.top_names},
     )
 
 

@@ -148,6 +148,8 @@ class Entry(NamedTuple):
         cells[cell + 2] += length
         elapsed = time.monotonic_ns() - started
         counters.duration(elapsed)
+        if self.block.sample is not None:
+            self.block.sample(response, started)
         if self.block.log is not None:
             self.block.log(query, response, client, local, proto, elapsed / 1e9)
         return response

@@ -18,6 +18,7 @@ from kdns.errors import FormatError
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.chain import Next
 from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
+from kdns.server.sampling import Sampler, TopNames
 from kdns.wire import message, names, rr
 from kdns.wire.message import Aging, Encoded, Query, Response
 from kdns.zone.changes import name_hash
@@ -36,7 +37,8 @@ class Block:
     """A server block at work on one server.
 
     chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`. recursive:
-    whether recursion is offered for a name (lower case), None if for none.
+    whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
+    in the event loop, and when its query was read; None without `top_names`.
     """
 
     counters: QueryCounters
@@ -44,6 +46,7 @@ class Block:
     chaos: Next | None
     log: WriteDown | None
     recursive: Callable[[bytes], bool] | None = None
+    sample: Callable[[bytes, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +90,7 @@ class Responder:
 
     label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. waiting: of
     all addresses of the worker. dump: takes messages that are no queries, and what is to be said of them (`debug`).
+    top: the names that the worker is asked for most, None without `top_names`.
     """
 
     def __init__(
@@ -97,12 +101,14 @@ class Responder:
         report: Callable[[str], None],
         waiting: Waiting,
         dump: Callable[[str, bytes], None] | None = None,
+        top: TopNames | None = None,
     ) -> None:
         self._label = label
         self._blocks = names.Zones(blocks)
         self._region = region
         self._report = report
         self._dump = dump
+        self._top = top if any(block.sample is not None for block in blocks.values()) else None
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
         self._waiting = waiting
@@ -134,6 +140,14 @@ class Responder:
         if chain is None:
             return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
         return self._run(chain(query), query, via, block)
+
+    def sampler(self) -> Sampler | None:
+        """What a thread offers its answers to; None if nobody wants any."""
+        return Sampler(self._top, self._is_sampled) if self._top is not None else None
+
+    def _is_sampled(self, name: bytes) -> bool:
+        block = self._blocks.find(name)
+        return block is not None and block.sample is not None
 
     def finish(self, pending: Pending, deliver: Callable[[Entry], None]) -> None:
         """Let a pending answer be worked out, in the event loop, and deliver it there."""

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import kdns
 from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
-from kdns.observe import logs
+from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import bind, health, kubernetes, reload
+from kdns.plugins import bind, health, kubernetes, prometheus, reload
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -545,6 +545,7 @@ class Supervisor:
         from kdns.observe.metrics import SupervisorState
 
         running = self._current
+        most = prometheus.most_names(running.config.blocks)
         for (place, _), sock in list(self._sockets.items()):
             if place.proto == "udp":
                 self._losses.look(sock)
@@ -573,6 +574,7 @@ class Supervisor:
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated,
+            top_names=tuple(notes.top_names(notes.read(self._totals.boards()), most)) if most else (),
         )
 
 

@@ -12,12 +12,14 @@ import signal
 import socket
 import threading
 import time
+from random import random
 
 from kdns.observe.counters import Region
 from kdns.plugins.budget import Budget
 from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SIZE, SLOT, Batch, Envelope, ask_for_packet_info
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block, Pending, Responder, Via, WriteDown
+from kdns.server.sampling import LONGEST
 from kdns.zone.changes import Changes
 
 _DISCARD = 9
@@ -47,6 +49,7 @@ class UdpServer:
         self._socket = sock
         self._batch = Batch(sock, wildcard)
         self._responder = responder
+        self._sampler = responder.sampler()
         self._changes = changes
         self._region = region
         self._loop = loop
@@ -170,6 +173,10 @@ class UdpServer:
         cells[self._misses] += misses
         hits = count - misses
         cells[self._hits] += hits
+        if self._sampler is not None:
+            slot = int(random() * count)
+            if reply_lengths[slot] != SLOT:  # it is answered: not every one is, or not yet
+                self._sampler.offer(data[slot * SLOT : slot * SLOT + LONGEST], count, started)
         for slot, write_down, query, reply in logged:
             write_down(query, reply, batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
 

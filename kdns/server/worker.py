@@ -24,6 +24,7 @@ from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
+from kdns.observe.notes import Notes
 from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, timeouts
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
@@ -31,6 +32,7 @@ from kdns.plugins.site import Site
 from kdns.server import cgroups, memory
 from kdns.server.plan import Plan, Server
 from kdns.server.respond import Block, Responder, Waiting, WriteDown
+from kdns.server.sampling import Sampler, TopNames
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
@@ -109,6 +111,9 @@ class Worker:
         self._thread = threading.get_ident()
         self._background: set[asyncio.Task[None]] = set()
         self._reached: dict[int, names.Zones[Next]] = {}
+        most = prometheus.most_names(plan.blocks)
+        self._top = TopNames(most) if most else None
+        self._sampler = Sampler(self._top) if self._top is not None else None
 
     async def work(self) -> None:
         """Serve until told to stop."""
@@ -197,10 +202,16 @@ class Worker:
         await self._connections.drain(PATIENCE)
 
     async def _report(self) -> None:
-        """Show that the worker is well, and keep the gauges of the packet caches."""
+        """Show that the worker is well, keep the gauges of the packet caches, and post what is not counted."""
+        recent = self._log.recent
+        posted = 0
         while True:
             await asyncio.sleep(1)
             self._region.beat()
+            if self._top is not None or recent.number != posted:
+                posted = recent.number
+                top = self._top.report() if self._top is not None else ()
+                self._region.board.post(Notes(recent.messages(), top).encode())
             caches = [server.cache for server in self._udp] + [server.cache for server in self._tcp]
             reports = [cache.report() for cache in caches]
             self._region.set(("gauge", "kdns_packet_cache_entries"), sum(entries for entries, _ in reports))
@@ -215,14 +226,20 @@ class Worker:
         blocks = {}
         for key, index in server.routes:
             found = chains[index]
-            shown = prometheus.NAME in self._plan.blocks[index].plugins
-            counters = QueryCounters(self._region, server.label, key.zone, shown=shown)
+            metrics = self._plan.blocks[index].plugins.get(prometheus.NAME)
+            counters = QueryCounters(self._region, server.label, key.zone, shown=metrics is not None)
+            sampler = self._sampler if metrics is not None and metrics.top_names else None
             blocks[names.lower(names.from_text(key.zone))] = Block(
-                counters, found.usual, found.chaos, found.log, found.recursive
+                counters,
+                found.usual,
+                found.chaos,
+                found.log,
+                found.recursive,
+                sampler.one if sampler is not None else None,
             )
         debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
         dump = partial(debug.dump, logs.Log(self._sink, debug=True).plugin(debug.NAME)) if debugging else None
-        return Responder(server.label, blocks, self._region, self._failed, self._waiting, dump)
+        return Responder(server.label, blocks, self._region, self._failed, self._waiting, dump, self._top)
 
     def _limits(self, server: Server) -> timeouts.Limits:
         configs = [self._plan.blocks[index] for index in sorted(server.blocks)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kdns.errors import KdnsError
+from kdns.observe import notes
 from kdns.observe.counters import Region, Totals
 from kdns.observe.logs import Log
 from kdns.server import worker
@@ -254,6 +255,8 @@ class Staff:
             os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
         process.ended.set()
         os.close(process.pidfd)
+        for last in notes.read([process.region.board.read()]):
+            self.log.recent.merge(last.messages)
         self._totals.retire(process.region)
 
     def _ended(self, pid: int, status: int) -> None:
