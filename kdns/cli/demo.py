@@ -78,7 +78,11 @@ def demo(
     from kdns.server import supervisor
 
     require_free(port)
-    with tempfile.TemporaryDirectory(prefix="kdns-demo-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="kdns-demo-")
+    except OSError as error:
+        raise KdnsError(f"no folder for temporary files: {error.strerror}; name one with TMPDIR") from None
+    with temporary as folder:
         conf = Path(folder) / "Corefile"
         conf.write_text(corefile(port))
         load = partial(plugins.load, conf, environ=os.environ)
