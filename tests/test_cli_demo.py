@@ -185,5 +185,5 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1(offset: int, what: str
 
 def test_where_nothing_can_be_written_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with pytest.raises(KdnsError, match="no folder for temporary files: .*; name one with TMPDIR"):
+    with pytest.raises(KdnsError, match=r"no folder for temporary files: .*; name one with TMPDIR"):
         demo.demo(four_ports())
