@@ -75,6 +75,13 @@ def test_the_number_of_kinds_and_their_length_are_bounded() -> None:
     assert recent.number == 3 * MOST
 
 
+def test_what_is_not_printable_is_kept_as_an_escape() -> None:
+    recent = Recent()
+    recent.note("ERROR", "kind\n", "a\x1b[2J\udcff\u202e\n")
+    (message,) = recent.messages()
+    assert (message.kind, message.text) == (r"kind\n", r"a\x1b[2J\udcff\u202e\n")
+
+
 def test_threads_lose_no_message() -> None:
     recent = Recent()
 

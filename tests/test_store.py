@@ -572,6 +572,23 @@ def test_each_transaction_that_changes_names_raises_the_serial_once(store: Store
     assert _serial(store, other) == untouched
 
 
+def test_zones_and_entries_are_known_without_a_transaction(store: Store) -> None:
+    zone = store.write(lambda txn: txn.add_zone("test", ORIGIN))
+    assert (store.zones, store.entries) == ((zone,), 0)
+    _put(store, zone, _name("a"), _a("10.0.0.1"))
+    known = store.zones, store.entries
+    assert known == (tuple(store.read(Transaction.zones)), 1)
+    assert store.zones[0].serial == zone.serial + 1
+
+    def refused(txn: Transaction) -> None:
+        txn.put(zone, _name("b"), _a("10.0.0.1"))
+        txn.put_object("test", "Pod", "x" * 600, b"")
+
+    with pytest.raises(StoreError):
+        store.write(refused)
+    assert (store.zones, store.entries) == known
+
+
 def test_the_soa_has_the_serial_of_the_zone(store: Store) -> None:
     zone = _zone(store)
     for text in "abc":

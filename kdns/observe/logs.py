@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from kdns.observe.recent import Recent
+from kdns.observe.text import printable
 
 MAX_LINE = 4096
 """Longest line in bytes, the newline included: PIPE_BUF, what a pipe takes whole (POSIX write(2))."""
@@ -40,9 +41,7 @@ def line(level: str, text: str) -> bytes:
 
 def escaped(text: str) -> bytes:
     """A text as one line of output; see `line`."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    data = f"{text}\n".encode()
+    data = f"{printable(text)}\n".encode()
     if len(data) > MAX_LINE:
         data = data[: MAX_LINE - len(_CUT)].decode(errors="ignore").encode() + _CUT
     return data

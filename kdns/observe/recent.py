@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from kdns.observe.text import printable
+
 MOST = 20
 """Kinds of messages that are kept."""
 LONGEST = 400
-"""Characters of a text that are kept."""
+"""Characters of a text that are kept, before those that are not printable become escapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Recent:
     def note(self, level: str, kind: str, text: str) -> None:
         """A message has come."""
         now = time.time()
-        self._put(Message(level, kind[:LONGEST], text[:LONGEST], now, now))
+        self._put(Message(level, printable(kind[:LONGEST]), printable(text[:LONGEST]), now, now))
 
     def merge(self, messages: Iterable[Message]) -> None:
         """Messages of another process, which has ended."""

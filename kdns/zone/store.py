@@ -132,7 +132,8 @@ def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
 class Store:
     """The writing side. One per state directory, held by a lock on its file `lock`.
 
-    size: bytes that the data takes on disk.
+    size: bytes that the data takes on disk. zones, entries: the zones, and how many names have an entry, both as of the
+    last commit: for whoever shall not wait for a transaction.
     """
 
     def __init__(self, directory: Path, opened: _Opened, lock: int, changes: Changes) -> None:
@@ -148,6 +149,8 @@ class Store:
         self._mutex = threading.Lock()
         self._mapping = threading.RLock()
         self.size = _used(env)
+        self.zones: tuple[Zone, ...] = ()
+        self.entries = 0
 
     @classmethod
     def open(
@@ -190,7 +193,8 @@ class Store:
         refuses; the store is then as it was.
         """
         with self._mutex, self._store_errors():
-            result, txn = self._commit(action)
+            result, txn, zones, entries = self._commit(action)
+            self.zones, self.entries = zones, entries
             self._dirty = True
             if txn.everything:
                 self.changes.note_everything()
@@ -203,13 +207,14 @@ class Store:
                 self._renew()
         return result
 
-    def _commit(self, action: Callable[[Transaction], Result]) -> tuple[Result, Transaction]:
+    def _commit(self, action: Callable[[Transaction], Result]) -> tuple[Result, Transaction, tuple[Zone, ...], int]:
         while True:
             try:
                 with self._transaction(write=True) as txn:
                     result = action(txn)
                     txn.raise_serials()
-                return result, txn
+                    zones, entries = tuple(txn.zones()), txn.entries()
+                return result, txn, zones, entries
             except lmdb.MapFullError:
                 self._grow()
 
@@ -395,6 +400,10 @@ class Transaction:
         self._txn.put(zone.prefix, seal(zone.prefix, msgspec.msgpack.encode(zone)), db=self._zones)
 
     # Names
+
+    def entries(self) -> int:
+        """How many names have an entry, in all zones."""
+        return int(self._txn.stat(self._names)["entries"])
 
     def get(self, zone: Zone, name: bytes) -> Records | None:
         """The RRsets of a name; None if it has no entry."""
