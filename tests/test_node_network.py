@@ -601,6 +601,18 @@ def test_without_the_capability_there_is_one_warning_and_queries_are_answered_wh
     assert running.said("counted") == ["counted interface_add"]
 
 
+def test_a_user_who_is_not_root_is_told_how_a_container_gets_capabilities(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: Network) -> None:
+        pass
+
+    monkeypatch.setattr("kdns.node.rights.has", lambda _: False)
+    assert "runAsUser" not in in_this_process(place, nothing)
+    monkeypatch.setattr("os.geteuid", lambda: 53530)
+    assert "CAP_NET_ADMIN (a container's capabilities are root's: runAsUser: 0)" in in_this_process(place, nothing)
+
+
 def test_without_ipv6_addresses_of_ipv4_are_intercepted_nevertheless(place: Place) -> None:
     with Netns("four") as node:
         node.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
@@ -643,6 +655,22 @@ def test_what_it_left_in_the_legacy_tables_is_cleared_away_too(place: Place) -> 
     finally:
         node.run("iptables-legacy", "-t", "raw", "-F")
         node.run("iptables-legacy", "-F")
+
+
+def test_legacy_tables_that_it_may_not_change_are_named_once_and_are_no_fault(place: Place) -> None:
+    if not shutil.which("iptables-legacy"):
+        pytest.skip("there is no iptables-legacy")
+    place.node.run("iptables-legacy", "-A", "INPUT", "-i", "lo", "-j", "ACCEPT")
+    two = ["setpriv", "--bounding-set=-all,+net_admin,+net_bind_service", "--inh-caps=-all", "--ambient-caps=-all"]
+    try:
+        with interceptor(place.node, prefix=two).wait_for("open") as running:
+            assert who_answers(place, CLUSTER) == {"node"}
+            running.end()
+    finally:
+        place.node.run("iptables-legacy", "-F")
+    (line,) = running.said("CAP_NET_RAW")
+    assert "iptables-legacy" in line
+    assert running.said("cannot") == []
 
 
 def test_while_nodelocal_dnscache_still_serves_both_answer(place: Place) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from kdns.node import rights
 from kdns.node.links import Note, Outcome
 from kdns.node.settings import Settings
 
@@ -105,18 +106,32 @@ def stranding(settings: Settings, until: float) -> list[Rule]:
     return found
 
 
-def _in_use(program: str) -> list[str]:
-    """The program, and that of the legacy tables, if it is another one and these tables are there.
+def out_of_reach(settings: Settings) -> list[str]:
+    """The programs of legacy tables that are there, and that this process may not change."""
+    legacy = [program for usual in _programs(settings) if (program := _legacy(usual))]
+    return [] if rights.has(rights.NET_RAW) else legacy
 
-    What others have made, NodeLocal DNSCache or the host's firewall, may be in either. To list legacy tables that are
-    not there would make them.
+
+def _in_use(program: str) -> list[str]:
+    """The program, and that of the legacy tables, if they are there and in reach.
+
+    What others have made, NodeLocal DNSCache or the host's firewall, may be in either.
+    """
+    legacy = _legacy(program)
+    return [program, legacy] if legacy and rights.has(rights.NET_RAW) else [program]
+
+
+def _legacy(program: str) -> str | None:
+    """The program of the legacy tables, if it is another one and these tables are there.
+
+    To list legacy tables that are not there would make them.
     """
     usual, legacy = shutil.which(program), shutil.which(f"{program}-legacy")
     with contextlib.suppress(OSError):
         tables = Path(_LEGACY_TABLES[program]).read_text().split()
         if tables and usual and legacy and not Path(usual).samefile(legacy):
-            return [program, f"{program}-legacy"]
-    return [program]
+            return f"{program}-legacy"
+    return None
 
 
 def _programs(settings: Settings) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdns.errors import NodeError
-from kdns.node import iptables, links, rtnetlink
+from kdns.node import iptables, links, rights, rtnetlink
 from kdns.node.links import Note, Outcome, Wanted
 from kdns.node.listeners import others_listen
 from kdns.node.rtnetlink import View
@@ -32,7 +33,6 @@ WITHDRAW_SECONDS, REMOVE_SECONDS = 8.0, 15.0
 """How long these may take, whatever hangs."""
 _FOR_LINKS = 4.0
 """Of these, what is kept for links when iptables hangs."""
-_CAP_NET_ADMIN = 12
 
 
 class Network:
@@ -55,14 +55,17 @@ class Network:
 
     async def prepare(self) -> None:
         """Find out what can be done here, and put addresses, rules and routes in place."""
-        if not self._idle and not _may_change_networks():
+        if not self._idle and not rights.has(rights.NET_ADMIN):
             self._idle = True
+            root = " (a container's capabilities are root's: runAsUser: 0)" if os.geteuid() else ""
             why = (
-                "this process has no CAP_NET_ADMIN: queries come for addresses that the node has already, and no others"
+                f"this process has no CAP_NET_ADMIN{root}: queries come for addresses that the node has already, and no"
+                " others"
             )
             self._report(Outcome(failed=(Note("interface_add", why),)), mending=False)
         if not self._idle:
             self._leave_out_ipv6()
+            self._tell_out_of_reach()
         await self._do(self._prepare)
 
     def _leave_out_ipv6(self) -> None:
@@ -74,6 +77,15 @@ class Network:
             rest = tuple(address for address in self._settings.addresses if ":" not in address)
             self._settings = replace(self._settings, addresses=rest)
             self._idle = not self._settings.own
+
+    def _tell_out_of_reach(self) -> None:
+        programs = iptables.out_of_reach(self._settings) if self._settings.setup_iptables else []
+        if programs:
+            self._log.warning(
+                f"node: this process has no CAP_NET_RAW, which {' and '.join(programs)} would need: legacy tables are"
+                " in use here, and left alone; a firewall in them has to accept DNS by itself, and what NodeLocal"
+                " DNSCache left in them stays"
+            )
 
     async def open(self, listening: frozenset[tuple[str, int]]) -> None:
         """Bring queries here, for those of the addresses that sockets are bound to, with the port.
@@ -392,9 +404,3 @@ def _has_ipv6() -> bool:
         return Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "0"
     except OSError:
         return False
-
-
-def _may_change_networks() -> bool:
-    """Whether this process has CAP_NET_ADMIN (capabilities(7), proc(5))."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return bool(int(fields["CapEff"], 16) >> _CAP_NET_ADMIN & 1)
