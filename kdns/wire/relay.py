@@ -6,8 +6,9 @@ is found in one walk over it; nothing that breaks the format gets past it.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, structs
 
@@ -23,7 +24,7 @@ _TTL_AT = 4  # behind the owner
 _DATA_AT = _FIXED.size
 _POINTER = 0xC000
 _TO_QUESTION = b"\xc0\x0c"
-_WITH_NAMES = {
+WITH_NAMES = {
     rr.NS: (0, 1, 0), 3: (0, 1, 0), 4: (0, 1, 0), rr.CNAME: (0, 1, 0), rr.SOA: (0, 2, 20), 7: (0, 1, 0), 8: (0, 1, 0),
     9: (0, 1, 0), rr.PTR: (0, 1, 0), 14: (0, 2, 0), 15: (2, 1, 0), 17: (0, 2, 0), 18: (2, 1, 0), 21: (2, 1, 0),
     26: (2, 2, 0), rr.SRV: (6, 1, 0), 36: (2, 1, 0), 39: (0, 1, 0),
@@ -99,20 +100,24 @@ class Relay(Struct, frozen=True, eq=False, gc=False):
             start = end
         return found if found[2] > 1 else (0, 0, 0)
 
+    def records(self) -> Iterator[tuple[bytes, int, int, int, bytes]]:
+        """All records in their order: owner as it was sent, type, class, TTL in seconds, rdata; names in full."""
+        start = self.end_of(-1)
+        for record in range(len(self.ttls)):
+            owner, at = _name(self.body, start)
+            rtype, klass, ttl, size = _FIXED.unpack_from(self.body, at)
+            yield owner, rtype, klass, ttl, _full(self.body, at + _DATA_AT, rtype, size)
+            start = self.end_of(record)
+
     def answer(self) -> list[tuple[bytes, RRset]]:
         """The answer section, its names in full: owner (lower case) and RRset."""
         found: dict[tuple[bytes, int, int], tuple[int, list[bytes]]] = {}
-        start = self.end_of(-1)
-        for record in range(self.counts[0]):
-            owner, at = _name(self.body, start)
-            rtype, klass, ttl, size = _FIXED.unpack_from(self.body, at)
-            rdata = _full(self.body, at + _DATA_AT, rtype, size)
+        for owner, rtype, klass, ttl, rdata in itertools.islice(self.records(), self.counts[0]):
             key = owner.lower(), rtype, klass
             least, rdatas = found.get(key, (ttl, []))
             if rdata not in rdatas:
                 rdatas.append(rdata)
             found[key] = min(least, ttl), rdatas
-            start = self.end_of(record)
         return [
             (owner, RRset(rtype, ttl, tuple(rdatas), klass)) for (owner, rtype, klass), (ttl, rdatas) in found.items()
         ]
@@ -238,7 +243,7 @@ class _Walk:
 
     def _targets(self, at: int, rtype: int, size: int) -> list[bytes]:
         """The names in rdata, in full. Raises FormatError if the rdata is not what its type has."""
-        layout = _WITH_NAMES.get(rtype)
+        layout = WITH_NAMES.get(rtype)
         if layout is None:
             if _SIZES.get(rtype, size) != size:
                 raise FormatError(f"an address of {size} bytes")
@@ -328,7 +333,7 @@ def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[byte
 
 def _full(data: bytes, at: int, rtype: int, size: int) -> bytes:
     """rdata with its names in full."""
-    layout = _WITH_NAMES.get(rtype)
+    layout = WITH_NAMES.get(rtype)
     if layout is None:
         return data[at : at + size]
     before, count, behind = layout
