@@ -1,0 +1,136 @@
+{{- define "kdns.fullname" -}}
+{{- default "kdns" .Values.fullnameOverride -}}
+{{- end -}}
+
+{{- define "kdns.serviceAccountName" -}}
+{{- default (ternary (include "kdns.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "kdns.node.serviceAccountName" -}}
+{{- with .Values.node -}}
+{{- default (ternary .fullnameOverride "default" .serviceAccount.create) .serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "kdns.image" -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+
+{{/* An object's labels. Takes (list $ COMPONENT). What selects pods never changes: an upgrade could not change it. */}}
+{{- define "kdns.labels" -}}
+{{- $root := first . -}}
+app.kubernetes.io/name: kdns
+app.kubernetes.io/component: {{ last . }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | quote }}
+{{- with $root.Values.customLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "kdns.selector" -}}
+app.kubernetes.io/name: kdns
+app.kubernetes.io/component: {{ . }}
+{{- end -}}
+
+{{/* A key with its value on lines of their own, or nothing if the value is empty. Takes (list INDENT KEY VALUE). */}}
+{{- define "kdns.optional" -}}
+{{- with index . 2 }}
+{{- printf "%s:\n%s" (index $ 1) (toYaml . | indent 2) | nindent (index $ 0) }}
+{{- end }}
+{{- end -}}
+
+{{/* The same for annotations: what is common, and the object's own. Takes (list INDENT ROOT ANNOTATIONS). */}}
+{{- define "kdns.annotations" -}}
+{{- $all := merge (dict) (index . 2) (index . 1).Values.customAnnotations -}}
+{{- include "kdns.optional" (list (index . 0) "annotations" $all) }}
+{{- end -}}
+
+{{- define "kdns.corefile" -}}
+{{- if .Values.corefile -}}
+{{ .Values.corefile | trim }}
+{{- else -}}
+{{- $zones := prepend .Values.multicluster .Values.clusterDomain | join " " -}}
+.:53 {
+    errors
+    health {
+        lameduck {{ int .Values.lameduckSeconds }}s
+    }
+    ready
+    kubernetes {{ $zones }} in-addr.arpa ip6.arpa {
+        pods {{ .Values.pods }}
+        fallthrough in-addr.arpa ip6.arpa
+        ttl {{ int .Values.ttl }}
+{{- with .Values.multicluster }}
+        multicluster {{ join " " . }}
+{{- end }}
+    }
+    prometheus :9153
+    forward . {{ join " " .Values.upstreams }} {
+        max_concurrent {{ int .Values.maxConcurrent }}
+    }
+    cache {{ int .Values.cache }} {
+        disable success {{ $zones }}
+        disable denial {{ $zones }}
+    }
+    loop
+    reload
+    loadbalance
+{{- with .Values.extraPlugins }}
+{{ . | trim | indent 4 }}
+{{- end }}
+}
+{{- with .Values.extraServers }}
+{{ . | trim }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "kdns.node.corefile" -}}
+{{- if .Values.node.corefile -}}
+{{ .Values.node.corefile | trim }}
+{{- else -}}
+__PILLAR__DNS__DOMAIN__:53 {
+    errors
+    cache {
+        success 9984 30
+        denial 9984 5
+    }
+    loop
+    bind __PILLAR__LOCAL__DNS__
+    forward . __PILLAR__CLUSTER__DNS__ {
+        force_tcp
+    }
+    prometheus :9253
+    health __PILLAR__LOCAL__DNS__:8080
+}
+in-addr.arpa:53 ip6.arpa:53 {
+    errors
+    cache 30
+    loop
+    bind __PILLAR__LOCAL__DNS__
+    forward . __PILLAR__CLUSTER__DNS__ {
+        force_tcp
+    }
+    prometheus :9253
+}
+.:53 {
+    errors
+    cache 30
+    loop
+    bind __PILLAR__LOCAL__DNS__
+    forward . {{ .Values.node.upstreams | default (list "__PILLAR__UPSTREAM__SERVERS__") | join " " }}
+    prometheus :9253
+}
+{{- with .Values.node.extraServers }}
+{{ . | trim }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Addresses that a node answers at, as a JSON list of texts. */}}
+{{- define "kdns.node.addresses" -}}
+{{- $taken := .Values.service.clusterIPs | default (list .Values.service.clusterIP) -}}
+{{- concat .Values.node.localAddresses (ternary $taken list .Values.node.takeClusterIP) | toJson -}}
+{{- end -}}
