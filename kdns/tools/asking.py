@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from kdns.wire.relay import same_question
 UDP_SIZE = 1232
 MAX_CONNECTIONS = 16
 """TCP connections to a server at a time."""
+RECEIVE_BUFFER = 1 << 20
+"""Bytes, as far as the system allows: what the largest window may be answered with while this process is not running."""
 _SWEEPS = 10
 """How often in the time of a try it is looked for what has waited too long."""
 _HEADER = message.HEADER
@@ -148,6 +151,7 @@ class Peer(asyncio.DatagramProtocol):
             )
         except OSError as error:
             raise GoneError(f"cannot ask {self.server}: {error.strerror or error}") from None
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
     def close(self) -> None:
         """Let go of all sockets."""
