@@ -33,6 +33,7 @@ CORE = """\
 NODE = {"node": {"enabled": True}}
 PROPORTIONAL = {"autoscaling": "proportional"}
 BUSY = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]
+MONITORING = ("serviceMonitor", "prometheusRule", "dashboards")
 VOLUME = {"name": "more", "emptyDir": {}}
 MOUNT = {"name": "more", "mountPath": "/more"}
 TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "dns", "effect": "NoExecute", "tolerationSeconds": 5}
@@ -141,6 +142,15 @@ OTHER: dict[str, Any] = {
     "node.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
     "node.podLabels": {"other": "label"},
     "node.podAnnotations": {"other": "annotation"},
+    "monitoring.serviceMonitor.enabled": True,
+    "monitoring.serviceMonitor.labels": {"other": "label"},
+    "monitoring.serviceMonitor.interval": "7s",
+    "monitoring.serviceMonitor.scrapeTimeout": "7s",
+    "monitoring.prometheusRule.enabled": True,
+    "monitoring.prometheusRule.labels": {"other": "label"},
+    "monitoring.dashboards.enabled": True,
+    "monitoring.dashboards.labels": {"other": "label"},
+    "monitoring.dashboards.annotations": {"other": "annotation"},
 }
 """Each value of values.yaml, and another that it can have."""
 
@@ -150,6 +160,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "autoscaler": PROPORTIONAL,
     "node": NODE,
     "node.enabled": {},
+    **{f"monitoring.{name}": {"monitoring": {name: {"enabled": True}}} for name in MONITORING},
+    **{f"monitoring.{name}.enabled": {} for name in MONITORING},
 }
 """What has to be set beside a value, or all below a name, for it to be of use."""
 
@@ -346,6 +358,68 @@ def test_the_chart_can_be_a_part_of_another(tmp_path: Path) -> None:
     values = {"global": {"region": "eu"}, "kdns": {"ttl": 5}}
     found = deploy.objects(deploy.helm("template", values=values, chart=tmp_path))
     assert found == deploy.chart({"ttl": 5})
+
+
+# For Prometheus and Grafana
+
+WATCHED = {"monitoring": {name: {"enabled": True} for name in MONITORING}}
+
+
+def monitoring(values: dict[str, Any], *arguments: str) -> deploy.Objects:
+    """The objects for Prometheus and Grafana."""
+    found = deploy.chart(merged(WATCHED, values), *arguments)
+    return {key: item for key, item in found.items() if deploy.of_monitoring(item)}
+
+
+def groups(found: deploy.Objects) -> set[str]:
+    """The names of the groups of rules."""
+    [rule] = (item for (kind, _, _), item in found.items() if kind == "PrometheusRule")
+    return {group["name"] for group in rule["spec"]["groups"]}
+
+
+def test_each_role_has_its_monitors_dashboards_and_alerts() -> None:
+    cluster, node = monitoring({}), monitoring(NODE | {"cluster": {"enabled": False}})
+    both = monitoring(NODE)
+    assert {(kind, name) for kind, _, name in both.keys() - node.keys()} == {
+        ("ServiceMonitor", "kdns"), ("ConfigMap", "kdns-dashboard-cluster"),
+    }  # fmt: skip
+    assert {(kind, name) for kind, _, name in both.keys() - cluster.keys()} == {
+        ("ServiceMonitor", "kdns-node"), ("ConfigMap", "kdns-dashboard-node"),
+    }  # fmt: skip
+    assert groups(both) - groups(node) == {"kdns-cluster"}
+    assert groups(both) - groups(cluster) == {"kdns-node"}
+
+
+def test_rules_and_dashboards_have_the_names_that_the_objects_have() -> None:
+    values = {
+        "fullnameOverride": "cluster-dns",
+        "clusterDomain": "k8s.example",
+        "service": {"name": "dns-service"},
+        "serviceAccount": {"name": "dns-account"},
+        "node": {"enabled": True, "fullnameOverride": "dns-agent", "localAddresses": ["169.254.25.10"]},
+    }
+    found = monitoring(values, "--namespace=dns-space")
+    assert {namespace for _, namespace, _ in found} == {"dns-space"}
+    assert {name for kind, _, name in found if kind == "ServiceMonitor"} == {"cluster-dns", "cluster-dns-node"}
+    text = "\n".join(texts(list(found.values())))
+    jobs = {job for words in re.findall(r'\bjob=~?"([^"$]+)"', text) for job in words.split("|")}
+    assert jobs == {"dns-service", "dns-agent"}
+    assert set(re.findall(r'-n ([a-z-]+)|namespace="([a-z-]+)', text)) == {("dns-space", ""), ("", "dns-space")}
+    assert set(re.findall(r"deployment(?:/|=\")([a-z-]+)", text)) == {"cluster-dns", "coredns"}
+    assert set(re.findall(r"daemonset(?:/|=\"| )([a-z]+-[a-z-]+)", text)) == {"dns-agent"}
+    assert set(re.findall(r"serviceaccount:([a-z:-]+)", text)) == {"dns-space:dns-account"}
+    assert not re.search(r"svc\.cluster\.local|169\.254\.20\.10", text)
+
+
+def texts(part: Any) -> Iterator[str]:
+    """All texts in what JSON can say."""
+    if isinstance(part, dict):
+        yield from texts([*part, *part.values()])
+    elif isinstance(part, list):
+        for each in part:
+            yield from texts(each)
+    elif isinstance(part, str):
+        yield from texts(json.loads(part)) if part.startswith("{\n") else [part]
 
 
 # What Helm says

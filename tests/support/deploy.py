@@ -128,6 +128,11 @@ def cases() -> list[Case]:
     return [Case(path.name.removesuffix(".values.yaml")) for path in sorted(STORED.glob("*.values.yaml"))]
 
 
+def of_monitoring(item: Any) -> bool:
+    """Whether an object is for Prometheus or Grafana."""
+    return bool(item["metadata"]["labels"]["app.kubernetes.io/component"] == "monitoring")
+
+
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, so that a change of one line shows as that."""
 
@@ -140,8 +145,8 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(found: Objects) -> str:
-    """Objects as text that does not depend on their order."""
-    ordered = (found[key] for key in sorted(found))
+    """Objects as text that does not depend on their order; without what has its content from files of their own."""
+    ordered = (found[key] for key in sorted(found) if not of_monitoring(found[key]))
     return "---\n".join(yaml.dump(item, Dumper=_Dumper, width=120, sort_keys=True) for item in ordered)
 
 

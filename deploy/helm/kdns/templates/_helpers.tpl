@@ -16,19 +16,21 @@
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
-{{/* An object's labels. Takes (list $ COMPONENT). What selects pods never changes: an upgrade could not change it. */}}
+{{/* An object's labels. Takes (list ROOT COMPONENT) or (list ROOT COMPONENT LABELS), with those of its own. */}}
 {{- define "kdns.labels" -}}
 {{- $root := first . -}}
+{{- $own := ternary (last .) dict (gt (len .) 2) -}}
 app.kubernetes.io/name: kdns
-app.kubernetes.io/component: {{ last . }}
+app.kubernetes.io/component: {{ index . 1 }}
 app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | quote }}
-{{- with $root.Values.customLabels }}
+{{- with merge (dict) $own $root.Values.customLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
+{{/* What selects a component's pods. It never changes: the API server would refuse it. */}}
 {{- define "kdns.selector" -}}
 app.kubernetes.io/name: kdns
 app.kubernetes.io/component: {{ . }}
