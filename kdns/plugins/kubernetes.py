@@ -146,10 +146,10 @@ in a list. `endpoint` or `tls` beside `kubeconfig` are refused, where CoreDNS ta
 port behind a zone is refused; CoreDNS drops it. An ExternalName whose target cannot be resolved is SERVFAIL; CoreDNS
 answers as if it had no address. A PTR answer lists every Service that has the address; CoreDNS names one for cluster
 IPs. A name that exists without records of the type is NODATA; CoreDNS says NXDOMAIN for some, such as `_tcp` below a
-Service, and namespaces asked for TXT. An alias is shown for every type; CoreDNS shows it for A, AAAA and CNAME. Names of
-ports have SRV records only; CoreDNS has the addresses of the Service there too. The weights of SRV records share 100 by
-ports; CoreDNS counts a dual-stack Service twice. The zone's name server is `ns.dns` in the zone; CoreDNS calls it by the
-name of its Service.
+Service, and namespaces asked for TXT. An alias is shown for every type; CoreDNS shows it for A, AAAA and CNAME. Names
+of ports have SRV records only; CoreDNS has the addresses of the Service there too. The weights of SRV records share 100
+by ports; CoreDNS counts a dual-stack Service twice. The zone's name server is `ns.dns` in the zone; CoreDNS calls it by
+the name of its Service.
 
 ## See also
 
