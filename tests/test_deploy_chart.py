@@ -31,6 +31,7 @@ CORE = """\
 }
 """
 NODE = {"node": {"enabled": True}}
+NO_SURGE = {"node": {"enabled": True, "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}
 PROPORTIONAL = {"autoscaling": "proportional"}
 BUSY = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]
 MONITORING = ("serviceMonitor", "prometheusRule", "dashboards")
@@ -130,7 +131,7 @@ OTHER: dict[str, Any] = {
     "node.serviceAccount.name": "other",
     "node.serviceAccount.annotations": {"other": "annotation"},
     "node.service.annotations": {"other": "annotation"},
-    "node.rollingUpdate.maxSurge": 0,
+    "node.rollingUpdate.maxSurge": 7,
     "node.rollingUpdate.maxUnavailable": "7%",
     "node.minReadySeconds": 7,
     "node.terminationGracePeriodSeconds": 77,
@@ -160,6 +161,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "autoscaler": PROPORTIONAL,
     "node": NODE,
     "node.enabled": {},
+    "node.rollingUpdate.maxUnavailable": {
+        "node": {"enabled": True, "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    },
     **{f"monitoring.{name}": {"monitoring": {name: {"enabled": True}}} for name in MONITORING},
     **{f"monitoring.{name}.enabled": {} for name in MONITORING},
 }
@@ -297,6 +301,20 @@ def test_the_schema_takes_no_name_that_it_does_not_know() -> None:
         (
             {"cluster": {"enabled": False}},
             "cluster.enabled and node.enabled are both false: nothing would be installed",
+        ),
+        ({"hpa": {"minReplicas": 11}}, "hpa.minReplicas is 11, which is more than hpa.maxReplicas, 10"),
+        (
+            PROPORTIONAL | {"autoscaler": {"max": 1}},
+            "autoscaler.min is 2, which is more than autoscaler.max, 1",
+        ),
+        (
+            PROPORTIONAL | {"autoscaler": {"coresPerReplica": 0, "nodesPerReplica": 0}},
+            "autoscaler.coresPerReplica and autoscaler.nodesPerReplica are both 0",
+        ),
+        ({"rollingUpdate": {"maxSurge": "0%"}}, "rollingUpdate.maxSurge and rollingUpdate.maxUnavailable are both 0"),
+        (
+            {"node": {"enabled": True, "rollingUpdate": {"maxUnavailable": 1}}},
+            "node.rollingUpdate: of maxSurge (1) and maxUnavailable (1) one has to be 0, and the other not",
         ),
         (
             {"lameduckSeconds": 25},

@@ -507,6 +507,8 @@ def test_the_readmes_kustomization_builds(tmp_path: Path) -> None:
     assert {line.split(")", 1)[1].split(":")[0].split("[")[0] for line in lines} == {
         ".data.Corefile", ".spec.clusterIP", ".spec.template.spec.containers",
     }  # fmt: skip
+    (tmp_path / "Corefile").write_text(corefile(made, "cluster") or "")
+    assert report(tmp_path / "Corefile")["ok"]
 
 
 def test_every_overlay_and_component_is_in_the_readme_and_is_tested() -> None:
