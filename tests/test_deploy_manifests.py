@@ -468,10 +468,13 @@ def test_probes_and_ports_are_those_of_the_corefile(found: Objects, configured: 
 
 @every_cluster
 def test_a_pod_has_time_to_end(found: Objects, configured: Config) -> None:
+    """UDP's flows go on to a pod that ends until its readiness probe has failed and kube-proxy has heard of it."""
     lameduck = max(each.lameduck for each in options(configured, health.NAME))
-    assert lameduck >= 5
     for pod in pods(found).values():
         if selects(CLUSTER_POD, pod["metadata"]["labels"]):
+            [container] = pod["spec"]["containers"]
+            probe = container["readinessProbe"]
+            assert lameduck >= probe["periodSeconds"] * probe["failureThreshold"] + 2
             assert pod["spec"]["terminationGracePeriodSeconds"] >= lameduck + STOP_SECONDS + 2
 
 
