@@ -34,10 +34,6 @@ _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false"
 _SWITCHES = (
     "setupinterface", "setupiptables", "skipteardown", "reloadwithsignal", "quiet", "plugins", "version",
 )  # fmt: skip
-_NO_STORE = (
-    "kubernetes has no place on a node: kdns node keeps no zone store",
-    "forward to the cluster's DNS, such as forward . __PILLAR__CLUSTER__DNS__",
-)
 
 
 class GoFlags(TyperCommand):
@@ -341,9 +337,9 @@ class Instance:
 def understand(parts: Sequence[Part], port: int) -> Config:
     """A node's Corefile. port: of server blocks that name none. Raises ConfigError."""
     from kdns import plugins
-    from kdns.plugins import kubernetes
+    from kdns.node.template import REFUSED
 
-    return plugins.load_parts(parts, environ=os.environ, default_port=port, refused={kubernetes.NAME: _NO_STORE})
+    return plugins.load_parts(parts, environ=os.environ, default_port=port, refused=REFUSED)
 
 
 def example(file: Path) -> Config:

@@ -16,6 +16,7 @@ base file. Each stub domain becomes a server block of its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,13 @@ from kdns.errors import ConfigError, Mistake
 from kdns.node.configmap import STUB_DOMAINS, KubeDns, StubDomain
 
 RESOLV_CONF = "/etc/resolv.conf"
+REFUSED: Mapping[str, tuple[str, str]] = {
+    "kubernetes": (
+        "kubernetes has no place on a node: kdns node keeps no zone store",
+        "forward to the cluster's DNS, such as forward . __PILLAR__CLUSTER__DNS__",
+    )
+}
+"""Directives that the Corefile of a node cannot have: why, and what is accepted instead."""
 
 _LOCAL, _SERVER = "__PILLAR__LOCAL__DNS__", "__PILLAR__DNS__SERVER__"
 _DOMAIN, _CLUSTER = "__PILLAR__DNS__DOMAIN__", "__PILLAR__CLUSTER__DNS__"
