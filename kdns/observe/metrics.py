@@ -500,11 +500,19 @@ class _Processes:
 
 
 def _shared_once(pid: int, otherwise: float) -> float:
-    """Bytes of a process's proportional set size, from /proc/PID/smaps_rollup ("Pss:  1234 kB")."""
+    found = proportional_set_size(pid)
+    return otherwise if found is None else found
+
+
+def proportional_set_size(pid: int) -> int | None:
+    """Bytes of a process's memory, of what it shares its part, from /proc/PID/smaps_rollup ("Pss:  1234 kB").
+
+    None if there is no such process, or the kernel does not tell.
+    """
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
-                return float(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return otherwise
+    return None

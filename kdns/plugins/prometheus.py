@@ -2,13 +2,20 @@
 
 ## Name
 
-*prometheus* - answers `/metrics` over HTTP.
+*prometheus* - answers `/metrics` over HTTP, and shows the server's state on a page at `/`.
 
 ## Description
 
 The metrics have CoreDNS's names and labels, so that its dashboards and alerts work; what only kdns has starts with
 `kdns_`. The numbers are the sum over all workers and never go backwards when a worker is replaced. Queries are counted
 for the server blocks that have this directive.
+
+At `/` there is a page for people: what is served and from where, how old the data is, the processes, upstreams, caches,
+and the last warnings and errors of all of them. With `Accept: application/json` it is the same as JSON.
+
+Whoever reaches the address reads all of this, without a password: names of zones, upstreams and files, names that were
+asked for where that failed, and with `top_names` those that are asked for most. No keys and no tokens are in it, and
+nothing can be changed.
 
 ## Syntax
 
@@ -20,7 +27,7 @@ prometheus [ADDRESS] {
 
 * **ADDRESS** is `HOST:PORT` or `:PORT`; default `localhost:9153`.
 * `top_names` shows which names are asked for most, at most **N** of them (1 to 100, default 20), in the metric
-  `kdns_top_names` and in `kdns top`. Some of the answers are looked at for this, 500 a second in each
+  `kdns_top_names`, on the page and in `kdns top`. Some of the answers are looked at for this, 500 a second in each
   thread at most, so the numbers are estimates, and a name that was asked for a few times only may be missing. Of
   several server blocks with the option, each of which counts its own names, the largest **N** holds for all together.
 
@@ -58,7 +65,7 @@ The 50 names that are asked for most:
 
 ## Differences from CoreDNS
 
-The options `tls` and `runtime_metrics` are not supported. `top_names` is an addition.
+The options `tls` and `runtime_metrics` are not supported. `top_names` and the page at `/` are additions.
 
 ## See also
 

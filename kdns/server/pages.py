@@ -1,25 +1,33 @@
-"""The HTTP side of the supervisor: /metrics, /health and /ready as the Corefile asks for them."""
+"""The HTTP side of the supervisor: /metrics, the status page, /health and /ready as the Corefile asks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from email.message import Message
+from functools import partial
 
 from kdns.corefile.config import Config
 from kdns.errors import KdnsError
 from kdns.observe.counters import HEALTH_REQUESTS, Region
-from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, health_page, metrics_page
+from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, Reply, health_page, metrics_page
 from kdns.observe.logs import Log
 from kdns.observe.metrics import Exposition
 from kdns.plugins import health, prometheus, ready
+
+StatusReply = Callable[[tuple[str, ...], Message], Reply]
+"""Answers a request for the status page: the other paths at that address, and the headers. Called in any thread."""
 
 
 class Pages:
     """What is served now, and the exchange for what a new configuration asks for."""
 
-    def __init__(self, exposition: Exposition, own: Region, log: Log, *, anywhere: bool = False) -> None:
+    def __init__(
+        self, exposition: Exposition, show: StatusReply, own: Region, log: Log, *, anywhere: bool = False
+    ) -> None:
         """anywhere: serve at addresses too that the machine does not have yet."""
         self._server = HttpServer(lambda text: log.error(text, key="http"), anywhere=anywhere)
         self._metrics = metrics_page(exposition)
+        self._show = show
         self._own = own
         self._log = log
         self._readiness: list[Readiness] = []
@@ -46,6 +54,7 @@ class Pages:
                     page = Readiness(checks, self._log.plugin("ready").info, continuously=continuously, notes=notes)
                     readiness.append(page)
                     endpoints.append(self._endpoint(name, options.address, "/ready", page))
+        endpoints += self._status_pages(endpoints)
         binding = self._server.bind(endpoints)
 
         def serve() -> None:
@@ -56,14 +65,31 @@ class Pages:
         return serve
 
     def serve_metrics(self, host: str, port: int) -> None:
-        """Serve /metrics at one more address for as long as the process lives; an error is only logged."""
+        """Serve /metrics and the status page at one more address, as long as the process lives.
+
+        An error is only logged.
+        """
         more = HttpServer(lambda text: self._log.error(text, key="http"))
         try:
-            more.serve(more.bind([Endpoint(host, port, "/metrics", self._metrics, "metrics")]))
+            endpoints = [Endpoint(host, port, "/metrics", self._metrics, "metrics")]
+            more.serve(more.bind([*endpoints, *self._status_pages(endpoints)]))
         except KdnsError as error:
             self._log.error(f"{error}; DNS is served without it")
             return
         self._more = more
+
+    def _status_pages(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+        """The page at / wherever there is /metrics, with the way to what else is there."""
+        paths: dict[tuple[str, int], list[str]] = {}
+        for endpoint in endpoints:
+            found = paths.setdefault((endpoint.host, endpoint.port), [])
+            if endpoint.path not in found:
+                found.append(endpoint.path)
+        return [
+            Endpoint(host, port, "/", partial(self._show, tuple(sorted(found))), prometheus.NAME)
+            for (host, port), found in paths.items()
+            if "/metrics" in found
+        ]
 
     def _endpoint(self, name: str, address: object, path: str, page: object) -> Endpoint:
         return Endpoint(address.host, address.port, path, page, name)  # type: ignore[attr-defined, arg-type]

@@ -14,6 +14,7 @@ import random
 import secrets
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -39,9 +40,13 @@ from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
 
 if TYPE_CHECKING:
+    from email.message import Message
+
+    from kdns.observe.http import Reply
     from kdns.observe.metrics import SupervisorState
     from kdns.server.feeds import Feed
     from kdns.server.pages import Pages
+    from kdns.server.status import StatusPage
 
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
@@ -131,6 +136,8 @@ class Supervisor:
         self._absence: asyncio.TimerHandle | None = None
         self._turning: asyncio.Task[None] | None = None
         self._outdated = False
+        self._started = time.time()
+        self._status_page: StatusPage | None = None
 
     def _load(self) -> Config:
         return self._start.load()
@@ -180,7 +187,11 @@ class Supervisor:
         from kdns.server.pages import Pages
 
         self._pages = Pages(
-            Exposition(self._totals, self._state), self._own, self._log, anywhere=self._setup is not None
+            Exposition(self._totals, self._state),
+            self._show,
+            self._own,
+            self._log,
+            anywhere=self._setup is not None,
         )
         self._pages.prepare(self._config, self._checks(first.feeds), self._notes)()
         if self._start.metrics is not None:
@@ -539,6 +550,29 @@ class Supervisor:
             self._tell_configuration(self._config)
         if self._start.ready is not None:
             self._start.ready()
+
+    def _show(self, paths: tuple[str, ...], headers: Message) -> Reply:
+        """The status page, in the thread of a request."""
+        # Loaded only when somebody looks.
+        from kdns.server.status import Inside, StatusPage
+
+        if self._status_page is None:
+            self._status_page = StatusPage(self._totals, self._log.recent)
+        running = self._current
+        inside = Inside(
+            started=self._started,
+            config=running.config,
+            plan=running.plan,
+            feeds=running.feeds,
+            workers=running.crew.workers,
+            wanted=self._count,
+            nursery=self._staff.nursery_pid,
+            outdated=self._outdated,
+            store=self._store,
+            ways=self._setup.ways() if self._setup is not None else {},
+            node=self._setup is not None,
+        )
+        return self._status_page.answer(inside, headers, paths)
 
     def _state(self) -> SupervisorState:
         """For /metrics, in the thread of a scrape."""

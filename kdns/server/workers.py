@@ -36,14 +36,25 @@ Sockets = Mapping[tuple[Place, int], socket.socket]
 """Listening sockets by where they listen and the index of the worker that has them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How a worker is. since: when its process was started, of time.time(). well: whether it is counted upon."""
+
+    index: int
+    pid: int
+    since: float
+    well: bool
+
+
 @dataclass(eq=False, slots=True)
 class Process:
-    """A worker process. ended: set when it is gone."""
+    """A worker process. since: when it was started, of time.time(). ended: set when it is gone."""
 
     pid: int
     pidfd: int
     control: socket.socket
     region: Region
+    since: float
     ended: asyncio.Event
 
     def kill(self) -> None:
@@ -74,6 +85,16 @@ class Crew:
     def pids(self) -> list[int]:
         """The processes that are running."""
         return [process.pid for process in self._processes.values() if not process.ended.is_set()]
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those whose processes are running, by their index. In any thread."""
+        found = sorted(self._processes.copy().items())
+        return [
+            Worker(index, process.pid, process.since, index in self._well)
+            for index, process in found
+            if not process.ended.is_set()
+        ]
 
     async def start(self) -> None:
         """Start all workers and wait until they answer.
@@ -239,7 +260,7 @@ class Staff:
             undo.pop_all()
         with contextlib.suppress(OSError):  # it has ended already
             ours.send(worker.GO)
-        return Process(pid, pidfd, ours, region, asyncio.Event())
+        return Process(pid, pidfd, ours, region, time.time(), asyncio.Event())
 
     def restarted(self) -> None:
         """Count a replacement."""
