@@ -45,7 +45,7 @@ COREFILE = f"""\
 """
 WEB, WEB6, OTHER = "10.96.1.1", "fd00:10:96:1::1", "10.96.1.2"
 DB = ["10.244.9.1", "10.244.9.2"]
-TOOLS = "ip", "knotd", "iptables", "ip6tables", "curl", "dig", "getent", "musl-gcc", "node", "javac"
+TOOLS = "ip", "knotd", "iptables", "ip6tables", "conntrack", "curl", "dig", "getent", "musl-gcc", "node", "javac"
 
 
 def objects() -> list[Object]:

@@ -84,11 +84,20 @@ class ApiServer:
     """An API server on the loopback.
 
     folder: for certificates, credentials and the log. tls: HTTPS; else HTTP. authenticate: whether a request needs a
-    token or a client certificate; a token that is given has to be valid in any case.
+    token or a client certificate; a token that is given has to be valid in any case. names: addresses that its
+    certificate has beside `host`. prefix: a command to run it under (`ip netns exec ...`).
     """
 
     def __init__(
-        self, folder: Path, *, tls: bool = True, authenticate: bool = False, host: str = "127.0.0.1", port: int = 0
+        self,
+        folder: Path,
+        *,
+        tls: bool = True,
+        authenticate: bool = False,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        names: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -98,6 +107,8 @@ class ApiServer:
         self.log_path = folder / "apiserver.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._authenticate = authenticate
+        self._names = (host, "localhost", "kubernetes.default.svc", *names)
+        self._prefix = list(prefix)
         self._ca = trustme.CA()
         self._client_ca = trustme.CA()
         self._chain = folder / "server.pem"
@@ -120,7 +131,7 @@ class ApiServer:
             "chain": str(self._chain) if self.tls else "",
             "client_ca": str(self.folder / "client-ca.pem"),
         }
-        command = [sys.executable, "-m", "tests.support.apiserver", json.dumps(options)]
+        command = [*self._prefix, sys.executable, "-m", "tests.support.apiserver", json.dumps(options)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0
@@ -459,8 +470,7 @@ class ApiServer:
     # Credentials
 
     def _issue(self) -> None:
-        names = (self.host, "localhost", "kubernetes.default.svc")
-        self._ca.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(str(self._chain))
+        self._ca.issue_cert(*self._names).private_key_and_cert_chain_pem.write_to_path(str(self._chain))
 
     @property
     def ca_pem(self) -> bytes:
@@ -566,6 +576,10 @@ class ApiServer:
         script.write_text(f"#!/bin/sh\necho call >> '{self.folder / 'exec-calls'}'\ncat '{credential}'\n")
         script.chmod(0o755)
         return {"apiVersion": version, "command": str(script), "interactiveMode": "Never", "args": []}
+
+    def account(self) -> dict[str, str]:
+        """What the token volume of its Pods has: the present token, the CA, and the namespace."""
+        return {"token": self.token, "ca.crt": self.ca_pem.decode(), "namespace": "kube-system"}
 
     def service_account(self, folder: Path) -> dict[str, str]:
         """Write `token`, `ca.crt` and `namespace` as Kubernetes mounts them; returns the environment of a Pod."""

@@ -2,7 +2,8 @@
 
 `python -m tests.support.lookups` is the client, a process of its own in a pod's network namespace: it reads its Plan as
 JSON from standard input, prints "started", ends after its time or when its standard input closes, and prints what
-became of each question as JSON. Every question has a socket and so a port of its own, as with glibc. Times are of
+became of each question as JSON. Every question has a socket and so a port of its own, as with glibc, but for those that
+share one on purpose: connection tracking takes them for one flow, and sends it where it began. Times are of
 CLOCK_MONOTONIC, which all processes share; those of UDP responses are the kernel's, taken when the datagram arrived, so
 that a client that was not scheduled finds no gap that was not there.
 """
@@ -10,6 +11,7 @@ that a client that was not scheduled finds no gap that was not there.
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import itertools
 import json
@@ -41,9 +43,9 @@ WAIT = 2.0
 RETRY, ATTEMPTS = 5.0, 2
 """glibc's `timeout` and `attempts` (resolv.conf(5))."""
 TICK = 0.001
-ONCE, TCP, GLIBC, PROGRAM = "once", "tcp", "glibc", "program"
+ONCE, TCP, GLIBC, SHARED, PROGRAM = "once", "tcp", "glibc", "shared", "program"
 """The kinds of question: one UDP query; one over a TCP connection of its own; A and AAAA from one UDP socket, asked
-again as glibc does; a program that is run."""
+again as glibc does; one UDP query from the socket that all of this kind have; a program that is run."""
 LOST, REFUSED = "lost", "refused"
 _SO_TIMESTAMPNS = 35  # socket(7); Python has no name for it
 _SERVER_FAULTS = (2, 4, 5)  # SERVFAIL, NOTIMP, REFUSED: glibc goes on to the next server
@@ -69,6 +71,7 @@ class Plan:
     once: float = 0.0
     tcp: float = 0.0
     glibc: float = 0.0
+    shared: float = 0.0
     programs: list[str] = field(default_factory=list)
     nameserver: str = ""
     pause: float = 0.1
@@ -367,6 +370,49 @@ class _Tcp(_Exchange):
             self.take(self.received[2:], time.monotonic())
 
 
+class _Shared:
+    """Questions to an address from one socket that stays open."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.waiting: dict[bytes, tuple[float, str, int]] = {}
+        self.socket = socket.socket(
+            socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        )
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self.socket.connect((address, PORT))
+
+    def ask(self, name: str, queries: Sequence[bytes], rcode: int) -> None:
+        """Ask; where an error of an earlier query comes first (ICMP), once more."""
+        [query] = queries
+        self.waiting[query[:2]] = time.monotonic(), name, rcode
+        with contextlib.suppress(OSError):
+            self.socket.send(query)
+            return
+        with contextlib.suppress(OSError):
+            self.socket.send(query)
+
+    def answers(self) -> Iterator[Asked]:
+        """What has come."""
+        while True:
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(4096, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # which query was refused is not said: it is lost
+            if (found := self.waiting.pop(data[:2], None)) is not None:
+                sent, name, rcode = found
+                outcome = "ok" if data[3] & 15 == rcode else f"rcode {data[3] & 15}"
+                yield Asked(SHARED, self.address, sent, _arrival(ancillary), outcome, name)
+
+    def lost(self, before: float) -> Iterator[Asked]:
+        """Those asked before a moment that have no answer."""
+        for ident in [ident for ident, (sent, _, _) in self.waiting.items() if sent < before]:
+            sent, name, _ = self.waiting.pop(ident)
+            yield Asked(SHARED, self.address, sent, time.monotonic(), LOST, name)
+
+
 _KINDS: tuple[type[_Exchange], ...] = (_Exchange, _Tcp, _Glibc)
 
 
@@ -386,8 +432,9 @@ class _Loop:
         self.queries = {
             (address, kind): _queries(plan.questions, kind, self.ids)
             for address in plan.addresses
-            for kind in (ONCE, TCP, GLIBC)
+            for kind in (ONCE, TCP, GLIBC, SHARED)
         }
+        self.shared = {(made := _Shared(address)).socket.fileno(): made for address in plan.addresses if plan.shared}
 
     def run(self) -> None:
         """Until the time is over or standard input is closed, and for what is on its way then."""
@@ -399,6 +446,9 @@ class _Loop:
             if rate
         ]
         counts = [0] * len(streams)
+        asked_shared = 0
+        for number in self.shared:
+            self.poll.register(number, select.EPOLLIN)
         self.poll.register(0, select.EPOLLIN | select.EPOLLHUP)
         print("started", flush=True)
         stopped = False
@@ -407,9 +457,13 @@ class _Loop:
                 while counts[index] < passed * rate:
                     counts[index] += 1
                     self.ask(address, kind)
+            while asked_shared < passed * self.plan.shared:
+                asked_shared += 1
+                for shared in self.shared.values():
+                    shared.ask(*next(self.queries[shared.address, SHARED]))
             stopped = self.turn()
         self.poll.unregister(0)
-        while self.open:
+        while self.open or any(shared.waiting for shared in self.shared.values()):
             self.turn()
 
     def ask(self, address: str, kind: type[_Exchange]) -> None:
@@ -435,12 +489,17 @@ class _Loop:
             if number == 0:
                 stopped = True
                 continue
+            if number in self.shared:
+                self.asked += self.shared[number].answers()
+                continue
             exchange = self.open[number]
             before = exchange.events
             self.step(number, exchange, lambda one=exchange, seen=events: one.ready(seen))  # type: ignore[misc]
             if exchange.events != before and exchange.socket is not None:
                 self.poll.modify(number, exchange.events)
         now = time.monotonic()
+        for shared in self.shared.values():
+            self.asked += shared.lost(now - WAIT)
         for waiting in self.deadlines.values():
             while waiting and waiting[0][0] <= now:
                 _, number, exchange = waiting.popleft()

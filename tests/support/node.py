@@ -30,6 +30,7 @@ import dns.query
 from tests.support import procs, resolvers
 from tests.support.lookups import Question
 from tests.support.netns import Netns
+from tests.support.proxy import Endpoint, Proxy, ServicePort
 from tests.support.server import ROOT, Metrics
 
 READY_SECONDS = 30.0
@@ -192,8 +193,8 @@ class Topology:
             for namespace in (self.node, *self.pods, self.dns, self.upstream):
                 self._stack.enter_context(namespace)
             self._lay_links()
-            for family in FAMILIES:
-                self._proxy(family)
+            self.proxy = Proxy(self.node)
+            self.proxy.sync(self._services())
             self._stack.callback(self._stop_servers)
             for role in self.servers:
                 self.start_server(role)
@@ -206,33 +207,31 @@ class Topology:
     def _lay_links(self) -> None:
         for namespace in (self.node, *self.pods, self.dns, self.upstream):
             namespace.run("sysctl", "-q", "-w", "net.ipv6.conf.default.accept_dad=0")  # else IPv6 begins a second later
-        ends = [(pod, [family.pods[number] for family in FAMILIES]) for number, pod in enumerate(self.pods)]
-        ends += [(self.dns, [family.cluster_dns for family in FAMILIES])]
-        ends += [(self.upstream, [family.upstream for family in FAMILIES])]
-        for namespace, pairs in ends:
-            own = [f"{pair[0]}/{family.prefix}" for pair, family in zip(pairs, FAMILIES, strict=True)]
-            theirs = [f"{pair[1]}/{family.prefix}" for pair, family in zip(pairs, FAMILIES, strict=True)]
-            self.node.connect(namespace, own, theirs)
-            for pair in pairs:
-                namespace.ip("route", "add", "default", "via", pair[0])
+        for number, pod in enumerate(self.pods):
+            self.attach(pod, *(family.pods[number] for family in FAMILIES))
+        self.attach(self.dns, *(family.cluster_dns for family in FAMILIES))
+        self.attach(self.upstream, *(family.upstream for family in FAMILIES))
         for family in FAMILIES:
             self.node.ip("route", "add", "default", "via", family.upstream[1])
         keys = ["ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.conf.all.rp_filter"]
         self.node.run("sysctl", "-q", "-w", *(f"net.{key}=1" for key in keys))
 
-    def _proxy(self, family: Family) -> None:
-        """As kube-proxy does. In the legacy tables where there are some, which `nft flush ruleset` leaves alone."""
-        program = shutil.which(f"{family.iptables}-legacy") or family.iptables
-        rules = ["-N KUBE-SERVICES", "-A PREROUTING -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES"]
-        target = f"[{family.cluster_dns[1]}]:53" if ":" in family.local else f"{family.cluster_dns[1]}:53"
-        for service in (family.cluster_ip, family.upstream_service):
-            for protocol in ("udp", "tcp"):
-                match = f"-d {service} -p {protocol} --dport 53"
-                rules.append(f"-A KUBE-SERVICES {match} -j DNAT --to-destination {target}")
-        for rule in rules:
-            self.node.run(program, "-w", "-t", "nat", *rule.split())
-        invalid = "-A FORWARD -m conntrack --ctstate INVALID -j DROP"
-        self.node.run(program, "-w", *invalid.split())
+    def attach(self, namespace: Netns, *pairs: tuple[str, str]) -> None:
+        """Lay a link from the node to a namespace: for IPv4 and IPv6 the node's address and the other's."""
+        own = [f"{pair[0]}/{family.prefix}" for pair, family in zip(pairs, FAMILIES, strict=True)]
+        theirs = [f"{pair[1]}/{family.prefix}" for pair, family in zip(pairs, FAMILIES, strict=True)]
+        self.node.connect(namespace, own, theirs)
+        for pair in pairs:
+            namespace.ip("route", "add", "default", "via", pair[0])
+
+    def _services(self) -> list[ServicePort]:
+        """All lead to the cluster's DNS."""
+        return [
+            ServicePort(address, 53, protocol, (Endpoint(family.cluster_dns[1]),))
+            for family in FAMILIES
+            for address in (family.cluster_ip, family.upstream_service)
+            for protocol in ("udp", "tcp")
+        ]
 
     # The name servers
 
