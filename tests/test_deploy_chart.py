@@ -473,7 +473,11 @@ def notes(values: dict[str, Any], folder: Path) -> str:
         ({"service": {"create": False}, "autoscaling": "none"}, ["left as it is"], ["stays", "metrics server"]),
         (
             NODE | {"clusterDomain": "k8s.example"},
-            ["svc.k8s.example 10.96.0.10", "daemonset/node-local-dns", "queries to 10.96.0.10 are answered"],
+            [
+                "svc.k8s.example 10.96.0.10",
+                "rollout status daemonset/node-local-dns",
+                "queries to 10.96.0.10 are answered",
+            ],
             ["kubelet"],
         ),
         (

@@ -27,6 +27,8 @@ from kdns.cli.check import report
 from kdns.cli.node import example
 from kdns.corefile.config import Config
 from kdns.plugins import forward, health, kubernetes, load, prometheus, ready
+from kdns.server import memory
+from kdns.server.supervisor import MOST_WORKERS
 from kdns.server.workers import STOP_SECONDS
 from tests.support import deploy
 from tests.support.deploy import CHART, FOLDER, RENEW, Case, Objects
@@ -476,6 +478,18 @@ def test_a_pod_has_time_to_end(found: Objects, configured: Config) -> None:
             probe = container["readinessProbe"]
             assert lameduck >= probe["periodSeconds"] * probe["failureThreshold"] + 2
             assert pod["spec"]["terminationGracePeriodSeconds"] >= lameduck + STOP_SECONDS + 2
+
+
+def test_memory_is_enough_for_all_workers_that_may_be_started() -> None:
+    found = CASES["cluster-and-node"].objects()
+    for component, workers in (("cluster", MOST_WORKERS), ("node", 1)):
+        [pod] = (
+            pod for pod in pods(found).values() if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        )
+        limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        assert limit.endswith("Mi")
+        room = memory.room(int(limit[:-2]) << 20, workers, cluster=component == "cluster")
+        assert room >= 4 * memory.LEAST
 
 
 @pytest.mark.parametrize("name", PLAIN)
