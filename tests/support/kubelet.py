@@ -5,8 +5,9 @@
     pod.wait_ready()
     pod.delete()      # SIGTERM now; what follows happens by itself
 
-A pod has one container, which runc runs. Its image is this machine's /usr and Python with the kdns of this repository.
-Fields that are not known here are refused. Not done: files of other volumes than emptyDirs belong to no fsGroup.
+A pod has one container, which runc runs. Its image is the node's, else this machine's /usr and Python with the kdns of
+this repository. Fields that are not known here are refused. Not done: files of other volumes than emptyDirs belong to no
+fsGroup.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Node:
     """What the kubelet knows beside the Pod.
 
     namespace: the node's network. config_maps: by namespace and name. accounts: the files of a service account's
-    token volume, by its name. environ: the variables of Services, as they are when a container starts.
+    token volume, by its name. environ: the variables of Services, as they are when a container starts. image: what
+    containers are made of; None for this machine.
     """
 
     namespace: Netns
@@ -82,6 +84,7 @@ class Node:
     accounts: Callable[[str], Mapping[str, str]] = field(default=lambda _: {})
     environ: Callable[[], Mapping[str, str]] = dict
     resolv_conf: str = ""
+    image: Image | None = None
 
 
 class Pod:
@@ -122,7 +125,7 @@ class Pod:
         _know(self.spec_container, _CONTAINER_FIELDS, "container")
         self._probes = [Probe(kind, self.spec_container, self) for kind in PROBES if kind in self.spec_container]
         folder.mkdir(parents=True)
-        image, base = machine_image(folder / "image")
+        image, base = (node.image, []) if node.image is not None else machine_image(folder / "image")
         self.container = Container(
             image,
             folder / name,
