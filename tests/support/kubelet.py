@@ -6,8 +6,8 @@
     pod.delete()      # SIGTERM now; what follows happens by itself
 
 A pod has one container, which runc runs. Its image is the node's, else this machine's /usr and Python with the kdns of
-this repository. Fields that are not known here are refused. Not done: files of other volumes than emptyDirs belong to no
-fsGroup.
+this repository. Fields that are not known here are refused. Not done: files of other volumes than emptyDirs belong to
+no fsGroup.
 """
 
 from __future__ import annotations
