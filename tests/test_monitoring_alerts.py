@@ -474,7 +474,7 @@ def test_a_fault_is_told_and_nothing_else(needs: Callable[..., None], rules: Pat
         if "for" in rule and rule["alert"] in {alert for alert, _ in fault.alerts}:
             query = f'ALERTS{{alertstate="firing",alertname="{rule["alert"]}"}}'
             expected.append({"expr": query, "eval_time": f"{FAULT + minutes(rule['for']) - 1}m"})
-    run(rules, healthy() | fault.series, expected)
+    run(rules, {**healthy(), **fault.series}, expected)
 
 
 def test_every_alert_has_its_fault() -> None:
