@@ -177,7 +177,7 @@ def of_kubeconfig(
             replace(each, query=(("labelSelector", pod_labels), *each.query)) if each.kind == "Pod" else each
             for each in wanted
         )
-    deliveries, problems = _Listing(_access(path, context), wanted, seconds).run()
+    deliveries, problems = _Listing(access(path, context), wanted, seconds).run()
     own = [
         objects.unpack(row)
         for delivery in deliveries
@@ -284,7 +284,7 @@ def _finish(steps: Coroutine[Any, Any, Response]) -> Response:
 # The Kubernetes API
 
 
-def _access(path: str | Path | None, context: str | None) -> Access:
+def access(path: str | Path | None, context: str | None) -> Access:
     """Where the API is, by the rules of kubectl. Raises ApiError."""
     if path is None:
         given = os.environ.get("KUBECONFIG", "")
