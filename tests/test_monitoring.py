@@ -357,3 +357,40 @@ def test_kustomize_makes_all_of_it() -> None:
             board = name.replace("-dashboard", "")
             assert item["metadata"]["labels"]["grafana_dashboard"] == "1"
             assert json.loads(item["data"][f"{board}.json"]) == BOARDS[board]
+
+
+# The README
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_lists_all_alerts() -> None:
+    rows = re.findall(r"^\| `(Kdns\w+)` \| (\w+) \| (.+) \|$", README, re.MULTILINE)
+    assert [(name, severity) for name, severity, _ in rows] == [
+        (rule["alert"], rule["labels"]["severity"]) for rule in RULES
+    ]
+    for (_, _, text), rule in zip(rows, RULES, strict=True):
+        assert text.lower() == rule["annotations"]["summary"].removesuffix(".").lower()
+    assert f"and {len(RULES)} alerts" in README
+
+
+def test_the_readme_has_jobs_for_a_prometheus_without_an_operator(needs: Callable[..., None], tmp_path: Path) -> None:
+    needs("promtool")
+    [text] = re.findall(r"^```yaml\n(scrape_configs:\n.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    config = yaml.safe_load(text)
+    for job in config["scrape_configs"]:  # Debian's promtool knows nothing of Kubernetes
+        [found] = job.pop("kubernetes_sd_configs")
+        assert found == {"role": "endpointslice", "namespaces": {"names": ["kube-system"]}}
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for job in config["scrape_configs"]:
+        kept, renamed = job["relabel_configs"]
+        service, _, port = kept["regex"].partition(";")
+        ports = OBJECTS["Service", "kube-system", service]["spec"]["ports"]
+        assert (service, [port]) == (job["job_name"], [found["name"] for found in ports if found["name"] == port])
+        [monitor] = [found for found in MONITORS.values() if job["job_name"] in str(found["spec"]["selector"])]
+        [relabeling] = monitor["spec"]["endpoints"][0]["relabelings"]
+        assert renamed["source_labels"] == relabeling["sourceLabels"]
+        assert renamed["target_label"] == relabeling["targetLabel"]
