@@ -60,6 +60,7 @@ class Deployment:
     """The part of a Deployment that says how many pods of which template there are to be."""
 
     def __init__(self, found: Object, replicas: int, revision: int) -> None:
+        self.found = found
         self.name: str = found["metadata"]["name"]
         self.template: Object = found["spec"]["template"]
         self.replicas = replicas
@@ -170,8 +171,7 @@ class Cluster(Topology):
 
         def done() -> bool:
             with self._lock:
-                assert self.deployment is not None
-                return len(self.living()) == len(self.pods_running) and self.deployment.is_done(self.living())
+                return len(self.living()) == len(self.pods_running) and self.current().is_done(self.living())
 
         try:
             took = procs.wait_until(done, seconds, "the roll-out", _TICK)
@@ -181,6 +181,11 @@ class Cluster(Topology):
         procs.wait_until(self._changes.empty, 10 * DELAY, "kube-proxy", _TICK)
         time.sleep(2 * _TICK)  # it may be at work on the last one
         return took
+
+    def current(self) -> Deployment:
+        """What was deployed last."""
+        assert self.deployment is not None
+        return self.deployment
 
     def living(self) -> list[Running]:
         """The pods that are not being deleted."""

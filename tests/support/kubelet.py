@@ -118,6 +118,7 @@ class Pod:
         self._namespace = node.namespace if self.spec.get("hostNetwork") else namespace
         self._stack = contextlib.ExitStack()
         self._deleted: float | None = None
+        self._ends: list[tuple[float, signal.Signals]] = []
         self._keeper: threading.Thread | None = None
         self._stopped = threading.Event()
         [self.spec_container] = self.spec["containers"]
@@ -241,7 +242,6 @@ class Pod:
 
     def _keep(self) -> None:
         """Probe the container, start it again, and end it."""
-        killed = False
         again = 0.0
         while not self._stopped.wait(_TICK):
             if not self.runs:
@@ -253,9 +253,14 @@ class Pod:
                 again = time.monotonic() + BACK_OFF
                 self._start_container()
             self._probe()
-            if self._deleted is not None and time.monotonic() > self._deleted and not killed:
-                killed = True
-                self.container.kill()
+            self._signal_when_due()
+
+    def _signal_when_due(self) -> None:
+        """Send the next of the signals that end it, if its time has come and process 1 is there."""
+        if self._ends and time.monotonic() >= self._ends[0][0] and self.runs:
+            with contextlib.suppress(RuntimeError, ProcessLookupError):  # it is not there yet, or no longer
+                self.signal(self._ends[0][1])
+                del self._ends[0]
 
     def _probe(self) -> None:
         """Ask those probes whose time has come."""
@@ -301,9 +306,9 @@ class Pod:
 
     def delete(self) -> None:
         """SIGTERM; SIGKILL when the grace period is over. The readiness probe goes on meanwhile, the others do not."""
-        self._deleted = time.monotonic() + self.spec.get("terminationGracePeriodSeconds", 30)
-        if self.runs:
-            self.signal(signal.SIGTERM)
+        grace = self.spec.get("terminationGracePeriodSeconds", 30)
+        self._deleted = time.monotonic()
+        self._ends = [(self._deleted, signal.SIGTERM), (self._deleted + grace, signal.SIGKILL)]
 
     def wait_gone(self) -> int:
         """Wait for the end that `delete` has begun; the container's exit code."""
