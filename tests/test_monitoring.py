@@ -41,7 +41,7 @@ MONITORS: dict[str, Any] = {
 OBJECTS = deploy.files("cluster/kdns.yaml", "node/node-local-dns.yaml")
 MOST_APPLIED = 256 << 10
 """Bytes that `kubectl apply` may keep in an annotation of an object: all of it, as JSON."""
-VERBS = {"apply", "auth", "delete", "describe", "edit", "exec", "get", "logs", "rollout", "scale"}
+VERBS = {"apply", "auth", "delete", "describe", "edit", "exec", "get", "logs", "port-forward", "rollout", "scale"}
 """Of kubectl."""
 KDNS_ONLY = "and on (job, instance) kdns_workers"
 """What leaves out the pods of CoreDNS, which may stand behind the same Service."""
