@@ -347,10 +347,12 @@ def test_a_wrong_configmap_does_not_keep_it_from_starting_and_signals_reload(
         assert server.texts("a.example.org") == ["192.0.2.1"]
         wait_until(lambda: server.counted() == 1, 10, "a count")
         assert "the kube-dns ConfigMap cannot be used, this starts without it" in server.log
+        assert server.metrics().value("kdns_configuration_outdated") == 1
         for sent in (signal.SIGHUP, signal.SIGUSR1):
             volume.write(stubDomains={f"acme{sent}.local": [upstream.to]})
             server.signal(sent)
             wait_until(partial(written, f"acme{sent}.local:"), 10, "a reload")
+            assert server.metrics().value("kdns_configuration_outdated") == 0
 
 
 def test_the_pid_file_is_there_while_it_serves(tmp_path: Path, upstream: FakeUpstream) -> None:

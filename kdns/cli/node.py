@@ -288,6 +288,7 @@ class Instance:
             places=tuple(f"{address}#{self.settings.port}" for address in self.settings.addresses),
             look_every=LOOK_SECONDS,
             ready=self.ready,
+            incomplete=lambda: self.loader.incomplete,
         )
         if self.pidfile is not None:
             with contextlib.suppress(OSError):  # one that a killed instance has left says nothing of this one

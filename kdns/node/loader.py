@@ -77,6 +77,11 @@ class Loader:
         self._write(b"\n".join(part.data for part in parts))
         return config
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether the kube-dns ConfigMap cannot be used as it is now."""
+        return CONFIGMAP in self._said
+
     def _base(self) -> bytes | None:
         """The base file; None where there never was one."""
         try:

@@ -26,7 +26,7 @@ reload [INTERVAL] [JITTER]
 ## Metrics
 
 * `coredns_reload_failed_total{}`: reloads that a mistake prevented.
-* `kdns_configuration_outdated{}`: 1 while a mistake in the files keeps the old configuration in use, else 0.
+* `kdns_configuration_outdated{}`: 1 while a mistake keeps what the files say from being used, else 0.
 * `coredns_reload_version_info{hash, value}`: always 1; `value` is the SHA-512 of the configuration that is in use.
 
 ## Examples

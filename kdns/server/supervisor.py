@@ -64,7 +64,8 @@ class Start:
     queries to the sockets, from the log and the supervisor's counters; called before `load`. The sockets are then bound
     whether the machine has their addresses or not. metrics: a host and port for /metrics beside those of the
     configuration. places: without a store, the addresses at which instances relieve each other. look_every: seconds
-    after which `load` is called again, `reload` or not. ready: called when queries are answered.
+    after which `load` is called again, `reload` or not. ready: called when queries are answered. incomplete: whether
+    `load` has left out something that cannot be used; called in any thread.
     """
 
     load: Callable[[], Config]
@@ -75,6 +76,7 @@ class Start:
     places: tuple[str, ...] = ()
     look_every: float | None = None
     ready: Callable[[], None] | None = None
+    incomplete: Callable[[], bool] = lambda: False
 
 
 @dataclass(eq=False, slots=True)
@@ -567,7 +569,7 @@ class Supervisor:
             workers=running.crew.workers,
             wanted=self._count,
             nursery=self._staff.nursery_pid,
-            outdated=self._outdated,
+            outdated=self._outdated or self._start.incomplete(),
             store=self._store,
             ways=self._setup.ways() if self._setup is not None else {},
             node=self._setup is not None,
@@ -607,7 +609,7 @@ class Supervisor:
             manifest_errors=sum(feed.problems for feed in running.feeds),
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
-            outdated=self._outdated,
+            outdated=self._outdated or self._start.incomplete(),
             top_names=tuple(notes.top_names(notes.read(self._totals.boards()), most)) if most else (),
         )
 
