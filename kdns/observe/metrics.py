@@ -39,8 +39,8 @@ class SupervisorState:
     served, None likewise. objects: how many of each kind. manifest_errors: files that could not be read or parsed and
     stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
     ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
-    a mistake, and what they said before is served, or something is left out. top_names: what is asked for most, with the
-    option `top_names`.
+    a mistake, and what they said before is served, or something is left out. top_names: what is asked for most, with
+    the option `top_names`.
     """
 
     version: str
