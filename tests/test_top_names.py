@@ -35,7 +35,7 @@ METRIC = "kdns_top_names"
 
 
 def answer(name: str, rdtype: str = "A", rcode: int = 0, rdclass: str = "IN") -> bytes:
-    query = dns.message.make_query(name, rdtype, rdclass)
+    query = dns.message.make_query(name, rdtype, rdclass, id=4711)
     response = dns.message.make_response(query)
     response.set_rcode(dns.rcode.Rcode(rcode))
     return response.to_wire()
