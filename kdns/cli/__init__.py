@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kdns.cli import check, compare, demo, node, query, records, serve, version
+from kdns.cli import check, compare, demo, explain, node, query, records, serve, version
 from kdns.errors import KdnsError
 
 
@@ -46,4 +46,5 @@ app.command()(check.check)
 app.command()(query.query)
 app.command()(records.records)
 app.command()(compare.compare)
+app.command()(explain.explain)
 app.command()(version.version)

@@ -363,12 +363,13 @@ def musl(
     """
     bare = name.removesuffix(".")
     if not set(types) <= set(ADDRESSES):
-        step, wait = _musl_step(bare, _as_is(name, None), "", conf, ask, types, with_tcp=tcp)
+        step, wait = _musl_step(bare, Why.FULL if bare != name else Why.ALONE, "", conf, ask, types, with_tcp=tcp)
         return Trace((step,), _asked(step.verdict), wait=wait)
     steps: list[Step] = []
     if not bare or bare.endswith(".") or len(name.encode(errors="replace")) > 254:
         return Trace((), Verdict.UNASKED)
-    search = _musl_search(conf) if name.count(".") < min(conf.ndots, MAX_NDOTS) and bare == name else ()
+    few = name.count(".") < min(conf.ndots, MAX_NDOTS)
+    search = _musl_search(conf) if few and bare == name else ()
     wait = 0.0
     for domain in search:
         text = f"{bare}.{domain}"
@@ -379,20 +380,13 @@ def musl(
         wait += pause
         if step.verdict not in (Verdict.ABSENT, Verdict.UNASKED):
             return Trace(tuple(steps), step.verdict, wait=wait)
-    step, pause = _musl_step(bare, _as_is(name, search), "", conf, ask, types, with_tcp=tcp)
+    why = Why.FULL if bare != name else Why.FIRST if not few else Why.LAST if search else Why.ALONE
+    step, pause = _musl_step(bare, why, "", conf, ask, types, with_tcp=tcp)
     return Trace((*steps, step), _asked(step.verdict), wait=wait + pause)
 
 
 def _asked(verdict: Verdict) -> Verdict:
     return Verdict.ABSENT if verdict is Verdict.UNASKED else verdict
-
-
-def _as_is(name: str, search: Sequence[str] | None) -> Why:
-    if name.endswith("."):
-        return Why.FULL
-    if search is None:
-        return Why.ALONE
-    return Why.LAST if search else Why.FIRST
 
 
 def _musl_search(conf: Conf) -> tuple[str, ...]:

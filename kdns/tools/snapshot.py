@@ -34,6 +34,7 @@ from kdns.cluster.records import RecordOptions
 from kdns.cluster.watch import Pace, Reflector, Resource, resources
 from kdns.errors import ApiError, KdnsError
 from kdns.plugins import kubernetes
+from kdns.plugins.chain import Next
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
@@ -86,10 +87,8 @@ class View:
         self._reader = reader
         self._txn = reader.transaction()
         self._zones = sorted(self._txn.zones(), key=lambda zone: zone.number)
-        options = kubernetes.Options((), pods=made.pods, ttl=made.ttl, zonal=True)
-        views = {zone.origin: ZoneView(zone.number, zone.origin) for zone in reversed(self._zones)}
-        self._handler = kubernetes.Handler(options, views.values(), reader, _leave)
-        self._found = names.Zones({zone.origin: zone for zone in reversed(self._zones)})
+        self._origins = names.Zones({zone.origin: zone for zone in reversed(self._zones)})
+        self._handler = self.handler(kubernetes.Options((), pods=made.pods, ttl=made.ttl, zonal=True), _leave)
 
     def zones(self) -> list[Zone]:
         """All zones. A state directory may have several of one origin, from several directives."""
@@ -112,16 +111,33 @@ class View:
         """What kdns answers to a question for a name (any case), as far as that does not need an upstream."""
         lname = names.lower(name)
         query = Query(b"", 0, 0, name, lname, rtype, rr.IN, 0, None, "tcp", ("", 0), ("", 0), message.MAX_MESSAGE)
-        zone = self._found.find(lname)
+        zone = self._origins.find(lname)
         if zone is None:
             return Answer(None)
-        response = _finish(self._handler(query, _leave))
+        response = finish(self._handler(query, _leave))
         last = response.answer[-1][1] if response.answer else None
         leaves = None
         if last is not None and last.type == rr.CNAME and rtype in (rr.A, rr.AAAA):
             target = names.lower(last.rdatas[0])
-            leaves = target if self._found.find(target) is None else None
+            leaves = target if self._origins.find(target) is None else None
         return Answer(zone, response.rcode, tuple(response.answer), tuple(response.additional), leaves, response.error)
+
+    def handler(self, options: kubernetes.Options, ask: Next) -> kubernetes.Handler:
+        """The `kubernetes` plugin at work on this view. options: whose zones it has, or all where there are none.
+
+        ask: what the server answers to another question.
+        """
+        origins = {names.lower(names.from_text(zone)) for zone in options.zones}
+        views = {
+            zone.origin: ZoneView(zone.number, zone.origin)
+            for zone in reversed(self._zones)
+            if not origins or zone.origin in origins
+        }
+        return kubernetes.Handler(options, views.values(), self._reader, ask)
+
+    def zone_of(self, name: bytes) -> Zone | None:
+        """The zone that a name (lower case) is in."""
+        return self._origins.find(name)
 
     def sources(self) -> list[str]:
         """What objects are kept under: one name for each directive."""
@@ -157,19 +173,26 @@ def of_manifests(paths: Iterable[str | Path], settings: Settings) -> Iterator[Vi
 
 @contextlib.contextmanager
 def of_kubeconfig(
-    path: str | Path | None,
-    context: str | None,
-    settings: Settings,
-    *,
-    pod_labels: str = "",
-    seconds: float = LIST_SECONDS,
+    path: str | Path | None, context: str | None, settings: Settings, *, seconds: float = LIST_SECONDS
+) -> Iterator[View]:
+    """What the API of a kubeconfig has now: see `of_api`.
+
+    path: None for what kubectl takes: KUBECONFIG, ~/.kube/config, or the cluster that this process runs in. context:
+    None for the current one. Raises ApiError if there is no telling which.
+    """
+    with of_api(access(path, context), settings, seconds=seconds) as view:
+        yield view
+
+
+@contextlib.contextmanager
+def of_api(
+    access: Access, settings: Settings, *, pod_labels: str = "", seconds: float = LIST_SECONDS
 ) -> Iterator[View]:
     """What a Kubernetes API has now: its objects are listed once, and nothing is left out of a list that is refused.
 
-    path: None for what kubectl takes: KUBECONFIG, ~/.kube/config, or the cluster that this process runs in. context:
-    None for the current one. settings: as for `of_manifests`; what they hide is read too, and is among the objects.
-    pod_labels: label selector of Pods, which are read with `pods verified`. seconds: for all of it. Raises ApiError,
-    with a line for each thing that was refused.
+    settings: as for `of_manifests`; what they hide is read too, and is among the objects. pod_labels: label selector
+    of Pods, which are read with `pods verified`. seconds: for all of it. Raises ApiError, with a line for each thing
+    that was refused.
     """
     wanted = resources(pods_verified=settings.records.pods == "verified", multicluster=bool(settings.multicluster))
     if pod_labels:
@@ -177,7 +200,7 @@ def of_kubeconfig(
             replace(each, query=(("labelSelector", pod_labels), *each.query)) if each.kind == "Pod" else each
             for each in wanted
         )
-    deliveries, problems = _Listing(access(path, context), wanted, seconds).run()
+    deliveries, problems = _Listing(access, wanted, seconds).run()
     own = [
         objects.unpack(row)
         for delivery in deliveries
@@ -271,8 +294,8 @@ async def _leave(_: Query) -> Response:
     return Response(rcode=rr.REFUSED)
 
 
-def _finish(steps: Coroutine[Any, Any, Response]) -> Response:
-    """What a handler answers. It waits for nothing but the event loop, which is not needed here."""
+def finish(steps: Coroutine[Any, Any, Response]) -> Response:
+    """What plugins answer that wait for nothing but the event loop, which is not needed for that."""
     while True:
         try:
             steps.send(None)
@@ -305,7 +328,8 @@ class _Listing:
     """Lists of all kinds, made once. It is the observer of the connection, and takes what the reflectors hear."""
 
     def __init__(self, access: Access, wanted: Iterable[Resource], seconds: float) -> None:
-        self._title = f"kubeconfig {access.kubeconfig}" if access.kubeconfig else "the cluster's API server"
+        place = access.kubeconfig and f"kubeconfig {access.kubeconfig}"
+        self._title = place or (access.endpoint and f"endpoint {access.endpoint}") or "the cluster's API server"
         self._seconds = seconds
         self._connection = Connection(access, self, login_seconds=seconds)
         self._changed = threading.Condition()
