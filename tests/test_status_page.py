@@ -216,6 +216,8 @@ def test_queries_a_second_are_those_of_the_last_half_minute() -> None:
         (text.span(3600 * 24 * 3 + 5), "3 d"),
         (text.span(3600 * 27), "1 d 3 h"),
         (text.ago(10, 75), "1 min 5 s ago"),
+        (text.ago(10, 10.9), "now"),
+        (text.ago(10, 9), "now"),
         (text.age(None), "none"),
         (text.age(0.4), "current"),
         (text.age(90), "1 min 30 s old"),

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kdns.cli import check, compare, demo, explain, node, query, records, serve, version
+from kdns.cli import check, compare, demo, explain, node, query, records, serve, top, version
 from kdns.errors import KdnsError
 
 
@@ -47,4 +47,5 @@ app.command()(query.query)
 app.command()(records.records)
 app.command()(compare.compare)
 app.command()(explain.explain)
+app.command()(top.top)
 app.command()(version.version)

@@ -165,7 +165,7 @@ def _cards(status: Status) -> str:
             seconds(queries.percentiles.get("50")),
             f"99 % in {seconds(queries.percentiles.get('99'))}",
         ),
-        ("packet cache hits", percent(packets.hit_rate), f"{packets.entries:,} answers"),
+        ("packet cache", percent(packets.hit_rate), f"hits, {packets.entries:,} answers"),
         ("workers", f"{sum(worker.well for worker in workers)} of {status.wanted}", _restarts(status)),
         ("memory", size(status.memory), limit),
     ]
@@ -234,7 +234,8 @@ def _upstreams(found: Sequence[Upstream], now: float) -> str:
     rows = []
     for upstream in found:
         users = upstream.up + upstream.down
-        state = _Cell("up", "good k") if not upstream.down else _Cell(f"down for {upstream.down} of {users}", "bad k")
+        part = f" for {upstream.down} of {users}" if upstream.up else ""
+        state = _Cell(f"down{part}", "bad k") if upstream.down else _Cell("up", "good k")
         last = "never" if not upstream.last_failure else ago(upstream.last_failure, now)
         rows.append(
             [

@@ -29,7 +29,7 @@ def span(length: float) -> str:
 
 def ago(time: float, now: float) -> str:
     """How long ago a time was."""
-    return f"{span(now - time)} ago"
+    return f"{span(now - time)} ago" if now - time >= 1 else "now"
 
 
 def age(length: float | None) -> str:
