@@ -1,0 +1,294 @@
+"""What has to hold of a built image: what is in it, and how it runs as the manifests say."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import dns.message
+import dns.query
+
+from kdns import __version__
+from kdns.cli import app
+from tests.support import deploy, image, kubelet, procs
+from tests.support.cluster import Cluster
+from tests.support.image import Built, Content
+from tests.support.netns import Netns
+from tests.support.node import EXTERNAL, IPV4, ask
+from tests.support.objects import Object, service
+from tests.support.oci import Container, Image, Mount, Security
+
+DEPLOYMENT = "Deployment", "kube-system", "kdns"
+DAEMON_SET = "DaemonSet", "kube-system", "node-local-dns"
+NET_BIND_SERVICE, NET_ADMIN = 1 << 10, 1 << 12
+SERVICE, ADDRESS = "web.default.svc.cluster.local", "10.96.1.80"
+ANSWER_SECONDS = 20.0
+_LONGEST = 3000
+_UNCHECKED = 0b01
+"""The flags of bytecode that is not compared with its source (PEP 552)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that has to hold. fault: how it does not; "" if it does."""
+
+    name: str
+    fault: str
+
+
+def check(name: str, work: Callable[[], None]) -> Check:
+    """Do something whose assertions have to hold."""
+    try:
+        work()
+    except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return Check(name, f"{type(error).__name__}: {error}"[:_LONGEST])
+    return Check(name, "")
+
+
+# What is in it
+
+
+def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> list[Check]:
+    """Those that need nothing but the files."""
+    root = unpacked.root
+
+    def listed() -> None:
+        debian, python = image.listed(root)
+        assert debian == found.debian
+        assert python == found.python
+
+    def agree() -> None:
+        assert built.id == again.id, f"different: {image.differences(built, again)}"
+
+    def owned() -> None:
+        assert found.unowned == ()
+
+    def compiled() -> None:
+        folders = [*(root / "opt/kdns/lib").glob("python3.*/site-packages"), root / "usr/lib/python3.13"]
+        missing = [
+            str(path)
+            for folder in folders
+            for path in folder.rglob("*.py")
+            if not (bytecode := Path(path.parent, "__pycache__", f"{path.stem}.cpython-313.pyc")).exists()
+            or struct.unpack_from("<I", bytecode.read_bytes(), 4)[0] != _UNCHECKED
+        ]
+        assert missing == []
+
+    def configured() -> None:
+        config = unpacked.config
+        assert (config["User"], config["StopSignal"]) == ("53530:53530", "SIGTERM")
+        assert "Volumes" not in config
+        assert config["Labels"]["org.opencontainers.image.version"] == __version__
+
+    def without_pip() -> None:
+        assert not found.python.keys() & {"pip", "setuptools", "wheel"}
+        assert list(root.rglob("pip")) == []
+
+    return [
+        check("two builds have the same digest", agree),
+        check("the SBOM lists the packages that are there, and no others", listed),
+        check("each file of our layers belongs to a package, or is known", owned),
+        check("all bytecode is there, and is used whatever times its sources have", compiled),
+        check("user, signal and version", configured),
+        check("nothing that installs packages", without_pip),
+    ]
+
+
+# How it runs
+
+
+def of_runs(unpacked: Image, folder: Path) -> list[Check]:
+    """Those that start it: by itself, and in a cluster of a node, its pods and an API server."""
+    checks = [
+        check("commands, in a root that is read-only", lambda: _commands(unpacked, folder / "commands")),
+        check("as a container engine runs it, with the image's own user and command", lambda: _alone(unpacked, folder)),
+    ]
+    given = deploy.files("cluster/rbac.yaml", "cluster/kdns.yaml", "node/node-local-dns.yaml")
+    given["Service", "kube-system", "kube-dns-upstream"]["spec"]["clusterIP"] = IPV4.upstream_service
+    given["Service", "default", "web"] = service("web", ips=(ADDRESS,))
+    with Cluster(folder / "cluster", given) as cluster:
+        cluster.machine.image = unpacked
+        cluster.deploy(given[DEPLOYMENT], replicas=2)
+        rolled_out = check("the Deployment's pods start and become ready", lambda: _rolled_out(cluster))
+        checks.append(rolled_out)
+        if rolled_out.fault:
+            return checks
+        template = given[DAEMON_SET]["spec"]["template"]
+        checks += [
+            check("the Deployment's pods answer behind the Service", lambda: _served(cluster)),
+            check(
+                "they are user 53530 without any capability, write nowhere else, and log no error",
+                lambda: _bare(cluster),
+            ),
+            check("a kubeconfig is read in the container", lambda: _kubeconfig(cluster)),
+            check("one that is killed answers again from its state directory", lambda: _killed(cluster)),
+            check(
+                "the DaemonSet's pod answers in the place of the Service, with two capabilities",
+                lambda: _node(cluster, template),
+            ),
+        ]
+    return checks
+
+
+def _commands(unpacked: Image, folder: Path) -> None:
+    place = folder / "tmp"
+    place.mkdir(parents=True)
+    place.chmod(0o1777)
+    security = Security(capabilities=(), no_new_privileges=True, read_only=True)
+    mounts = [Mount(place, "/tmp")]  # noqa: S108
+    with (
+        Netns("commands") as netns,
+        Container(unpacked, folder / "container", netns, args=["demo"], mounts=mounts, security=security) as container,
+    ):
+        container.start()
+        query = ["kdns", "query", "web.shop.svc.cluster.local", "--port", "5300"]
+        procs.wait_until(lambda: "10.96.20.1" in container.run(*query).stdout, ANSWER_SECONDS, "an answer", 0.2)
+        for command in app.registered_commands:
+            assert command.callback is not None
+            done = container.run("kdns", command.callback.__name__, "--help")
+            assert (done.returncode, done.stderr) == (0, ""), done
+        version = container.run("kdns", "version").stdout
+        assert f"kdns      {__version__}" in version
+        assert "CPython 3.13" in version
+        sample = "/opt/kdns/lib/python3.13/site-packages/kdns/cli/sample"
+        records = container.run("kdns", "records", "--manifests", sample)
+        assert (records.returncode, "web.shop.svc.cluster.local." in records.stdout) == (0, True), records.stderr
+        assert container.terminate() == 0
+        assert container.written() == []
+
+
+def _alone(unpacked: Image, folder: Path) -> None:
+    """With what container engines give unasked: capabilities, a root that can be written, port 53 for everybody."""
+    config = folder / "Corefile"
+    config.write_text(f".:53 {{\n    hosts {{\n        {ADDRESS} {SERVICE}\n    }}\n}}\n")
+    sysctls = {"net.ipv4.ip_unprivileged_port_start": "0"}
+    with (
+        Netns("alone") as netns,
+        Container(
+            unpacked,
+            folder / "alone",
+            netns,
+            mounts=[Mount(config, "/etc/kdns/Corefile", read_only=True)],
+            security=Security(sysctls=sysctls),
+        ) as container,
+    ):
+        container.start()
+        procs.wait_until(lambda: ask(netns, "127.0.0.1", SERVICE) == ADDRESS, ANSWER_SECONDS, "an answer", 0.05)
+        assert _facts(container)["Uid"] == {53530}
+        assert container.terminate() == 0
+        assert {str(Path(name).parent) for name in container.written()} == {"var/lib/kdns"}
+
+
+def _rolled_out(cluster: Cluster) -> None:
+    cluster.wait_rolled_out(ANSWER_SECONDS)
+
+
+def _served(cluster: Cluster) -> None:
+    for address in (IPV4.cluster_ip, IPV4.upstream_service):
+        for where in (*cluster.pods, cluster.node):
+            assert ask(where, address, SERVICE) == ADDRESS
+            assert ask(where, address, "www1.example") == EXTERNAL
+    message = dns.message.make_query(SERVICE, "A")
+    answer = cluster.pods[0].inside(lambda: dns.query.tcp(message, IPV4.cluster_ip, timeout=5))
+    assert [str(found) for rrset in answer.answer for found in rrset] == [ADDRESS]
+
+
+def _bare(cluster: Cluster) -> None:
+    assert len(cluster.pods_running) == 2
+    for running in cluster.pods_running:
+        container = running.pod.container
+        facts = _facts(container)
+        assert facts == _wanted(53530, effective=0, bounding=NET_BIND_SERVICE), facts
+        _read_only(container)
+        none = dataclasses.replace(container.security, capabilities=())
+        _answers_with(none, container, running.namespace)
+        assert (running.pod.restarts, "[ERROR]" in running.pod.log, "Traceback" in running.pod.log) == (0, False, False)
+
+
+def _answers_with(security: Security, like: Container, netns: Netns) -> None:
+    """The same container beside the first one, on another port, with other rights: it starts and answers."""
+    folder = like.folder.with_name(f"{like.folder.name}-bare")
+    config = folder.with_name(f"{folder.name}-Corefile")
+    config.write_text(f".:54 {{\n    hosts {{\n        {ADDRESS} {SERVICE}\n    }}\n}}\n")
+    mounts = [Mount(config, "/etc/kdns/Corefile", read_only=True)]
+    state = ["--state-dir=/dev/shm/kdns"]
+    with Container(
+        like.image, folder, netns, command=like.command, args=state, mounts=mounts, security=security
+    ) as container:
+        container.start()
+        query = ["kdns", "query", SERVICE, "--port", "54"]
+        procs.wait_until(lambda: ADDRESS in container.run(*query).stdout, ANSWER_SECONDS, "an answer", 0.2)
+        assert _facts(container)["CapBnd"] == {0}
+
+
+def _kubeconfig(cluster: Cluster) -> None:
+    """With a certificate and a key in the file, which need a folder for temporary files; and in a pod's own way."""
+    pod = cluster.pods_running[0].pod
+    path = cluster.api.kubeconfig(pod.folder / "volume-tmp/kubeconfig", user="cert-data")
+    path.chmod(0o644)
+    done = pod.container.run("kdns", "records", "--kubeconfig", "/tmp/kubeconfig")  # noqa: S108
+    assert (done.returncode, SERVICE in done.stdout) == (0, True), done.stderr
+
+
+def _killed(cluster: Cluster) -> None:
+    pod = cluster.pods_running[0].pod
+    cluster.api.down()
+    try:
+        pod.signal(signal.SIGKILL)
+        procs.wait_until(lambda: pod.restarts == 1 and pod.ready, ANSWER_SECONDS, f"its return; {pod.log}", 0.05)
+        assert ask(cluster.node, pod.address, SERVICE) == ADDRESS
+    finally:
+        cluster.api.up()
+
+
+def _node(cluster: Cluster, template: Object) -> None:
+    with kubelet.Pod("node-local-dns", template, cluster.folder / "node-local", cluster.machine) as pod:
+        pod.wait_ready()
+        for address in IPV4.served:
+            for where in (*cluster.pods, cluster.node):
+                assert ask(where, address, SERVICE) == ADDRESS
+                assert ask(where, address, "www1.example") == EXTERNAL
+        assert "flags owner" in cluster.node.run("nft", "list", "ruleset").stdout
+        both = NET_ADMIN | NET_BIND_SERVICE
+        assert _facts(pod.container) == _wanted(0, effective=both, bounding=both)
+        _read_only(pod.container)
+        assert (pod.restarts, "[ERROR]" in pod.log, "Traceback" in pod.log) == (0, False, False), pod.log
+        pod.delete()
+        assert pod.wait_gone() == 0
+    assert ask(cluster.pods[0], IPV4.cluster_ip, SERVICE) == ADDRESS
+
+
+def _facts(container: Container) -> dict[str, set[int]]:
+    """What the kernel says about all processes of a container (proc_pid_status(5))."""
+    found: dict[str, set[int]] = {}
+    for pid in container.pids():
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        for name in ("Uid", "Gid", "NoNewPrivs", "Seccomp"):
+            found.setdefault(name, set()).update(map(int, fields[name].split()))
+        for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
+            found.setdefault(name, set()).add(int(fields[name], 16))
+    return found
+
+
+def _wanted(user: int, *, effective: int, bounding: int) -> dict[str, set[int]]:
+    return {
+        "Uid": {user},
+        "Gid": {user},
+        "NoNewPrivs": {1},
+        "Seccomp": {2},
+        "CapEff": {effective},
+        "CapPrm": {effective},
+        "CapBnd": {bounding},
+        "CapInh": {0},
+        "CapAmb": {0},
+    }
+
+
+def _read_only(container: Container) -> None:
+    assert container.run("touch", "/opt/kdns/new").returncode == 1
+    assert container.written() == []
