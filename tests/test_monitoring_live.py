@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import signal
 import socket
 import subprocess
 import threading
@@ -21,7 +19,7 @@ import dns.query
 import pytest
 import yaml
 
-from tests.support import digs, netns
+from tests.support import digs, netns, procs
 from tests.support.apiserver import ApiServer
 from tests.support.monitoring import BOARDS, QUERIES, RULE, Wanted, filled, variables
 from tests.support.netns import Netns
@@ -334,14 +332,14 @@ class Stage:
         self.hosts.unlink()
         first.write_corefile(plugins="nsid other")
         second.write_corefile(plugins="nonsense")
+        self.api.forbid("endpointslices")
+        self.api.break_watches()
         for turn in range(6):
-            self.api.error_event(500)
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.topology.node.ip("rule", "delete", "pref", "53")
-            for pid in second.worker_pids():
-                os.kill(pid, signal.SIGKILL)
-            if turn == 0:
-                self.instance.send(self.instance.workers()[0])
+            procs.kill(second.worker_pids())
+            if turn < 2:
+                procs.kill(self.instance.workers())
             time.sleep(0.5)
 
 
