@@ -466,6 +466,12 @@ def test_a_screen_of_any_size_is_not_left(width: int, height: int, count: int) -
         assert lines[0].endswith("12:00:00  q quits")
 
 
+def test_before_the_second_look_no_rate_is_shown() -> None:
+    nothing = Picture((Instance("a", None), Instance("b", None, "b: refused")), View(), ())
+    assert shown(nothing, 80, 24)[1:] == ["! b: refused", "rates are there after two looks"]
+    assert len(shown(nothing, 8, 3)) == 3
+
+
 def test_text_has_all_of_it() -> None:
     text = "\n".join(shown(Picture((Instance("a", FULL),), FULL, ()), 100, None))
     assert "name-39.test." in text
@@ -641,15 +647,15 @@ def test_without_a_terminal_it_prints_once_and_without_a_server_it_says_why(serv
 class Terminal:
     """`kdns top` on a terminal of its own."""
 
-    def __init__(self, *arguments: str, lines: int = 24, columns: int = 80, **environ: str) -> None:
+    def __init__(self, *arguments: str, interval: float = 0.2, **environ: str) -> None:
         self.output = ""
         self._master, self._slave = pty.openpty()
-        self.resize(lines, columns)
+        self.resize(24, 80)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environ}
         for name in ("COLUMNS", "LINES"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdns", "top", *arguments, "--interval", "0.2"],
+            [sys.executable, "-m", "kdns", "top", *arguments, "--interval", str(interval)],
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
@@ -684,8 +690,10 @@ class Terminal:
         """Read until a complete screen is as it should be."""
         end = time.monotonic() + LIMIT
         while time.monotonic() < end:
+            before = len(self.output)
             self.read(0.1)
-            found = [each for each in self.frames()[:-1] if condition(each)]
+            frames = self.frames()
+            found = [each for each in (frames if len(self.output) == before else frames[:-1]) if condition(each)]
             if found:
                 self.output = "\x1b[H" + self.output.rpartition("\x1b[H")[2]
                 return found[-1]
@@ -732,6 +740,16 @@ def test_a_live_view_follows_the_size_of_its_terminal_and_restarts_of_the_server
             "the server again",
         )
         terminal.press("x")
+        terminal.press("q")
+        assert terminal.ended() == 0
+
+
+def test_a_new_size_does_not_wait_for_the_next_look(server: Server) -> None:
+    with Terminal(f"127.0.0.1:{server.metrics_port}", interval=3600) as terminal:
+        terminal.wait_for(lambda lines: "q quits" in lines[0], "the screen")
+        terminal.resize(10, 40)
+        screen = terminal.wait_for(lambda lines: max(map(len, lines)) <= 40, "the small screen")
+        assert len(screen) <= 10
         terminal.press("q")
         assert terminal.ended() == 0
 

@@ -66,6 +66,8 @@ class _Block:
 def frame(picture: Picture, width: int, height: int | None = None) -> RenderableType:
     """The screen. height: lines that there are; None for as many as it takes."""
     lines: list[RenderableType] = [_head(picture, width), *_troubles(picture)]
+    if not any(instance.view is not None for instance in picture.instances):
+        return Group(*lines, Text("rates are there after two looks", "dim", no_wrap=True, overflow="ellipsis"))
     numbers = list(_numbers(picture, width))
     lines += [*numbers, Text()]
     if height is None:
