@@ -24,6 +24,7 @@ from kdns.tools.asking import GoneError, Limits, Target
 from kdns.tools.compare import Comparison, Options, Result
 from kdns.tools.questions import Question
 from kdns.wire import names, rr
+from tests.support import procs
 from tests.support.knot import Knot
 from tests.support.objects import Object, endpoint, endpoint_slice, external_name, namespace, pod, service
 from tests.support.server import ROOT, Server
@@ -420,6 +421,7 @@ def test_a_log_of_kdns_is_asked_again(server: Server, tmp_path: Path) -> None:
     with Server(tmp_path, cluster(), plugins="log . {combined}") as logging:
         for name, rtype in ((f"web.{SHOP}", "A"), (f"web.{SHOP}", "A"), (f"none.{SHOP}", "AAAA"), ("x.example", "A")):
             logging.query(name, rtype)
+        procs.wait_until(lambda: "x.example." in logging.log, 5, "the log is written")
         log = tmp_path / "queries.log"
         log.write_text(logging.log)
         done = kdns("compare", local(server.port), local(logging.port), "--log", log)

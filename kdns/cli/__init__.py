@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kdns.cli import check, compare, demo, explain, node, query, records, serve, top, version
+from kdns.cli import check, compare, demo, explain, migrate, node, query, records, serve, top, version
 from kdns.errors import KdnsError
 
 
@@ -46,6 +46,7 @@ app.command()(check.check)
 app.command()(query.query)
 app.command()(records.records)
 app.command()(compare.compare)
+app.command()(migrate.migrate)
 app.command()(explain.explain)
 app.command()(top.top)
 app.command()(version.version)

@@ -25,7 +25,7 @@ UDP_SIZE = 1232
 MAX_CONNECTIONS = 16
 """TCP connections to a server at a time."""
 RECEIVE_BUFFER = 1 << 20
-"""Bytes, as far as the system allows: what the largest window may be answered with while this process is not running."""
+"""Bytes, as far as the system allows: what the largest window may be answered with while this process is waiting."""
 _SWEEPS = 10
 """How often in the time of a try it is looked for what has waited too long."""
 _HEADER = message.HEADER

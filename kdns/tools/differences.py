@@ -1,0 +1,254 @@
+"""Which of a plugin's differences from CoreDNS matter to a Corefile, and what there is in the place of missing plugins.
+
+The sentences are those of the plugins' manual pages; here stands when each of them matters. One that is not here is
+taken to matter always.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kdns.corefile.config import Directive
+from kdns.corefile.lexer import Token
+from kdns.corefile.values import ip_address
+from kdns.plugins import MANUALS
+
+_SECTION = re.compile(r"^## Differences from CoreDNS\n+(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`*/])")
+_ADDRESS = re.compile(r"\[?([0-9A-Fa-f.:]+?)(?:%\S+)?\]?(?::\d+)?", re.ASCII)
+
+When: TypeAlias = Callable[[Directive], Iterator[Token]]
+"""The words of a directive at which a sentence matters; none if it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence of a plugin's manual, at the word that it is about."""
+
+    file: str
+    line: int
+    text: str
+
+
+def sentences(name: str) -> list[str]:
+    """What a plugin's manual says of its differences from CoreDNS, sentence by sentence."""
+    match = _SECTION.search(inspect.getdoc(MANUALS[name]) or "")
+    text = " ".join(match[1].split()) if match else "None."
+    return [] if text == "None." else _SENTENCE.split(text)
+
+
+def notes(directive: Directive) -> Iterator[Note]:
+    """What is different about a directive, as it is written; nothing about one that kdns does not have."""
+    name = directive.name.text
+    if name not in MANUALS:
+        return
+    for sentence in sentences(name):
+        for at in _when(name, sentence)(directive):
+            yield Note(at.file, at.line, sentence)
+
+
+def _when(name: str, sentence: str) -> When:
+    known = WHEN.get(name, {})
+    return next((when for start, when in known.items() if sentence.startswith(start)), always)
+
+
+# When something matters
+
+
+def always(directive: Directive) -> Iterator[Token]:
+    """Whatever else is written."""
+    yield directive.name
+
+
+def never(_: Directive) -> Iterator[Token]:
+    """kdns refuses what it would matter to, or has more than CoreDNS."""
+    yield from ()
+
+
+def option(*names: str) -> When:
+    """With one of these options."""
+
+    def when(directive: Directive) -> Iterator[Token]:
+        yield from (item.name for item in directive.block or () if item.name.text in names)
+
+    return when
+
+
+def without(name: str) -> When:
+    """Without this option."""
+
+    def when(directive: Directive) -> Iterator[Token]:
+        if all(item.name.text != name for item in directive.block or ()):
+            yield directive.name
+
+    return when
+
+
+def argument(pattern: str) -> When:
+    """With an argument in which this is found."""
+    found = re.compile(pattern)
+
+    def when(directive: Directive) -> Iterator[Token]:
+        if any(found.search(arg.text) for arg in directive.args):
+            yield directive.name
+
+    return when
+
+
+def _short_chaos(directive: Directive) -> Iterator[Token]:
+    if len(directive.args) < 2:
+        yield directive.name
+
+
+def _sole_format(directive: Directive) -> Iterator[Token]:
+    if len(directive.args) == 1 and "{" in directive.args[0].text:
+        yield directive.name
+
+
+def _own_size(directive: Directive) -> Iterator[Token]:
+    """Formats with the size of the response; those that are not written out have it."""
+    formats = [arg.text for arg in directive.args if "{" in arg.text]
+    if not formats or any(part in text for text in formats for part in ("{rsize}", "{common}", "{combined}")):
+        yield directive.name
+
+
+def _named_upstreams(directive: Directive) -> Iterator[Token]:
+    """Upstreams that are no addresses and no files."""
+    for arg in directive.args[1:]:
+        rest = arg.text.rpartition("://")[2]
+        match = _ADDRESS.fullmatch(rest)
+        if "/" not in rest and (match is None or ip_address(match[1]) is None):
+            yield directive.name
+            return
+
+
+def _own_entries(directive: Directive) -> Iterator[Token]:
+    """Lines of *hosts* that are an address with names."""
+    yield from (item.name for item in directive.block or () if ip_address(item.name.text) is not None)
+
+
+def _encrypted_by_name(directive: Directive) -> Iterator[Token]:
+    if any(arg.text.startswith("tls://") for arg in directive.args[1:]):
+        yield from _named_upstreams(directive)
+
+
+WHEN: Mapping[str, Mapping[str, When]] = {
+    "bind": {"Addresses are compared": never, "That no address is left": never},
+    "bufsize": {"The OPT record": always},
+    "cache": {
+        "Hits keep the AA bit": always,
+        "An NXDOMAIN at the end": always,
+        "An empty answer": always,
+        "The TTL of a denial": always,
+        "The newer of an answer": always,
+        "A failure replaces nothing": option("serve_stale"),
+        "One query serves all": always,
+        "Answers from this server's own zones": always,
+        "**CAPACITY** is exact": option("success", "denial"),
+        "`coredns_cache_drops_total`": always,
+    },
+    "cancel": {"The client gets SERVFAIL": always},
+    "chaos": {"The default authors": _short_chaos},
+    "debug": {"Lines are written": always, "An exception does not": always},
+    "errors": {"What only RE2": never, "Python's `re`": option("consolidate")},
+    "forward": {
+        "Connections carry many": always,
+        "A name as upstream": _named_upstreams,
+        "/etc/hosts and search domains": _named_upstreams,
+        "With `tls://` and a name": _encrypted_by_name,
+        "All reverse zones": argument(r"^[0-9A-Fa-f:.]+/\d+$"),
+        "Truncated answers": always,
+        "An upstream whose answer": always,
+        "`max_concurrent` counts": option("max_concurrent"),
+        "Clients' own EDNS": always,
+        "RA is set": always,
+        "`max_age` may be": never,
+    },
+    "header": {"In a query": option("query")},
+    "health": {"Written twice": never},
+    "hosts": {
+        "A name of the Corefile": _own_entries,
+        "A name with a line of its own": always,
+        "The same address twice": never,
+        "A line of the Corefile": never,
+    },
+    "import": {"Arguments are new": never, "A directory that matches": never},
+    "kubernetes": {
+        "`manifests` and": never,
+        "A start without the API": always,
+        "`apiserver_qps` and": option("apiserver_qps", "apiserver_burst", "multicluster"),
+        "The duration of DNS": always,
+        "`endpoint` or `tls`": never,
+        "A port behind a zone": never,
+        "An ExternalName whose": always,
+        "A PTR answer lists": always,
+        "A name that exists": always,
+        "An alias is shown": always,
+        "Names of ports": always,
+        "The weights of SRV": always,
+        "The zone's name server": always,
+    },
+    "loadbalance": {"CoreDNS shuffles": always, "The policy `weighted`": never},
+    "log": {
+        "`{rsize}` is the size": _own_size,
+        "A single argument": _sole_format,
+        "`{/log/class}`": argument(r"\{/"),
+    },
+    "loop": {"CoreDNS ends its process": always, "It looks for one": always},
+    "minimal": {"An alias whose target": always, "The dates of signatures": always},
+    "nsid": {"The length has": never},
+    "prometheus": {"The options `tls`": never, "`top_names`": never},
+    "reload": {"The hash is": always},
+    "root": {"More than one": never},
+    "timeouts": {"A new connection": always, "The default of `read`": without("read")},
+    "whoami": {"A name that is": always},
+}
+"""When a sentence of a manual matters, by the words that it starts with."""
+
+
+_ELSEWHERE = "another server for these names, and a server block that forwards to it"
+_PLAIN = "plain DNS over UDP and TCP"
+INSTEAD: Mapping[str, str] = {
+    "acl": "a NetworkPolicy for who may ask; a server block without forward for names that nobody may ask for",
+    "auto": _ELSEWHERE,
+    "autopath": "nothing: clients go through their search lists themselves, one query for each name; fewer with a lower"
+    " ndots, or a dot behind names",
+    "azure": _ELSEWHERE,
+    "clouddns": _ELSEWHERE,
+    "dns64": "a resolver that has it, in forward",
+    "dnssec": "nothing: the cluster's zones are not signed",
+    "dnstap": "log",
+    "erratic": "nothing: it is for tests",
+    "etcd": _ELSEWHERE,
+    "file": f"hosts for addresses; {_ELSEWHERE}",
+    "geoip": "nothing",
+    "grpc": "forward over UDP, TCP, TLS or HTTPS",
+    "grpc_server": _PLAIN,
+    "https": _PLAIN,
+    "https3": _PLAIN,
+    "k8s_external": _ELSEWHERE,
+    "metadata": "nothing: log has the class and type of answers without it",
+    "multisocket": "nothing: each worker has sockets of its own (kdns serve --workers)",
+    "nomad": _ELSEWHERE,
+    "on": "nothing: commands at start and end belong to the pod (postStart, preStop)",
+    "pprof": "nothing: it is for Go",
+    "proxyproto": _PLAIN,
+    "quic": _PLAIN,
+    "rewrite": "hosts for names with fixed addresses, a Service of type ExternalName for one with another name, a"
+    " server block of its own for a zone",
+    "route53": _ELSEWHERE,
+    "secondary": _ELSEWHERE,
+    "shed": "nothing: what waits is bounded (max_concurrent of forward)",
+    "sign": "nothing: the cluster's zones are not signed",
+    "template": "hosts for names with fixed addresses; a server block with nothing but errors refuses a zone",
+    "tls": _PLAIN,
+    "trace": "log; kdns_* and coredns_* metrics",
+    "transfer": "kdns records, which prints zones",
+    "tsig": _PLAIN,
+    "view": "server blocks at addresses of their own (bind)",
+}
+"""What to do instead of a directive of CoreDNS that kdns does not have."""

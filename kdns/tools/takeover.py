@@ -1,0 +1,125 @@
+"""What taking over from CoreDNS and from NodeLocal DNSCache have in common: the Corefile, and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from kdns.errors import KdnsError
+from kdns.tools import corefiles
+from kdns.tools.carry import COREFILE, Plan
+from kdns.tools.coredns import KubeObject, Pod, part
+from kdns.tools.corefiles import Source, Verdict
+
+_DNS_PORT = 53
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """image: of kdns. without_unsupported: comment out what kdns refuses."""
+
+    image: str = "kdns:0.1.0"
+    without_unsupported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is known of one server. workload: None with a Corefile alone, which then is `bare`."""
+
+    objects: Sequence[KubeObject]
+    workload: KubeObject | None
+    bare: Source | None
+    options: Options
+
+
+def with_corefile(objects: Iterable[KubeObject]) -> list[KubeObject]:
+    """The ConfigMaps that have a Corefile."""
+    return [each for each in objects if each.kind == "ConfigMap" and COREFILE in part(each.data, "data")]
+
+
+class Takeover:
+    """Makes a plan. A subclass carries over the objects and writes those of kdns.
+
+    main: the Corefile as it is, and in `configmap` under `key` if that is known. imported: the other files that
+    ConfigMaps give to the pod. sources: all of these as they are to be. config: what is to be served; None if
+    something is not supported and has to stay. is_possible: whether there are manifests for it at all.
+    """
+
+    part = ""
+    is_node = False
+
+    def __init__(self, given: Given) -> None:
+        """Raises KdnsError if there is no Corefile, or none is left without what is not supported."""
+        self.given = given
+        self.pod = Pod(given.workload) if given.workload is not None else None
+        files = self.pod.files(given.objects) if self.pod is not None else []
+        self.main, self.configmap, self.key = self._main(files)
+        self.imported = [each for each in files if each[0].path != self.main.path]
+        self.namespace = next((each.namespace for each in (given.workload, self.configmap) if each), "kube-system")
+        self.plan = Plan(self.part, self.configmap.title if self.configmap is not None else self.main.file)
+        self.sources = [self.main, *(source for source, _, _ in self.imported)]
+        self.environ = self.pod.environ() if self.pod is not None else {}
+        self.port = self._port()
+        self.is_possible = True
+        self._judge()
+        self._tell_unknown()
+        self.carry()
+        if self.config is None or not self.is_possible:
+            return
+        if given.options.without_unsupported or self.plan.verdict is not Verdict.UNSUPPORTED:
+            self.write()
+
+    def carry(self) -> None:
+        """Note what becomes of the objects, and make those of kdns."""
+        raise NotImplementedError
+
+    def write(self) -> None:
+        """Fill in the plan's files."""
+        raise NotImplementedError
+
+    def base_file(self, pod: Pod) -> str:
+        """The path of the file that is read."""
+        folder = PurePosixPath("/", str(pod.container.get("workingDir") or ""))
+        return str(folder / (pod.flags.get("conf") or COREFILE))
+
+    @property
+    def origin(self) -> str:
+        """What the manifests are made from."""
+        return self.given.workload.title if self.given.workload is not None else self.plan.origin
+
+    def _main(self, files: Sequence[tuple[Source, KubeObject, str]]) -> tuple[Source, KubeObject | None, str]:
+        """The Corefile, and where it is. Raises KdnsError."""
+        if self.given.bare is not None:
+            return self.given.bare, None, COREFILE
+        assert self.pod is not None
+        path = self.base_file(self.pod)
+        for source, owner, key in files:
+            if source.path == path:
+                return source, owner, key
+        mounted = ", ".join(self.pod.configmaps()) or "none"
+        raise KdnsError(
+            f"{self.pod.workload.title} reads {path}, which is in no ConfigMap that was given; accepted: those that it"
+            f" mounts too ({mounted})"
+        )
+
+    def _port(self) -> int:
+        flags = self.pod.flags if self.pod is not None else {}
+        port = flags.get("dns.port") or flags.get("p") or ""
+        return int(port) if port.isdigit() and 0 < int(port) < 65536 else _DNS_PORT
+
+    def _judge(self) -> None:
+        """Note what becomes of each line, and take out what has to go."""
+        judgement = corefiles.judge(self.sources, self.environ, self.port, node=self.is_node)
+        self.plan.findings += judgement.findings
+        self.config = judgement.config
+        if self.config is None and self.given.options.without_unsupported:
+            self.sources = corefiles.without(self.sources, self.environ, self.port, node=self.is_node)
+            self.config = corefiles.judge(self.sources, self.environ, self.port, node=self.is_node).config
+
+    def _tell_unknown(self) -> None:
+        known = {each.name for each in self.given.objects if each.kind == "ConfigMap"}
+        for name in self.pod.configmaps() if self.pod is not None else ():
+            if name not in known:
+                told = "it was not given: whatever it adds to the Corefile is not looked at"
+                self.plan.left_out(self.origin, f"ConfigMap {name}", told)
