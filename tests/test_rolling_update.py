@@ -9,7 +9,6 @@ that is there all the time: each of them counts that gets no answer.
 
 from __future__ import annotations
 
-import copy
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import Record
-from tests.support import deploy, digs, kubelet, lookups, netns, oci, procs
+from tests.support import deploy, digs, lookups, netns, oci, procs
 from tests.support.cluster import DELAY, Cluster
 from tests.support.lookups import GLIBC, ONCE, SHARED, TCP, Asked, Client, Plan, Question
 from tests.support.node import IPV4, OUTSIDE
@@ -53,18 +52,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for number in range(SERVICES):
         name = f"web-{number}"
         given["Service", "default", name] = service(name, ips=(f"10.96.1.{number}", f"fd00:10:96:1::{number:x}"))
-    folder = tmp_path_factory.mktemp("rolling")
-    with Cluster(folder, given) as made:
+    with Cluster(tmp_path_factory.mktemp("rolling"), given) as made:
         made.deploy(given[KDNS], REPLICAS)
         made.wait_rolled_out()
-        with kubelet.Pod("node-local-dns", given[NODE]["spec"]["template"], folder / "node", made.machine) as node:
+        with made.daemon(given[NODE]) as node:
             node.wait_ready()
             yield made
 
 
 def changed(cluster: Cluster, revision: str) -> Object:
     """The Deployment with another template, as `kubectl rollout restart` makes one."""
-    found = copy.deepcopy(cluster.given[KDNS])
+    found = cluster.api.find(*KDNS)
     found["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/restartedAt": revision}
     return found
 

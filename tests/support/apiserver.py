@@ -35,6 +35,7 @@ import yaml
 
 from tests.support import apiserver_control, ports, procs
 from tests.support.apiserver_http import Record, status
+from tests.support.apiserver_rbac import ADMIN
 from tests.support.objects import Object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,8 @@ class ApiServer:
         self._buffer = b""
         self.token = secrets.token_urlsafe(24)
         """The valid token of `system:serviceaccount:kube-system:kdns`."""
+        self.admin = secrets.token_urlsafe(24)
+        """The token of one who may do everything."""
 
     # Its process
 
@@ -139,7 +142,7 @@ class ApiServer:
         self._buffer = b""
         self._result(seconds, "start")
         self.command("settings", authenticate=self._authenticate)
-        self.set_tokens({self.token: "system:serviceaccount:kube-system:kdns"})
+        self.set_tokens({self.token: "system:serviceaccount:kube-system:kdns", self.admin: ADMIN})
         return self
 
     def stop(self) -> None:
@@ -273,6 +276,23 @@ class ApiServer:
     def load_cluster(self, services: int = 5000, endpoints: int = 10) -> int:
         """Apply the objects of tests.bench.cluster.Cluster and their namespaces, then compact; returns how many."""
         return int(self.command("load_cluster", services=services, endpoints=endpoints, seconds=LOAD_SECONDS))
+
+    def items(self, kind: str) -> list[Object]:
+        """All objects of a kind, as they are now."""
+        found: list[Object] = self.command("items", kind=kind)
+        return found
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """An object as it is now. namespace: empty for one that has none."""
+        found: Object | None = self.command("get", kind=kind, namespace=namespace, name=name)
+        return found
+
+    def find(self, kind: str, namespace: str, name: str) -> Object:
+        """An object that is there. Raises ApiServerError."""
+        found = self.get(kind, namespace, name)
+        if found is None:
+            raise ApiServerError(f"there is no {kind} {name} in namespace {namespace!r}")
+        return found
 
     def managed_fields(self, *, on: bool = True) -> None:
         """Give objects that are written from now on the managedFields that real ones have."""
@@ -577,9 +597,12 @@ class ApiServer:
         script.chmod(0o755)
         return {"apiVersion": version, "command": str(script), "interactiveMode": "Never", "args": []}
 
-    def account(self) -> dict[str, str]:
-        """What the token volume of its Pods has: the present token, the CA, and the namespace."""
-        return {"token": self.token, "ca.crt": self.ca_pem.decode(), "namespace": "kube-system"}
+    def account(self, name: str = "kdns", namespace: str = "kube-system") -> dict[str, str]:
+        """What the token volume of a service account's Pods has: its token, the CA, and the namespace."""
+        token = self.token if (namespace, name) == ("kube-system", "kdns") else secrets.token_urlsafe(24)
+        if token not in self._tokens:
+            self.set_tokens(self._tokens | {token: f"system:serviceaccount:{namespace}:{name}"})
+        return {"token": token, "ca.crt": self.ca_pem.decode(), "namespace": namespace}
 
     def service_account(self, folder: Path) -> dict[str, str]:
         """Write `token`, `ca.crt` and `namespace` as Kubernetes mounts them; returns the environment of a Pod."""

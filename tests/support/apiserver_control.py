@@ -25,7 +25,8 @@ from tests.bench.cluster import Cluster
 from tests.support import objects
 from tests.support.apiserver_http import Fault, dumps
 from tests.support.apiserver_serve import ApiService, bookmark_line
-from tests.support.apiserver_store import BY_KIND, Entry, Object, Store
+from tests.support.apiserver_store import BY_KIND, Entry, Object, Store, Target
+from tests.support.apiserver_write import object_of
 
 LINE = 1 << 30
 """Longest command, in bytes."""
@@ -79,6 +80,14 @@ class Control:
             gc.enable()
         gc.freeze()
         return done
+
+    def do_items(self, kind: str) -> list[Object]:
+        snapshot = self._service.store.snapshot(BY_KIND[kind])
+        return [object_of(BY_KIND[kind], snapshot.entries[key]) for key in snapshot.keys]
+
+    def do_get(self, kind: str, namespace: str, name: str) -> Object | None:
+        entry = self._service.store.get(BY_KIND[kind], Target(BY_KIND[kind], namespace, name).key)
+        return None if entry is None else object_of(BY_KIND[kind], entry)
 
     def do_managed_fields(self, *, on: bool) -> None:
         self._service.store.managed_fields = on

@@ -41,7 +41,7 @@ class Record:
 
     time: float
     kind: str
-    """`list`, `watch`, `stream` (a watch that asks for initial events), `get`, or `other`."""
+    """`list`, `watch`, `stream` (a watch that asks for initial events), `get`, `write`, or `other`."""
     method: str
     path: str
     query: dict[str, str]
@@ -113,18 +113,28 @@ def status(code: int, message: str, reason: str = "", **more: Any) -> dict[str, 
     }
 
 
+class RefusedError(Exception):
+    """A request is answered with a Status."""
+
+    def __init__(self, code: int, message: str, reason: str = "", **more: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status(code, message, reason, **more)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of a request. Names of headers are in lower case."""
+    """Names of headers are in lower case."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """The next request, its body read and dropped; None at the end of the connection."""
+    """The next request; None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -133,8 +143,8 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     method, _, rest = first.partition(" ")
     path, _, query = rest.partition(" ")[0].partition("?")
-    await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(method, unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers)
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Request(method, unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers, body)
 
 
 class Response:

@@ -14,14 +14,15 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.apiserver_http import (
     EndedError,
     Fault,
     Record,
+    RefusedError,
     Request,
     Response,
     dumps,
@@ -29,6 +30,7 @@ from tests.support.apiserver_http import (
     reset,
     status,
 )
+from tests.support.apiserver_rbac import Deed, allows
 from tests.support.apiserver_store import (
     ADDED,
     RESOURCES,
@@ -39,9 +41,11 @@ from tests.support.apiserver_store import (
     SelectorError,
     Snapshot,
     Store,
+    Target,
     field_selector,
     label_selector,
 )
+from tests.support.apiserver_write import VERBS, Writer
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
@@ -64,29 +68,14 @@ class Settings:
     """How a watch from a compacted version is refused: `event` (as kube-apiserver does) or `status`."""
     authenticate: bool = False
     """Whether a request needs a token or a client certificate."""
+    writable: bool = False
+    """Whether objects can be written over HTTP."""
+    rbac: bool = False
+    """Whether users may do what their roles say, and nothing else."""
     split: list[int] = field(default_factory=list)
     """Offsets at which every live watch event is divided into chunks; below 0: from its end."""
     split_pause: float = 0.0
     """Seconds between such chunks. The whole server waits."""
-
-
-class RefusedError(Exception):
-    """A request is answered with a Status."""
-
-    def __init__(self, code: int, message: str, reason: str = "", **more: Any) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status(code, message, reason, **more)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a path names."""
-
-    resource: Resource
-    namespace: str
-    name: str
-    """Empty: the collection."""
 
 
 def target(path: str) -> Target | None:
@@ -107,10 +96,43 @@ def target(path: str) -> Target | None:
     return None
 
 
-def kind_of(found: Target | None, query: dict[str, str]) -> str:
+def discovery(path: str, kinds: Collection[str]) -> Any:
+    """What a client asks first to learn which resources there are; None for another path."""
+    there = [resource for resource in RESOURCES if resource.kind in kinds]
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
+    if path == "/apis":
+        versions = sorted({resource.version for resource in there if resource.group})
+        groups = [{"name": version.partition("/")[0], "versions": [_version(version)]} for version in versions]
+        found = [group | {"preferredVersion": group["versions"][0]} for group in groups]  # each has one
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": found}
+    resources = [
+        {
+            "name": resource.plural,
+            "singularName": resource.kind.lower(),
+            "namespaced": resource.namespaced,
+            "kind": resource.kind,
+            "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
+        }
+        for resource in there
+        if resource.root == path
+    ]
+    if not resources:
+        return None
+    version = path.removeprefix("/apis/").removeprefix("/api/")
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
+
+
+def _version(text: str) -> dict[str, str]:
+    return {"groupVersion": text, "version": text.partition("/")[2]}
+
+
+def kind_of(found: Target | None, query: dict[str, str], method: str = "GET") -> str:
     """A Record's kind."""
     if found is None:
         return "other"
+    if method != "GET":
+        return "write"
     if found.name:
         return "get"
     if query.get("watch") not in _TRUE:
@@ -209,6 +231,7 @@ class ApiService:
 
     def __init__(self, context: ssl.SSLContext | None, host: str, port: int) -> None:
         self.store = Store()
+        self.writer = Writer()
         self.settings = Settings()
         self.context = context
         self.tokens: dict[str, str] = {}
@@ -304,7 +327,7 @@ class ApiService:
         """Answer a request; returns whether the connection goes on."""
         found = target(request.path)
         agent = request.headers.get("user-agent", "")
-        kind = kind_of(found, request.query)
+        kind = kind_of(found, request.query, request.method)
         record = Record(time.monotonic(), kind, request.method, request.path, request.query, agent, connection.number)
         self.records.append(record)
         fault = next((fault for fault in self.faults if fault.matches(record)), Fault())
@@ -345,15 +368,31 @@ class ApiService:
         if path == "/version":
             return await response.whole(200, dumps(_VERSION))
         record.user = self._user(exchange)
+        if (document := discovery(path, self.installed)) is not None:
+            return await response.whole(200, dumps(document))
         if found is None or found.resource.kind not in self.installed:
             return await response.whole(404, b"404 page not found\n", "text/plain; charset=utf-8")
         if record.method != "GET":
-            raise RefusedError(405, "the server does not allow this method on the requested resource")
+            return await self._write(exchange, found)
         self._authorize(record, found)
         if found.name:
             return await response.whole(200, self._get(found))
         scope = _scope(found, record.query)
         return await (self._list if record.kind == "list" else self._watch)(scope, exchange)
+
+    async def _write(self, exchange: Exchange, found: Target) -> None:
+        """POST is for collections, the other methods are for objects."""
+        request = exchange.request
+        if not self.settings.writable or request.method not in VERBS or (request.method == "POST") == bool(found.name):
+            raise RefusedError(405, "the server does not allow this method on the requested resource")
+        self._authorize(exchange.record, found)
+        operation, item = self.writer.take(self.store, found, request)
+        self.write([(operation, item)])
+        if operation == "delete":
+            done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+            return await exchange.response.whole(200, dumps(done))
+        made = self._get(replace(found, name=item["metadata"]["name"]))
+        await exchange.response.whole(201 if operation == "create" else 200, made)
 
     def _user(self, exchange: Exchange) -> str:
         """Who asks: the token counts before the certificate. Raises RefusedError."""
@@ -368,20 +407,20 @@ class ApiService:
         return subject or "system:anonymous"
 
     def _authorize(self, record: Record, found: Target) -> None:
-        if any(part in record.path for part in self.forbidden):
-            resource = found.resource
-            verb = record.kind if record.kind in ("list", "get") else "watch"
-            group = resource.version.rpartition("/")[0]
+        resource = found.resource
+        verb = VERBS.get(record.method) or (record.kind if record.kind in ("list", "get") else "watch")
+        deed = Deed(record.user, verb, resource.group, resource.plural, found.namespace, found.name)
+        if any(part in record.path for part in self.forbidden) or (self.settings.rbac and not allows(self.store, deed)):
             where = f'in the namespace "{found.namespace}"' if found.namespace else "at the cluster scope"
             raise RefusedError(
                 403,
                 f'{resource.plural} is forbidden: User "{record.user}" cannot {verb} resource "{resource.plural}" '
-                f'in API group "{group}" {where}',
-                details={"group": group, "kind": resource.plural},
+                f'in API group "{resource.group}" {where}',
+                details={"group": resource.group, "kind": resource.plural},
             )
 
     def _get(self, found: Target) -> bytes:
-        entry = self.store.get(found.resource, f"{found.namespace}/{found.name}" if found.namespace else found.name)
+        entry = self.store.get(found.resource, found.key)
         if entry is None:
             raise RefusedError(404, f'{found.resource.plural} "{found.name}" not found')
         return found.resource.prefix + entry.data[1:]

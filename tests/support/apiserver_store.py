@@ -53,6 +53,11 @@ class Resource:
         return f"/api/{self.version}" if "/" not in self.version else f"/apis/{self.version}"
 
     @property
+    def group(self) -> str:
+        """Of its version; empty for the core."""
+        return self.version.rpartition("/")[0]
+
+    @property
     def prefix(self) -> bytes:
         """What replaces the opening brace of a stored object where kind and apiVersion are sent."""
         return b'{"kind":"%s","apiVersion":"%s",' % (self.kind.encode(), self.version.encode())
@@ -63,9 +68,36 @@ RESOURCES = (
     Resource("namespaces", "Namespace", namespaced=False),
     Resource("pods", "Pod"),
     Resource("endpointslices", "EndpointSlice", "discovery.k8s.io/v1"),
+    Resource("configmaps", "ConfigMap"),
+    Resource("serviceaccounts", "ServiceAccount"),
+    Resource("deployments", "Deployment", "apps/v1"),
+    Resource("daemonsets", "DaemonSet", "apps/v1"),
+    Resource("poddisruptionbudgets", "PodDisruptionBudget", "policy/v1"),
+    Resource("horizontalpodautoscalers", "HorizontalPodAutoscaler", "autoscaling/v2"),
+    Resource("roles", "Role", "rbac.authorization.k8s.io/v1"),
+    Resource("rolebindings", "RoleBinding", "rbac.authorization.k8s.io/v1"),
+    Resource("clusterroles", "ClusterRole", "rbac.authorization.k8s.io/v1", namespaced=False),
+    Resource("clusterrolebindings", "ClusterRoleBinding", "rbac.authorization.k8s.io/v1", namespaced=False),
     Resource("serviceimports", "ServiceImport", "multicluster.x-k8s.io/v1alpha1", custom=True),
+    Resource("servicemonitors", "ServiceMonitor", "monitoring.coreos.com/v1", custom=True),
+    Resource("prometheusrules", "PrometheusRule", "monitoring.coreos.com/v1", custom=True),
 )
 BY_KIND = {resource.kind: resource for resource in RESOURCES}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path names."""
+
+    resource: Resource
+    namespace: str
+    name: str
+    """Empty: the collection."""
+
+    @property
+    def key(self) -> str:
+        """Of the object in the store."""
+        return f"{self.namespace}/{self.name}" if self.resource.namespaced else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """A cluster of one node that runs a Deployment as its controllers, its kubelet and kube-proxy would.
 
     with Cluster(folder, given) as cluster:
-        cluster.deploy(given["Deployment", "kube-system", "kdns"], replicas=2)
+        cluster.deploy(cluster.api.find("Deployment", "kube-system", "kdns"), replicas=2)
         cluster.wait_rolled_out()
 
-The API server is in a namespace of its own, behind the Service `kubernetes`. Each pod gets a namespace and an address,
-which go when it has ended. DELAY seconds after a change of a pod, EndpointSlices and kube-proxy's rules have it.
-Clients ask from the topology's pods.
+The API server is in a namespace of its own, behind the Service `kubernetes`; who asks it may do what roles there say.
+Each pod gets a namespace and an address, which go when it has ended. DELAY seconds after a change of a pod,
+EndpointSlices and kube-proxy's rules have it. Clients ask from the topology's pods.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ class Deployment:
 
 
 class Cluster(Topology):
-    """given: the objects that controllers and kubelet read; it may change."""
+    """One whose API server has the namespaces `default` and `kube-system`, and what is given."""
 
-    def __init__(self, folder: Path, given: Mapping[Key, Object]) -> None:
+    def __init__(self, folder: Path, given: Mapping[Key, Object] | None = None) -> None:
         super().__init__(folder, servers=["upstream"])
-        self.given = given
+        self._given = list((given or {}).values())
         self.pods_running: list[Running] = []
         self.deployment: Deployment | None = None
         self.control_plane = Netns("api")
@@ -107,8 +107,8 @@ class Cluster(Topology):
         )
         self.machine = kubelet.Node(
             self.node,
-            lambda namespace, name: self.given.get(("ConfigMap", namespace, name), {}).get("data"),
-            accounts=lambda _: self.api.account(),
+            config_maps=self._config_map,
+            accounts=self._account,
             environ=self._environ,
             resolv_conf=f"nameserver {IPV4.upstream[1]}\n",
         )
@@ -125,7 +125,8 @@ class Cluster(Topology):
             stack.enter_context(self.control_plane)
             self.attach(self.control_plane, API, API6)
             stack.enter_context(self.api)
-            self.api.apply(*(objects.namespace(name) for name in ("default", "kube-system")), *self._of("Service"))
+            self.api.settings(writable=True, rbac=True)
+            self.api.create(*(objects.namespace(name) for name in ("default", "kube-system")), *self._given)
             threads = [threading.Thread(target=work, name=work.__name__) for work in (self._propagate, self._control)]
             stack.callback(self._end, threads)
             for thread in threads:
@@ -145,13 +146,20 @@ class Cluster(Topology):
             running.pod.close()
             running.namespace.close()
 
-    def _of(self, kind: str) -> list[Object]:
-        return [found for key, found in self.given.items() if key[0] == kind]
+    # What the kubelet asks the API server
+
+    def _config_map(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        found = self.api.get("ConfigMap", namespace, name)
+        return None if found is None else found.get("data", {})
+
+    def _account(self, name: str) -> Mapping[str, str]:
+        self.api.find("ServiceAccount", "kube-system", name)
+        return self.api.account(name)
 
     def _environ(self) -> dict[str, str]:
         """The variables of Services, the kubernetes one among them."""
         found = {"KUBERNETES_SERVICE_HOST": API_SERVICE, "KUBERNETES_SERVICE_PORT": "443"}
-        for service in self._of("Service"):
+        for service in self.api.items("Service"):
             name = service["metadata"]["name"].upper().replace("-", "_")
             found[f"{name}_SERVICE_HOST"] = service["spec"].get("clusterIP", "")
         return {name: value for name, value in found.items() if value not in ("", "None")}
@@ -165,6 +173,11 @@ class Cluster(Topology):
             if template not in self._templates:
                 self._templates.append(template)
             self.deployment = Deployment(found, replicas, self._templates.index(template) + 1)
+
+    def daemon(self, found: Object) -> Pod:
+        """The pod of a DaemonSet on the node; a context manager."""
+        name = f"{found['metadata']['name']}-{next(self._numbers)}"
+        return Pod(name, found["spec"]["template"], self.folder / name, self.machine)
 
     def wait_rolled_out(self, seconds: float = ROLLOUT_SECONDS) -> float:
         """Wait until all pods are new and ready, and kube-proxy knows; returns the seconds."""
@@ -248,8 +261,10 @@ class Cluster(Topology):
             self.proxy.sync(ports)
 
     def _services(self) -> list[ServicePort]:
+        if self.api.process is None:
+            return []
         ports = [ServicePort(API_SERVICE, 443, "tcp", (Endpoint(API[1], API_PORT),))]
-        for service in self._of("Service"):
+        for service in self.api.items("Service"):
             spec = service["spec"]
             selected = self._selected(spec.get("selector", {}))
             for port in spec["ports"] if spec.get("clusterIP", "None") != "None" else []:
@@ -266,7 +281,7 @@ class Cluster(Topology):
     def _slices(self) -> list[Object]:
         """Those of Services whose selector is given."""
         found = []
-        for service in self._of("Service"):
+        for service in self.api.items("Service"):
             if "selector" not in service["spec"]:
                 continue
             endpoints = []
