@@ -134,9 +134,7 @@ class Asking:
         found = self.region.read().items()
         wanted = set(labels.items())
         return sum(
-            cells[0]
-            for key, cells in found
-            if key[1] == name and wanted <= set(zip(key[2::2], key[3::2], strict=True))
+            cells[0] for key, cells in found if key[1] == name and wanted <= set(zip(key[2::2], key[3::2], strict=True))
         )
 
 
