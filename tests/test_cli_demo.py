@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,10 @@ def test_the_output_has_all_names_and_lines_to_copy(running: Demo, needs: Callab
     for line in lines[:-1]:
         done = subprocess.run([*shlex.split(line), "+short"], capture_output=True, text=True, timeout=20)
         assert done.stdout.strip(), line
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port + 3}/", timeout=5) as page:
+        assert "Names asked for most" in page.read().decode()
     text = end(running)
+    assert f"`kdns top :{running.port + 3}`" in text
     assert all(f"{example.name} " in text for example in demo.EXAMPLES)
     assert all(f"  {line}\n" in text for line in lines)
     assert max(map(len, re.findall(r"^.*\.local .*$", text, re.MULTILINE))) <= 80

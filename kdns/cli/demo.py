@@ -127,6 +127,8 @@ def introduce(port: int) -> None:
     typer.echo(f"\nChange a file in {SAMPLE.resolve()} and ask again.")
     for index, path in enumerate(_HTTP):
         typer.echo(f"http://{ADDRESS}:{port + 1 + index}/{path}")
+    watched = port + len(_HTTP)
+    typer.echo(f"http://{ADDRESS}:{watched}/ in a browser, or `kdns top :{watched}`, shows what it does.")
     typer.echo("Ctrl-C ends it.\n")
 
 
