@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import struct
 import subprocess
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def check(name: str, work: Callable[[], None]) -> Check:
     try:
         work()
     except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return Check(name, f"{type(error).__name__}: {error}"[:_LONGEST])
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        return Check(name, f"{type(error).__name__}: {str(error) or line}"[:_LONGEST])
     return Check(name, "")
 
 
@@ -59,14 +61,14 @@ def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> lis
 
     def listed() -> None:
         debian, python = image.listed(root)
-        assert debian == found.debian
-        assert python == found.python
+        for mine, theirs in ((debian, found.debian), (python, found.python)):
+            assert mine == theirs, f"listed or there: {sorted(mine.items() ^ theirs.items())}"
 
     def agree() -> None:
         assert built.id == again.id, f"different: {image.differences(built, again)}"
 
     def owned() -> None:
-        assert found.unowned == ()
+        assert found.unowned == (), found.unowned
 
     def compiled() -> None:
         folders = [*(root / "opt/kdns/lib").glob("python3.*/site-packages"), root / "usr/lib/python3.13"]
@@ -77,7 +79,7 @@ def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> lis
             if not (bytecode := Path(path.parent, "__pycache__", f"{path.stem}.cpython-313.pyc")).exists()
             or struct.unpack_from("<I", bytecode.read_bytes(), 4)[0] != _UNCHECKED
         ]
-        assert missing == []
+        assert missing == [], missing
 
     def configured() -> None:
         config = unpacked.config
