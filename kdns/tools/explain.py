@@ -192,17 +192,23 @@ class Live:
         """What it answers. Raises KdnsError if it does not, or nonsense."""
         reply = self._exchange(name, rtype)
         try:
-            (question,) = reply.record.questions
-            same = (names.lower(_wire(question.qname)), question.qtype) == (names.lower(name), rtype)
-            records = tuple(_from_dnslib(record) for record in reply.record.rr)
+            answer = self._read(reply, name, rtype)
         except Exception as error:  # dnslib raises whatever malformed data leads to
             raise KdnsError(f"the answer of {self._server} cannot be read: {error}") from None
-        if not same:
+        if answer is None:
             raise KdnsError(f"{self._server} answers another question than {names.to_text(name)} {rr.type_text(rtype)}")
+        return answer if self._data is None else _beside(answer, self._data.ask(name, rtype, exists))
+
+    def _read(self, reply: Reply, name: bytes, rtype: int) -> Answer | None:
+        """What a reply says; None if it is one to another question."""
+        (question,) = reply.record.questions
+        if (names.lower(_wire(question.qname)), question.qtype) != (names.lower(name), rtype):
+            return None
         header = reply.record.header
+        records = tuple(_from_dnslib(record) for record in reply.record.rr)
         found = sum(record.type == rr.type_text(rtype) for record in records)
         lame = header.rcode == rr.NOERROR and not (records or header.aa or header.ra or reply.record.ar)
-        answer = Answer(
+        return Answer(
             rr.type_text(rtype),
             rr.rcode_text(header.rcode),
             records,
@@ -212,7 +218,6 @@ class Live:
             self._who(reply, name),
             seconds=reply.seconds,
         )
-        return answer if self._data is None else _beside(answer, self._data.ask(name, rtype, exists))
 
     def _exchange(self, name: bytes, rtype: int) -> Reply:
         question = DNSQuestion(names.labels(name), rtype)
@@ -230,7 +235,9 @@ class Live:
         if reply.record.header.rcode not in (rr.NOERROR, rr.NXDOMAIN):
             return f"the server answers {rr.rcode_text(reply.record.header.rcode)}"
         what = "does not exist" if reply.record.header.rcode == rr.NXDOMAIN else "has no such records"
-        return f"it {what}" + (f" in the zone {soa.rname}" if soa is not None else ", says the server")
+        return f"it {what}" + (
+            ", says the server" if soa is None else f" in the zone {names.to_text(_wire(soa.rname))}"
+        )
 
     def _who(self, reply: Reply, name: bytes) -> str:
         """Who knew it, as far as the flags tell."""
@@ -424,8 +431,26 @@ def _differences(request: Request, glibc: Trace, musl: Trace) -> list[str]:
         found.append(f"musl tries a name with {_dots(request.name)} only as it is, as ndots is {conf.ndots}")
     elif addresses and len(" ".join(("search", *conf.search))) > search.MUSL_LINE:
         found.append(f"musl passes over a search line of more than {search.MUSL_LINE} characters")
+    return found + _limits(conf)
+
+
+def _limits(conf: Conf) -> list[str]:
+    """What of a resolv.conf does not work everywhere."""
+    found = []
+    size = len(conf.search), len(" ".join(conf.search))
+    if any(map(int.__gt__, size, search.KUBELET_LIMITS)):
+        found.append(
+            "a kubelet takes no more than {} search domains, or {} characters of them".format(*search.KUBELET_LIMITS)
+        )
+    elif any(map(int.__gt__, size, search.OLD_LIMITS)):
+        text = (
+            "glibc before 2.26 and kubelets before 1.26 take no more than {} search domains, or {} characters of them"
+        )
+        found.append(text.format(*search.OLD_LIMITS))
     if "." in conf.search:
         found.append('musl before 1.2.4 finds nothing with "." in the search list')
+    if "strict-error" in conf.options:
+        found.append("the option strict-error is not taken into account: with it glibc asks again if one answer fails")
     return found
 
 

@@ -25,6 +25,7 @@ from kdns.tools.snapshot import View
 from kdns.wire import names, rr
 from kdns.zone.store import Zone
 
+_AnyService = Service | ServiceImport
 _ALIKE = 0.6
 """How alike two names are that may be meant for each other (difflib)."""
 _SHOWN = 5
@@ -116,16 +117,10 @@ class Origins:
         return Origin(f"the zone {names.to_text(zone.origin)} itself")
 
     def _of_place(self, zone: Zone, place: _Place) -> Origin | None:
-        inventory = self._view.inventory(zone.source)
-        imported = self._is_clusterset(zone)
-        service = (inventory.service_import if imported else inventory.service)(place.namespace, place.service)
+        service, slices, _ = self._held(zone, place)
         if service is None:
             return None
-        index = "imports" if imported else "slices"
-        slices = counting(service, inventory.slices(index, place.namespace, place.service))
-        kind = service.key[0]
-        title = f"{kind} {place.namespace}/{place.service}"
-        shown = tuple(_slice(service, piece) for piece in slices)
+        title = f"{service.key[0]} {place.namespace}/{place.service}"
         text = f"{title}, {_type_text(service)}"
         if place.labels and place.labels[0].startswith("_"):
             text = f"port {_port_text(place)} of {title}, {_type_text(service)}"
@@ -133,9 +128,16 @@ class Origins:
             text = f"endpoints of {title} by topology zone ({'.'.join(place.labels[:-1])})"
         elif place.labels:
             text = f"endpoint {place.labels[0]} of {title}"
+            slices = [piece for piece in slices if self._names_one(zone, service, piece, place.labels[0])]
+        shown = tuple(_slice(service, piece) for piece in slices)
         if _type(service) != "ExternalName":
             text = f"{text}; {_slices_text(service, shown)}"
-        return Origin(text, kind, place.namespace, place.service, _type(service), shown)
+        return Origin(text, service.key[0], place.namespace, place.service, _type(service), shown)
+
+    def _names_one(self, zone: Zone, service: _AnyService, piece: EndpointSlice, label: str) -> bool:
+        """True if a slice has an endpoint of that name."""
+        endpoints = (endpoint for subset in piece.subsets for endpoint in subset.endpoints)
+        return any(label in self._labels(zone, service, endpoint) for endpoint in endpoints)
 
     def _of_pod(self, zone: Zone, relative: Sequence[str]) -> Origin:
         rdata = pod_address(relative[0].encode())
@@ -178,17 +180,14 @@ class Origins:
 
     def _no_service(self, zone: Zone, place: _Place, rtype: int, answered: Answered) -> Missing:
         inventory = self._view.inventory(zone.source)
-        imported = self._is_clusterset(zone)
-        service = (inventory.service_import if imported else inventory.service)(place.namespace, place.service)
+        service, slices, kind = self._held(zone, place)
         if not self._exists(inventory, place.namespace):
             return self._no_namespace(inventory, place)
         hidden = self._hidden(inventory, place.namespace, service)
         if hidden:
             return Missing(hidden, (hidden,), True)
         if service is None:
-            return self._not_there(inventory, place, "ServiceImport" if imported else "Service")
-        index = "imports" if imported else "slices"
-        slices = counting(service, inventory.slices(index, place.namespace, place.service))
+            return self._not_there(inventory, place, kind)
         if place.labels:
             return self._nothing_below(zone, place, service, slices)
         return self._nothing_at(place, service, slices, rtype, answered)
@@ -230,7 +229,7 @@ class Origins:
     def _nothing_at(
         self,
         place: _Place,
-        service: Service | ServiceImport,
+        service: _AnyService,
         slices: Sequence[EndpointSlice],
         rtype: int,
         answered: Answered,
@@ -270,7 +269,7 @@ class Origins:
         return Missing(f"{text}: {why.text}", (f"{text}: {why.text}", *why.hints), True)
 
     def _nothing_below(
-        self, zone: Zone, place: _Place, service: Service | ServiceImport, slices: Sequence[EndpointSlice]
+        self, zone: Zone, place: _Place, service: _AnyService, slices: Sequence[EndpointSlice]
     ) -> Missing:
         title = f"{service.key[0]} {place.namespace}/{place.service}"
         if isinstance(service, Service) and service.type == "ExternalName":
@@ -355,7 +354,7 @@ class Origins:
     def _exists(self, inventory: Inventory, namespace: str) -> bool:
         return inventory.get("Namespace", namespace) is not None or inventory.has_any(namespace)
 
-    def _hidden(self, inventory: Inventory, namespace: str, service: Service | ServiceImport | None) -> str:
+    def _hidden(self, inventory: Inventory, namespace: str, service: _AnyService | None) -> str:
         """Why the settings do not show a namespace or Service that is there; "" if they do."""
         settings = self._settings
         if settings is None:
@@ -371,17 +370,24 @@ class Origins:
             return f"Service {namespace}/{service.name} is hidden: `labels` of the Corefile does not match its labels"
         return ""
 
-    def _is_clusterset(self, zone: Zone) -> bool:
-        if self._settings is not None:
-            return zone.origin in self._settings.multicluster
-        return any(True for _ in self._view.objects("ServiceImport")) and not any(
-            True for _ in self._view.objects("Service")
-        )
+    def _held(self, zone: Zone, place: _Place) -> tuple[_AnyService | None, list[EndpointSlice], str]:
+        """The Service or ServiceImport of a name, its slices, and which of the two kinds it is.
+
+        Which zones have names of ServiceImports is not known without the settings; then a Service comes first.
+        """
+        inventory, settings = self._view.inventory(zone.source), self._settings
+        service: _AnyService | None = inventory.service(place.namespace, place.service)
+        if zone.origin in settings.multicluster if settings is not None else service is None:
+            imported = inventory.service_import(place.namespace, place.service)
+            if imported is not None or settings is not None:
+                slices = inventory.slices("imports", place.namespace, place.service)
+                return imported, counting(slices), "ServiceImport"
+        return service, counting(inventory.slices("slices", place.namespace, place.service)), "Service"
 
     def _options(self, origin: bytes) -> RecordOptions | None:
         return None if self._settings is None else self._settings.options(origin)
 
-    def _labels(self, zone: Zone, service: Service | ServiceImport, endpoint: Endpoint) -> list[str]:
+    def _labels(self, zone: Zone, service: _AnyService, endpoint: Endpoint) -> list[str]:
         """The labels that an endpoint has below its Service, were it ready."""
         if isinstance(service, ServiceImport):
             return [_label(endpoint)]
@@ -409,7 +415,7 @@ class Origins:
         return tuple(f"a namespace with a similar name: {space}" for space in _alike(name, spaces))
 
 
-def counting(service: Service | ServiceImport, slices: Iterable[EndpointSlice]) -> list[EndpointSlice]:
+def counting(slices: Iterable[EndpointSlice]) -> list[EndpointSlice]:
     """The slices that count: none of names, and Endpoints only where there is nothing else."""
     own = [piece for piece in slices if piece.address_type != "FQDN"]
     legacy = all(piece.legacy for piece in own)
@@ -452,13 +458,13 @@ def _spelled(name: bytes) -> str | None:
     return address if names.lower(names.reverse(address)) == name else None
 
 
-def _type(service: Service | ServiceImport) -> str:
+def _type(service: _AnyService) -> str:
     if service.headless:
         return "Headless"
     return service.type if isinstance(service, Service) else "ClusterSetIP"
 
 
-def _type_text(service: Service | ServiceImport) -> str:
+def _type_text(service: _AnyService) -> str:
     kind = _type(service)
     if isinstance(service, Service) and kind == "ExternalName":
         return f"ExternalName {service.external_name}"
@@ -473,7 +479,7 @@ def _label(endpoint: Endpoint) -> str:
     return endpoint.hostname or endpoint.pod or next(iter(endpoint.addresses), "without an address")
 
 
-def _slice(service: Service | ServiceImport, piece: EndpointSlice) -> Slice:
+def _slice(service: _AnyService, piece: EndpointSlice) -> Slice:
     everything = isinstance(service, Service) and service.publish_not_ready
     ready, not_ready = dict[str, None](), dict[str, None]()
     for subset in piece.subsets:
@@ -482,15 +488,17 @@ def _slice(service: Service | ServiceImport, piece: EndpointSlice) -> Slice:
     return Slice(piece.key[0], piece.name, tuple(ready), tuple(not_ready))
 
 
-def _slices_text(service: Service | ServiceImport, slices: Sequence[Slice]) -> str:
+def _slices_text(service: _AnyService, slices: Sequence[Slice]) -> str:
     if not slices:
         return "no EndpointSlice" if service.headless else "no EndpointSlice: there is nothing behind it"
     everything = isinstance(service, Service) and service.publish_not_ready
     parts = []
-    for piece in slices:
+    for piece in slices[:_SHOWN]:
         count = f"{len(piece.ready)} {'in all' if everything else 'ready'}"
         failing = f", not ready: {_listed(piece.not_ready)}" if piece.not_ready else ""
         parts.append(f"{piece.kind} {piece.name} ({count}{failing})")
+    if len(slices) > _SHOWN:
+        parts.append(f"{len(slices) - _SHOWN} more")
     nothing = "" if service.headless or any(piece.ready for piece in slices) else "; nothing is ready behind it"
     return "; ".join(parts) + nothing
 

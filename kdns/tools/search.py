@@ -26,8 +26,9 @@ from kdns.wire import names, rr
 ADDRESSES = (rr.A, rr.AAAA)
 """What getaddrinfo asks for unless an application wants one family; each of them alone for one that does."""
 MAX_NDOTS = 15
-KUBELET_DOMAINS, KUBELET_CHARACTERS = 32, 2048
-"""What a kubelet lets into a search list (Kubernetes 1.28; before that 6 and 256)."""
+KUBELET_LIMITS, OLD_LIMITS = (32, 2048), (6, 256)
+"""Domains, and characters of all of them, that a kubelet writes into a search list (from Kubernetes 1.26 on), and those
+of older kubelets and of glibc before 2.26."""
 MUSL_LINE = 254
 """Characters of a line of resolv.conf beyond which musl passes it over."""
 
@@ -49,7 +50,8 @@ class Conf:
     """What of a resolv.conf(5) counts.
 
     search: domains, as they are written. nameservers: addresses; none is one. timeout: seconds. options: flags that
-    only glibc has, such as edns0, use-vc, no-aaaa, no-tld-query.
+    only glibc has. Modelled are edns0, use-vc, no-aaaa, no-tld-query, single-request and single-request-reopen, not
+    strict-error; others change nothing here.
     """
 
     search: tuple[str, ...] = ()
