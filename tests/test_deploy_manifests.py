@@ -148,7 +148,7 @@ def test_kustomization_and_chart_are_the_same(name: str) -> None:
 
 def test_the_comparison_sees_differences() -> None:
     ours = without_helm(CASES["default"].objects())
-    for path in (("spec", "strategy", "rollingUpdate", "maxSurge"), ("metadata", "labels", "k8s-app")):
+    for path in (("spec", "strategy", "rollingUpdate", "maxSurge"), ("metadata", "labels", "app.kubernetes.io/name")):
         theirs = copy.deepcopy(ours)
         part = theirs["Deployment", "kube-system", "kdns"]
         for step in path[:-1]:
@@ -296,6 +296,13 @@ def test_no_pod_is_in_two_budgets_and_none_of_corednss_in_ours(found: Objects) -
     controllers = of_kind(found, "Deployment", "DaemonSet").values()
     selectors = [*budgets, *(controller["spec"]["selector"]["matchLabels"] for controller in controllers)]
     assert not any(selects(selector, COREDNS_POD) for selector in selectors)
+
+
+@every_set
+def test_kubeadm_finds_no_second_deployment_of_corednss(found: Objects) -> None:
+    """`kubeadm upgrade` stops where several Deployments in kube-system have the label of CoreDNS's."""
+    for deployment in of_kind(found, "Deployment").values():
+        assert "k8s-app" not in deployment["metadata"]["labels"]
 
 
 @every_set
