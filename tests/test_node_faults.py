@@ -149,6 +149,16 @@ def test_the_oom_killer_takes_a_worker_and_another_is_there_at_once(scenes: Scen
 # What is meant to happen
 
 
+def test_what_brings_the_queries_is_shown(scenes: Scenes) -> None:
+    with scenes() as scene:
+        found = scene.instance.metrics()
+        for address in IPV4.served:
+            assert found.value("kdns_node_intercepted", address=address, by="nftables") == 1
+        page = scene.topology.node.run("curl", "-s", "http://127.0.0.1:9253/").stdout
+        assert "node DNS" in page
+        assert page.count("nftables") == len(IPV4.served)
+
+
 def test_sigterm_leaves_no_question_without_an_answer(scenes: Scenes, record: Record) -> None:
     with scenes() as scene:
         outcome = faults.watch(scene, faults.terminate, [IPV4.cluster_ip])
