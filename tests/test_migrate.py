@@ -93,6 +93,7 @@ def test_a_cluster_of_kubeadm_is_taken_over_as_it_is(tmp_path: Path) -> None:
     assert found.verdict is Verdict.DIFFERS
     assert found.files["Corefile"] == corefile
     made = written(found, tmp_path)
+    assert "k8s-app" not in made[DEPLOYMENT]["metadata"]["labels"], "kubeadm takes it for its own"
     assert {key[0] for key in made} == {
         "ConfigMap", "Deployment", "PodDisruptionBudget", "ServiceAccount", "ClusterRole", "ClusterRoleBinding",
     }  # fmt: skip
@@ -279,6 +280,21 @@ def test_without_health_and_ready_there_are_no_probes(tmp_path: Path) -> None:
     assert about(found, "health is not").verdict is about(found, "ready is not").verdict is Verdict.LEFT_OUT
 
 
+@pytest.mark.parametrize(
+    ("lameduck", "grace", "wanted"), [("5s", None, 30), ("60s", None, 70), ("5s", 45, 45), ("15s", 10, 30)]
+)
+def test_a_pod_has_the_time_to_end(lameduck: str, grace: int | None, wanted: int) -> None:
+    objects = changed(**{f"{IN_POD}__terminationGracePeriodSeconds": grace})
+    text = f".:53 {{\n    health {{\n        lameduck {lameduck}\n    }}\n    whoami\n}}\n"
+    found = plan_of(corefile(objects, text))
+    spec = yaml.safe_load(found.files["deployment.yaml"])["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == wanted
+    advice = [
+        each for each in found.findings if each.where == "Deployment kube-system/coredns" and "lameduck" in each.what
+    ]
+    assert bool(advice) == (lameduck == "5s"), "less than our manifests have"
+
+
 def test_a_custom_image_is_told_of() -> None:
     found = plan_of(changed(**{f"{IN_CONTAINER}__image": "registry.example/dns-with-more:1@sha256:abc"}))
     assert about(found, "image:").verdict is Verdict.LEFT_OUT
@@ -347,7 +363,8 @@ def test_a_daemonset_of_coredns_has_a_report_and_no_manifests() -> None:
         found = plan_of(changed(kind="DaemonSet"), without_unsupported=without)
         assert about(found, "a DaemonSet").verdict is Verdict.UNSUPPORTED
         assert found.files == {}
-        assert about(found, "lameduck 5s").verdict is Verdict.UNCHANGED
+        assert found.findings[3].what == "lameduck 5s"
+        assert found.findings[3].verdict is Verdict.UNCHANGED
 
 
 def test_a_volume_with_a_name_of_ours_gets_another(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from kdns import plugins
+from kdns.corefile.config import Config
 from kdns.tools import carry, coredns, corefiles
 from kdns.tools.carry import COREFILE
 from kdns.tools.coredns import Data, KubeObject, Pod, items, part, strings
@@ -16,6 +19,8 @@ NAME = "kdns"
 LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/component": "cluster"}
 REPLICAS = 2
 """Where CoreDNS has none at the moment."""
+LAST_ANSWERS = 10
+"""Seconds that kdns may take to end behind its lameduck."""
 SERVICE_NOTE = """\
 # The Service as it is, for the record. kustomization.yaml leaves it out: it is there already, and must not go when kdns
 # is deleted.
@@ -57,6 +62,7 @@ class Cluster(Takeover):
         self._carry_services()
         self._carry_budgets()
         self._carry_ports()
+        self._carry_end(documents["ConfigMap"]["data"][COREFILE])
 
     # How many there are
 
@@ -256,6 +262,18 @@ class Cluster(Takeover):
                 numbers[port] = options[0].address.port
         return numbers
 
+    def _carry_end(self, corefile: str) -> None:
+        """How long a pod takes to end. corefile: of our manifests."""
+        if self.config is None:
+            return
+        lameduck, usual = (_lameduck(config) for config in (self.config, plugins.loads(corefile)))
+        theirs = self.pod.spec.get("terminationGracePeriodSeconds") if self.pod is not None else None
+        own = self.ours["terminationGracePeriodSeconds"]
+        self.ours["terminationGracePeriodSeconds"] = max(own, theirs or 0, math.ceil(lameduck) + LAST_ANSWERS)
+        if lameduck < usual:
+            told = f"our manifests have {usual:g}s: for so long a node may send queries to a pod that is to end"
+            self.plan.carried(self.origin, f"lameduck {lameduck:g}s", told)
+
     def _check_services(self, ports: Iterable[Data]) -> None:
         known = {known for port in ports for known in (port.get("name"), port["containerPort"])}
         for service in self.services:
@@ -299,6 +317,12 @@ class Cluster(Takeover):
         if any(each.multicluster for each in options):
             found += carry.load("components/multicluster/rbac.yaml")
         return found
+
+
+def _lameduck(config: Config) -> float:
+    """Seconds for which a pod answers that is to end."""
+    options: list[Any] = corefiles.directives(config, "health")
+    return max((each.lameduck for each in options), default=0.0)
 
 
 def _configmap(name: str, data: Data) -> Data:
