@@ -115,6 +115,7 @@ class Cluster(Topology):
         self._numbers = itertools.count(1)
         self._templates: list[Object] = []
         self._lock = threading.RLock()
+        self._submitted = self._done = 0
         self._changes: queue.SimpleQueue[tuple[float, list[ServicePort], list[Object]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
 
@@ -153,8 +154,8 @@ class Cluster(Topology):
         return None if found is None else found.get("data", {})
 
     def _account(self, name: str) -> Mapping[str, str]:
-        self.api.find("ServiceAccount", "kube-system", name)
-        return self.api.account(name)
+        found = self.api.find("ServiceAccount", "kube-system", name)
+        return self.api.account(name) if found.get("automountServiceAccountToken", True) else {}
 
     def _environ(self) -> dict[str, str]:
         """The variables of Services, the kubernetes one among them."""
@@ -191,9 +192,14 @@ class Cluster(Topology):
         except AssertionError as error:
             logs = [f"log of {running.pod.name}:\n{running.pod.log}" for running in self.pods_running]
             raise AssertionError("\n".join([str(error), *logs])) from None
-        procs.wait_until(self._changes.empty, 10 * DELAY, "kube-proxy", _TICK)
-        time.sleep(2 * _TICK)  # it may be at work on the last one
+        self.settle()
         return took
+
+    def settle(self) -> None:
+        """Wait until EndpointSlices and kube-proxy have all Services and pods that there are."""
+        self._changed()
+        last = self._submitted
+        procs.wait_until(lambda: self._done >= last, 20 * DELAY, "kube-proxy", _TICK)
 
     def current(self) -> Deployment:
         """What was deployed last."""
@@ -249,6 +255,7 @@ class Cluster(Topology):
 
     def _changed(self) -> None:
         with self._lock:
+            self._submitted += 1
             self._changes.put((time.monotonic() + DELAY, self._services(), self._slices()))
 
     def _propagate(self) -> None:
@@ -259,6 +266,7 @@ class Cluster(Topology):
             self._stopped.wait(due - time.monotonic())
             self.api.apply(*slices)
             self.proxy.sync(ports)
+            self._done += 1
 
     def _services(self) -> list[ServicePort]:
         if self.api.process is None:

@@ -75,8 +75,8 @@ class Node:
     """What the kubelet knows beside the Pod.
 
     namespace: the node's network. config_maps: by namespace and name. accounts: the files of a service account's
-    token volume, by its name. environ: the variables of Services, as they are when a container starts. image: what
-    containers are made of; None for this machine.
+    token volume, by its name; none if it has no use for one. environ: the variables of Services, as they are when a
+    container starts. image: what containers are made of; None for this machine.
     """
 
     namespace: Netns
