@@ -111,6 +111,7 @@ class Report:
     """All that was found. base: where the base image is from. layers, parts: by name; packages: the largest, in bytes.
     programs: others' programs alone, without a root around them."""
 
+    date: str
     machine: Mapping[str, str | int | float]
     versions: Mapping[str, str]
     base: str
@@ -136,8 +137,8 @@ def main(
     console = Console(stderr=True)
     _require(console)
     others = {name: path for name, path in (("coredns", coredns), ("node_cache", node_cache)) if path is not None}
-    with tempfile.TemporaryDirectory(prefix="kdns-image-") as name:
-        found = _measure(Path(name), base, others, rounds, console)
+    with tempfile.TemporaryDirectory(prefix="kdns-image-") as name, Store(Path(name) / "images") as store:
+        found = _measure(Path(name), store, base, others, rounds, console)
     _show(found, Console())
     if record:
         path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M}-image.json"
@@ -160,10 +161,10 @@ def _require(console: Console) -> None:
         raise typer.Exit(2)
 
 
-def _measure(folder: Path, base: Path | None, others: Mapping[str, Path], rounds: int, console: Console) -> Report:
+def _measure(
+    folder: Path, store: Store, base: Path | None, others: Mapping[str, Path], rounds: int, console: Console
+) -> Report:
     machine = report.machine()
-    store = Store(folder / "images")
-    (folder / "images").mkdir()
     pulled = base is None and store.pull_base()
     if not pulled:
         console.print("base image: made of Debian's packages")
@@ -182,6 +183,7 @@ def _measure(folder: Path, base: Path | None, others: Mapping[str, Path], rounds
     starts = _starts(folder / "starts", unpacked, others, rounds, console)
     debian, python = image.listed(unpacked.root)
     return Report(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine,
         versions=_versions(found) | {OTHERS[name]: _version(path) for name, path in others.items()},
         base="pulled" if pulled else "made with debootstrap, reduced as a slim image is",

@@ -19,7 +19,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tests.support.oci import Image
 from tests.support.server import ROOT
@@ -78,12 +79,21 @@ class Built:
 
 
 class Store:
-    """Images of ours alone. folder: for all of it."""
+    """Images of ours alone; a context manager. folder: for all of it, whoever removes it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir()
         self._buildah = ["buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run")]
         self._buildah += ["--storage-driver", "overlay"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Unmount what a build that failed has left."""
+        subprocess.run([*self._buildah, "rm", "--all"], capture_output=True)
+        subprocess.run(["umount", self.folder / "store/overlay"], capture_output=True)
 
     def pull_base(self) -> bool:
         """Get the base image from its registry, if that can be reached."""
