@@ -22,7 +22,7 @@ from tests.support import digs, netns, procs, stubs
 from tests.support.netns import Netns
 from tests.support.node import EXTERNAL, EXTERNAL6, IPV4, IPV6, Instance, Topology, ask, resolv_conf
 from tests.support.objects import Object, endpoint, endpoint_slice, external_name, namespace, service
-from tests.support.server import Server
+from tests.support.server import ROOT, Server
 from tests.support.stubs import Stub
 
 Z = "cluster.local"
@@ -319,6 +319,21 @@ def test_what_a_client_finds_and_asks(place: Place, programs: dict[str, list[str
             expected[lookup.name] = addresses, by_name(queries)
             assert {(one.remote, one.proto) for one in asked} == {(IPV4.pods[0][1], "udp")}
     assert found == expected
+
+
+def test_the_readme_has_these_costs() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| queries for |") :].partition("\n\n")[0]
+    names, _, *rows = ([cell.strip(" `") for cell in line.split("|")[2:-1]] for line in table.splitlines())
+    chosen = [lookup for name in names for lookup in LOOKUPS if lookup.name == name]
+    assert len(chosen) == len(names) == 7
+    found = {lookup.name: bool(by_resolve4(lookup)[0]) for lookup in chosen}
+    assert rows == [
+        [str(lookup.getaddrinfo) for lookup in chosen],
+        [str(lookup.ipv4) for lookup in chosen],
+        [str(lookup.getent_hosts) for lookup in chosen],
+        [str(lookup.resolve4) if found[lookup.name] else "not found" for lookup in chosen],
+    ]
 
 
 SERVICES = [
