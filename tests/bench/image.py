@@ -138,7 +138,11 @@ def main(
     _require(console)
     others = {name: path for name, path in (("coredns", coredns), ("node_cache", node_cache)) if path is not None}
     with tempfile.TemporaryDirectory(prefix="kdns-image-") as name, Store(Path(name) / "images") as store:
-        found = _measure(Path(name), store, base, others, rounds, console)
+        try:
+            found = _measure(Path(name), store, base, others, rounds, console)
+        except image.ImageError as error:
+            console.print(str(error), markup=False, highlight=False)
+            raise typer.Exit(1) from None
     _show(found, Console())
     if record:
         path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M}-image.json"
