@@ -368,7 +368,7 @@ def test_everything_there_is_to_know_is_told_as_json(busy: Shop) -> None:
     assert listening["blocks"][1]["plugins"] == ["bind", "prometheus", "errors", "cache", "forward"]
     (source,) = found["sources"]
     assert source["zones"] == ["cluster.local.", "in-addr.arpa.", "ip6.arpa."]
-    assert source["origin"].startswith("Kubernetes API of /")
+    assert source["origin"] == "Kubernetes API of kubeconfig"
     assert (source["synced"], source["objects"]["Service"]) == (True, 16)
     assert {zone["zone"]: zone["state"] for zone in found["zones"]} == dict.fromkeys(source["zones"], "synced")
     assert all(zone["serial"] > 1_700_000_000 for zone in found["zones"])

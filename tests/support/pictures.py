@@ -22,7 +22,7 @@ from tests.support.shop import Shop, shop
 
 PICTURES = ROOT / "deploy" / "pictures"
 COLUMNS, LINES = 100, 30
-WIDTH, HEIGHT = 1120, 985
+WIDTH, HEIGHT = 1120, 950
 RATE, SECONDS = 2000, 30.0
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """In the SVG: fonts of another site. A browser's own will do."""

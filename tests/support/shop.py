@@ -118,10 +118,11 @@ def shop(folder: Path, *, workers: int = 2, corefile: str = COREFILE) -> Iterato
         server = Server(
             folder / "kdns",
             corefile=corefile.replace("$corp", f"forward . {gone.to} {upstream.to}"),
-            kubernetes=f"kubeconfig {api.kubeconfig(folder / 'kubeconfig')}",
+            kubernetes="kubeconfig kubeconfig",
             plugins=f"forward . {upstream.to}",
             workers=workers,
         )
+        api.kubeconfig(server.folder / "kubeconfig")
         with server:
             yield Shop(server, api, upstream, gone.to)
             server.terminate()
