@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def written(found: Plan, folder: Path) -> deploy.Objects:
     for name, text in found.files.items():
         (folder / name).write_text(text)
     objects = deploy.kustomization(folder)
+    for name in {"daemonset.yaml", "service.yaml"} & set(found.files):  # there already
+        by_itself = deploy.objects(found.files[name])
+        assert not set(by_itself) & set(objects)
+        if name == "daemonset.yaml":
+            objects |= by_itself
     for item in objects.values():
         kubernetes_validate.validate(item, VERSION, strict=True)
     return objects
@@ -671,3 +677,47 @@ def test_what_the_api_refuses_is_told(api: Callable[..., Path]) -> None:
     nothing = kdns("migrate", "--kubeconfig", api(), "--namespace", "elsewhere")
     assert nothing.returncode == 1
     assert "not found" in nothing.stderr
+
+
+# The README
+
+
+def section() -> str:
+    """What the README says about the way there and back."""
+    text = (ROOT / "README.md").read_text()
+    found = re.search(r"^## From CoreDNS to kdns, and back\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_commands_of_the_readme_print_what_it_shows(tmp_path: Path) -> None:
+    """`...` stands for lines that are left out."""
+    (tmp_path / "before.yaml").write_text((FIXTURES / "kubeadm.yaml").read_text())
+    blocks = re.findall(r"^```console\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
+    runs = [run for block in blocks for run in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)]
+    assert len(runs) == 3
+    for line, shown in runs:
+        command = re.sub(r"^kdns\b", f"{sys.executable} -m kdns", line)
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environ(), timeout=60
+        )
+        pattern = re.escape(shown).replace(re.escape("...\n"), "(?:.*\n)+?")
+        assert re.fullmatch(pattern, done.stdout + done.stderr), done.stdout + done.stderr
+
+
+def environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_what_the_readme_shows_as_on_purpose_is_what_compare_says() -> None:
+    reasons = re.findall(r"^  [\d,]+: (.*)$", section(), re.MULTILINE)
+    assert len(reasons) == 7
+    source = (ROOT / "kdns" / "tools" / "compare.py").read_text()
+    assert [reason for reason in reasons if f'"{reason}"' not in source] == []
+
+
+def test_what_the_readme_writes_has_the_image_that_it_names(tmp_path: Path) -> None:
+    name = re.search(r"--image (\S+)", section())
+    assert name is not None
+    found = plan_of(given("kubeadm"), image=name[1])
+    assert container(yaml.safe_load(found.files["deployment.yaml"]))["image"] == name[1]

@@ -53,14 +53,15 @@ def migrate(
     Each of its lines is told as FILE:LINE, with the sentences of the manual where kdns does otherwise.
 
     DIR/cluster gets a Deployment of kdns that can run beside CoreDNS, behind the same Service, and DIR/node the
-    DaemonSet of the nodes with kdns in it; both with a kustomization.yaml, and the Corefile as it was, byte for byte.
-    The cluster is not changed. As long as there is something that is not supported nothing is written.
+    DaemonSet of the nodes with kdns in it, to be put in its place; both with the Corefile as it was, byte for byte, and
+    a kustomization.yaml. The cluster is not changed. As long as something is not supported nothing is written.
 
     \b
     kdns migrate --kubeconfig ~/.kube/config
     kubectl -n kube-system get cm/coredns deploy/coredns svc/kube-dns -o yaml | kdns migrate - --output kdns
     kdns migrate Corefile
     kubectl apply -k kdns/cluster
+    kubectl apply -k kdns/node && kubectl replace -f kdns/node/daemonset.yaml
 
     Exit codes: 0 all of it works unchanged; 1 something is not supported, or cannot be read or written; 2 the command
     line was wrong; 3 it works, and something differs.

@@ -223,9 +223,6 @@ def kustomization(namespace: str, configmap: str, labels: Mapping[str, str], fil
     """Files with objects, and a ConfigMap of that name with the Corefile."""
     options = {"disableNameSuffixHash": True, "labels": dict(labels)}
     generator = {"name": configmap, "namespace": namespace, "files": [COREFILE], "options": options}
-    return {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": list(files),
-        "configMapGenerator": [generator],
-    }
+    resources = {"resources": found} if (found := list(files)) else {}
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    return {**head, **resources, "configMapGenerator": [generator]}

@@ -17,6 +17,10 @@ FLAGS = frozenset((
     "health-port", "metrics-listen-address", "dns.port", "p", "basecorefile", "kubednscm", "reloadwithsignal",
 ))  # fmt: skip
 """Those of `kdns node` that it has from node-cache. -conf and -pidfile have places of their own."""
+DAEMONSET_NOTE = """\
+# It takes the place of one that is there: kubectl replace -f daemonset.yaml, once the ConfigMap is there (kubectl apply
+# -k). An apply could leave containers and ports of the other one in it.
+"""
 _OWN_FLAGS = frozenset(("conf", "pidfile", "corefile"))
 _BASE = "/etc/coredns/Corefile.base"
 
@@ -110,9 +114,9 @@ class Node(Takeover):
         return found
 
     def write(self) -> None:
-        """The DaemonSet and its Corefile. Services and service account are there, and stay."""
+        """The Corefile, and the DaemonSet by itself. Services and service account are there, and stay."""
         files = self.plan.files
         files[COREFILE] = self.sources[0].text
-        files["daemonset.yaml"] = carry.dump([self.daemonset], self.origin)
-        document = carry.kustomization(self.namespace, CONFIGMAP, LABELS, ["daemonset.yaml"])
+        files["daemonset.yaml"] = DAEMONSET_NOTE + carry.dump([self.daemonset], self.origin)
+        document = carry.kustomization(self.namespace, CONFIGMAP, LABELS, ())
         files["kustomization.yaml"] = carry.dump([document], self.origin)
