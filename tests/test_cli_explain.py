@@ -227,6 +227,8 @@ def test_other_types() -> None:
     done = sample("_http._tcp.web", "shop", "--type", "SRV")
     assert (done.code, done.costs) == (3, (1, 1))  # musl has no search list for it
     assert "musl has no search list for other types than addresses" in done.json["notes"]
+    (advice,) = done.json["cheaper"]  # it costs glibc the same, and musl finds it
+    assert advice["change"] == f"the full name, with a dot at its end: _http._tcp.web.shop.svc.{Z}."
     full = sample("_http._tcp.web.shop.svc.cluster.local.", "shop", "--type", "SRV")
     assert (full.code, full.costs) == (0, (1, 1))
     slip = sample("_htp._tcp.web", "shop", "--type", "srv")
@@ -305,6 +307,22 @@ def test_advice_costs_what_it_says(name: str, where: str) -> None:
     assert tried
 
 
+def test_larger_datagrams_are_advised_where_they_help(tmp_path: Path) -> None:
+    endpoints = [endpoint(f"10.1.0.{n + 1}") for n in range(40)]
+    done = explain(
+        "big",
+        "-n",
+        "shop",
+        *cluster(tmp_path, [*EMPTY, service("big", "shop", ips=()), endpoint_slice("big", endpoints, "shop")]),
+    )
+    assert done.costs == (8, 3)
+    (advice,) = done.json["cheaper"]
+    assert (advice["change"], advice["glibc"]) == ("edns0 in the pod's dnsConfig (glibc)", 4)
+    path = tmp_path / "resolv.conf"
+    path.write_text(f"search shop.svc.{Z}\noptions ndots:5 edns0\n")
+    assert explain("big", "--resolv-conf", path, *corefile_of(tmp_path)).costs == (4, 3)
+
+
 def test_no_advice_for_what_cannot_be_cheaper_or_does_not_resolve() -> None:
     assert sample("web", "shop").json["cheaper"] == []
     assert sample(f"web.shop.svc.{Z}.", "shop").json["cheaper"] == []
@@ -322,7 +340,12 @@ def cluster(folder: Path, objects: list[Object], options: str = "", *, extra: st
         f".:53 {{\n    kubernetes {Z} in-addr.arpa ip6.arpa {{\n        manifests {folder / 'cluster.json'}\n"
         f"        {options}\n    }}\n    {extra}\n}}\n{after}\n"
     )
-    return ["--conf", str(corefile), "--json"]
+    return corefile_of(folder)
+
+
+def corefile_of(folder: Path) -> list[str]:
+    """Arguments for the Corefile in a folder."""
+    return ["--conf", str(folder / "Corefile"), "--json"]
 
 
 EMPTY = [namespace("shop", {"team": "a"}), namespace("data", {"team": "b"})]

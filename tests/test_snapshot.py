@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kdns.cluster.connection import Access
 from kdns.cluster.publisher import Settings
 from kdns.cluster.records import RecordOptions
 from kdns.errors import ApiError, KdnsError
@@ -298,6 +299,26 @@ def test_without_a_path_the_kubeconfig_is_the_one_that_kubectl_takes(
     assert str(refused_by_default()).startswith(f"kubeconfig {tmp_path}/one: No such file")
     monkeypatch.setenv("KUBECONFIG", "one:two")
     assert "names several files: one:two" in str(refused_by_default())
+
+
+def test_in_a_pod_it_is_the_cluster_that_it_runs_in(
+    api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in api.service_account(tmp_path / "account").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    assert str(refused_by_default()).startswith("token of the service account /var/run/secrets/kubernetes.io/")
+    token, authority = (str(tmp_path / "account" / name) for name in ("token", "ca.crt"))
+    with snapshot.of_api(Access(token_file=token, ca_file=authority), SETTINGS) as view:
+        assert len(list(view.objects("Service"))) == 5
+
+
+def test_pods_are_selected_as_the_server_selects_them(api: ApiServer, tmp_path: Path) -> None:
+    config = str(api.kubeconfig(tmp_path / "config"))
+    with snapshot.of_api(Access(kubeconfig=config), SETTINGS, pod_labels="app=none") as view:
+        assert list(view.objects("Pod")) == []
+        assert len(list(view.objects("Service"))) == 5
 
 
 def refused_by_default() -> ApiError:

@@ -325,8 +325,6 @@ def explain(request: Request, source: Source) -> Explanation:
     if meant or _is_near(request, asking):
         asking.as_it_is = None
     glibc = search.glibc(request.name, request.conf, asking.outcome, request.types)
-    if glibc.found is not None and glibc.found != wire:
-        asking.as_it_is = None
     musl = search.musl(request.name, request.conf, asking.outcome, request.types)
     tried = _merged(request, asking, glibc, musl)
     resolves = _resolves(request, asking, glibc, musl)
