@@ -229,9 +229,9 @@ def _answers_with(security: Security, like: Container, netns: Netns) -> None:
 
 
 def _kubeconfig(cluster: Cluster) -> None:
-    """With a certificate and a key in the file, which need a folder for temporary files; and in a pod's own way."""
+    """With authorities in it, which need a folder for temporary files."""
     pod = cluster.pods_running[0].pod
-    path = cluster.api.kubeconfig(pod.folder / "volume-tmp/kubeconfig", user="cert-data")
+    path = cluster.api.kubeconfig(pod.folder / "volume-tmp/kubeconfig", user="token")
     path.chmod(0o644)
     done = pod.container.run("kdns", "records", "--kubeconfig", "/tmp/kubeconfig")  # noqa: S108
     assert (done.returncode, SERVICE in done.stdout) == (0, True), done.stderr
