@@ -515,3 +515,10 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(server: Server) 
     done = kdns("compare", local(server.port), local(nobody), "--state-dir", server.state_dir, "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"127.0.0.1 port {nobody} refuses UDP: nothing listens there\n"
+
+
+def test_beside_a_kdns_that_serves_it_is_the_first_to_go() -> None:
+    code = "from kdns.cli.compare import _be_first_to_go; _be_first_to_go(); "
+    code += "print(open('/proc/self/oom_score_adj').read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "1000"

@@ -93,7 +93,7 @@ def _with_above(view: View, origin: bytes) -> Iterator[tuple[bytes, tuple[RRset,
     """
     known: set[bytes] = set()
     path: list[bytes] = []
-    for owner, rrsets in view.entries(origin):
+    for owner, rrsets in view.walk(origin):
         while path and not names.is_subdomain(owner, path[-1]):
             path.pop()
         above = []

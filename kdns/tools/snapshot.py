@@ -100,12 +100,18 @@ class View:
         A name without RRsets exists all the same. Names that are made when they are asked for (`pods insecure`, those
         of topology zones) are not among them. Raises KdnsError if there is no such zone.
         """
+        return list(self.walk(origin, below))
+
+    def walk(self, origin: bytes, below: bytes | None = None) -> Iterator[tuple[bytes, tuple[RRset, ...]]]:
+        """The same one by one, for clusters whose names would fill the memory. Raises KdnsError at the first."""
         zones = [zone for zone in self._zones if zone.origin == origin]
         if not zones:
             there = ", ".join(sorted({names.to_text(zone.origin) for zone in self._zones})) or "none"
             raise KdnsError(f"the zone store has no zone {names.to_text(origin)}; it has: {there}")
-        found = [entry for zone in zones for entry in self._txn.below(zone, below or origin)]
-        return [(owner, rrsets) for owner, rrsets in found if names.labels(owner)[1:2] != [b"_zone"]]
+        for zone in zones:
+            for owner, rrsets in self._txn.below(zone, below or origin):
+                if names.labels(owner)[1:2] != [b"_zone"]:
+                    yield owner, rrsets
 
     def lookup(self, name: bytes, rtype: int) -> Answer:
         """What kdns answers to a question for a name (any case), as far as that does not need an upstream."""
