@@ -21,6 +21,8 @@ Labels = tuple[tuple[str, str], ...]
 Series = Mapping[str, Mapping[Labels, float]]
 """Values by the metric's name and its labels, which are sorted."""
 
+LARGEST = float(1 << 63)
+"""What is larger is no count of anything, nor is what is no number."""
 _OURS = ("coredns_", "kdns_", "process_")
 _DNS = ("coredns_", "kdns_")
 _RISING = ("_total", "_bucket", "_count", "_sum")
@@ -57,7 +59,7 @@ def parse(body: str, taken: float) -> Scrape:
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
-                if math.isfinite(sample.value):
+                if abs(sample.value) <= LARGEST:
                     found[sample.name][tuple(sorted(sample.labels.items()))] = float(sample.value)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise KdnsError(f"not metrics as Prometheus reads them: {str(error)[:80]}") from None
