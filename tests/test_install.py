@@ -101,8 +101,10 @@ def arguments(container: Container) -> list[str]:
 
 
 def writable(container: Container) -> set[str]:
-    """The mounts in which somebody with the container's rights can make files."""
-    points = [line.split()[1] for line in container.run("cat", "/proc/mounts").stdout.splitlines()]
+    """The mounts in which somebody with the container's rights can make files; the root has to be read-only."""
+    found = [line.split() for line in container.run("cat", "/proc/mounts").stdout.splitlines()]
+    points = [fields[1] for fields in found]
+    assert "ro" in found[points.index("/")][3].split(",")
     script = 'for point; do ( : > "$point/.try" ) 2>/dev/null && rm "$point/.try" && echo "$point"; done; true'
     return set(container.run("sh", "-c", script, "sh", *points).stdout.split())
 
