@@ -302,6 +302,8 @@ def test_what_cannot_be_used_is_a_difference_of_that_question_alone(
 def test_the_last_question_without_an_answer_is_no_server_that_is_gone() -> None:
     with FakeUpstream(right) as first, FakeUpstream(for_name("n39", _silent)) as second:
         assert [name for name, *_ in texts(run(first, second))] == ["n39.example."]
+        alone = run(first, second, limits=Limits(timeout=0.15, tries=2, window=1))
+    assert [name for name, *_ in texts(alone)] == ["n39.example."], "it is asked something else then"
 
 
 def test_a_lost_datagram_is_asked_again() -> None:

@@ -419,7 +419,7 @@ def node_local() -> str:
     for name, value in PILLARS["localip"].items():
         daemonset = daemonset.replace(name, value)
     item = yaml.safe_load(f"apiVersion: apps/v1{daemonset}")
-    labels = {"k8s-app": "node-local-dns"}
+    labels = {"k8s-app": "node-local-dns", "app": "node-cache"}
     item["spec"]["selector"] = {"matchLabels": labels}
     item["spec"]["template"]["metadata"] = {"labels": labels}
     item["spec"]["template"]["spec"] |= {
