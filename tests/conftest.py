@@ -80,6 +80,16 @@ def record(record_property: Callable[[str, object], None]) -> Record:
     return note
 
 
+def require(*tools: str) -> None:
+    """For fixtures of modules: skip where a program is not installed, or namespaces cannot be made."""
+    if missing := [tool for tool in tools if not digs.available(tool)]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    try:
+        netns.require()
+    except netns.NetnsUnavailableError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def needs() -> Callable[..., None]:
     """Skip the test where a program that it runs is not installed."""

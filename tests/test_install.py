@@ -14,7 +14,8 @@ import dns.message
 import dns.query
 import pytest
 
-from tests.support import deploy, digs, netns, objects, oci, procs
+from tests.conftest import require
+from tests.support import deploy, objects, oci, procs
 from tests.support.cluster import Cluster, Running
 from tests.support.install import Client
 from tests.support.kubelet import ACCOUNT, Pod
@@ -40,12 +41,7 @@ SOON = 10.0
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster's DNS, with as many pods as its autoscaler wants at least. Its ConfigMap has just been changed."""
-    if missing := [*(tool for tool in TOOLS if not digs.available(tool)), *oci.missing()]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    try:
-        netns.require()
-    except netns.NetnsUnavailableError as error:
-        pytest.skip(str(error))
+    require(*TOOLS, *oci.missing())
     given = {("Service", "default", "web"): objects.service("web", ips=(WEB,))}
     with Cluster(tmp_path_factory.mktemp("install"), given) as made:
         admin = administrator(made)

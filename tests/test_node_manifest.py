@@ -15,7 +15,7 @@ from kdns.cli.node import understand
 from kdns.node.configmap import KubeDns
 from kdns.node.template import Values, fill
 from kdns.plugins import bind
-from tests.support import kubelet, netns, procs
+from tests.support import kubelet, netns, oci, procs
 from tests.support.node import CLUSTER_ANSWER, EXTERNAL, IPV4, MARKER, READY_SECONDS, Topology, ask
 from tests.support.server import ROOT, Metrics
 
@@ -95,7 +95,7 @@ class Pod(kubelet.Pod):
 
 @pytest.fixture
 def topology(tmp_path: Path, needs: Any) -> Iterator[Topology]:
-    needs("unbound", "knotd", "iptables", "ip6tables", "conntrack", "curl", "runc")
+    needs("unbound", "knotd", "iptables", "ip6tables", "conntrack", "curl", "runc", *oci.missing())
     try:
         netns.require()
     except netns.NetnsUnavailableError as error:

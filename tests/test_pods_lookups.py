@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import digs, netns, procs, stubs
+from tests.conftest import require
+from tests.support import procs, stubs
 from tests.support.netns import Netns
 from tests.support.node import EXTERNAL, EXTERNAL6, IPV4, IPV6, Instance, Topology, ask, resolv_conf
 from tests.support.objects import Object, endpoint, endpoint_slice, external_name, namespace, service
@@ -248,12 +249,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[tuple[Topology, Server]]:
-    if missing := [tool for tool in TOOLS if not digs.available(tool)]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    try:
-        netns.require()
-    except netns.NetnsUnavailableError as error:
-        pytest.skip(str(error))
+    require(*TOOLS)
     with Topology(folder, servers=["upstream"]) as topology:
         prefix = topology.dns.prefix
         with Server(folder / "kdns", objects(), corefile=COREFILE, prefix=prefix, connect=None, dns_port=53) as server:

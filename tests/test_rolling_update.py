@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import Record
-from tests.support import deploy, digs, lookups, netns, oci, procs
+from tests.conftest import Record, require
+from tests.support import deploy, lookups, oci, procs
 from tests.support.cluster import DELAY, Cluster
 from tests.support.lookups import GLIBC, ONCE, SHARED, TCP, Asked, Client, Plan, Question
 from tests.support.node import IPV4, OUTSIDE
@@ -41,12 +41,7 @@ LESS = replace(LOAD, once=100, glibc=100, shared=0)
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if missing := [*(tool for tool in TOOLS if not digs.available(tool)), *oci.missing()]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    try:
-        netns.require()
-    except netns.NetnsUnavailableError as error:
-        pytest.skip(str(error))
+    require(*TOOLS, *oci.missing())
     given = deploy.files("cluster/rbac.yaml", "cluster/kdns.yaml", "node/node-local-dns.yaml")
     given["Service", "kube-system", "kube-dns-upstream"]["spec"]["clusterIP"] = IPV4.upstream_service
     for number in range(SERVICES):
