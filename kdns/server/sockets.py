@@ -148,8 +148,8 @@ def _explain(place: Place, error: OSError) -> str:
     where = f"cannot listen on {place.proto} {place.host} port {place.port}: {error.strerror}"
     if error.errno == errno.EACCES:
         return (
-            f"{where}; ports below 1024 need root, the capability NET_BIND_SERVICE in effect (in a container only root's"
-            " is), or the sysctl net.ipv4.ip_unprivileged_port_start=0"
+            f"{where}; ports below 1024 need root, the capability NET_BIND_SERVICE in effect (a container has"
+            " it as root only), or the sysctl net.ipv4.ip_unprivileged_port_start=0"
         )
     if error.errno == errno.EADDRINUSE:
         return f"{where}; another process has it (see it with: ss -lnp 'sport = :{place.port}')"
