@@ -474,9 +474,12 @@ def test_a_manifest_of_the_add_on_that_nobody_filled_in_is_refused() -> None:
 
 
 def test_cluster_and_nodes_in_one_go(tmp_path: Path) -> None:
-    objects = [*given("kubeadm"), *(coredns.read(node_local(), "node.yaml") or [])]
-    found = plans(objects, [], Options())
-    assert [plan.part for plan in found] == ["cluster", "node"]
+    (tmp_path / "node.yaml").write_text(node_local())
+    done = kdns("migrate", FIXTURES / "kubeadm.yaml", tmp_path / "node.yaml", "-o", tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cluster", "node"]
+    checked = kdns("check", "--node", tmp_path / "node" / "Corefile")
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_a_base_file_by_itself_is_that_of_a_node(tmp_path: Path) -> None:

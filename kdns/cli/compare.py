@@ -69,7 +69,9 @@ def compare(
     ] = False,
     ttl: Annotated[
         Ttls,
-        typer.Option(help="exact: equal, if both servers have authority. less: the second's may be less, always."),
+        typer.Option(
+            help="exact: equal, where both have authority. less: those of the second may be less, as in a cache."
+        ),
     ] = Ttls.exact,
     sections: Annotated[
         str, typer.Option(metavar="NAMES", help="Which are compared: answer, authority, additional.")
