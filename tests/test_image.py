@@ -244,6 +244,17 @@ def test_the_build_context_has_what_is_copied_from_it_and_nothing_else() -> None
     assert {str(path.relative_to(ROOT)) for path in sources() if allowed(str(path.relative_to(ROOT)))} == wanted
 
 
+def test_the_data_of_kdns_is_copied_to_where_its_links_lead() -> None:
+    copied = [text.split() for text in said("COPY") if not text.startswith("--from")]
+    places = {word: target.removesuffix(word) for *words, target in copied for word in words}
+    for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
+        for pattern in patterns:
+            found = [path.resolve().relative_to(ROOT) for path in (ROOT / package.replace(".", "/")).glob(pattern)]
+            assert found, f"{package} has no {pattern}"
+            for path in found:
+                assert [place for word, place in places.items() if path.is_relative_to(word)] == ["/src/"], path
+
+
 # What is left out of the packages
 
 

@@ -181,7 +181,7 @@ def _measure(
     unpacked = store.unpack(built[0], folder / "root")
     found = image.content(unpacked.root, image.own_files(built[0]))
     console.print("checks")
-    checks = image_checks.of_files(built[0], built[1], unpacked, found)
+    checks = image_checks.of_files(source, built[0], built[1], unpacked, found)
     (folder / "runs").mkdir()
     checks += image_checks.of_runs(unpacked, folder / "runs")
     starts = _starts(folder / "starts", unpacked, others, rounds, console)

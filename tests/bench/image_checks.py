@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import struct
+import tomllib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,14 +63,26 @@ def check(name: str, work: Callable[[], None]) -> Check:
 # What is in it
 
 
-def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> list[Check]:
-    """Those that need nothing but the files."""
+def of_files(source: Path, built: Built, again: Built, unpacked: Image, found: Content) -> list[Check]:
+    """Those that need nothing but the files. source: what was built."""
     root = unpacked.root
+    [packages] = (root / "opt/kdns/lib").glob("python3.*/site-packages")
 
     def listed() -> None:
         debian, python = image.listed(root)
         for mine, theirs in ((debian, found.debian), (python, found.python)):
             assert mine == theirs, f"listed or there: {sorted(mine.items() ^ theirs.items())}"
+
+    def complete() -> None:
+        setuptools = tomllib.loads((source / "pyproject.toml").read_text())["tool"]["setuptools"]
+        wanted = {str(path.relative_to(source)) for path in (source / "kdns").rglob("*.py")}
+        for package, patterns in setuptools["package-data"].items():
+            for pattern in patterns:
+                there = [*(source / package.replace(".", "/")).glob(pattern)]
+                assert there, f"{package} has no {pattern}"
+                wanted |= {str(path.relative_to(source)) for path in there}
+        absent = sorted(path for path in wanted if not (packages / path).is_file())
+        assert absent == [], absent
 
     def agree() -> None:
         assert built.id == again.id, f"different: {image.differences(built, again)}"
@@ -78,7 +91,7 @@ def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> lis
         assert found.unowned == (), found.unowned
 
     def compiled() -> None:
-        folders = [*(root / "opt/kdns/lib").glob("python3.*/site-packages"), root / "usr/lib/python3.13"]
+        folders = [packages, root / "usr/lib/python3.13"]
         missing = [
             str(path)
             for folder in folders
@@ -100,6 +113,7 @@ def of_files(built: Built, again: Built, unpacked: Image, found: Content) -> lis
 
     return [
         check("two builds have the same digest", agree),
+        check("kdns is complete, with the files that it reads", complete),
         check("the SBOM lists the packages that are there, and no others", listed),
         check("each file of our layers belongs to a package, or is known", owned),
         check("all bytecode is there, and is used whatever times its sources have", compiled),
