@@ -19,7 +19,8 @@ health [ADDRESS] {
 
 * **ADDRESS** is `HOST:PORT` or `:PORT`; default `:8080`.
 * `lameduck` **DURATION**: after the signal to stop, go on answering queries for that long, while `/health` still says
-  OK and `/ready` does not. Default 0s.
+  OK and `/ready` does not. Default 0s. In Kubernetes, kube-proxy goes on sending the UDP flows that it knows to a pod
+  that ends until its readiness probe has failed: `periodSeconds` times `failureThreshold`, and 2 s to spread.
 
 ## Metrics
 
