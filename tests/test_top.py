@@ -356,6 +356,28 @@ def test_what_is_wrong_with_a_server_is_said(sent: bytes, said: str) -> None:
     assert where.url in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x1b]0;owned\x07\x1b[2J\r\n\r\n",
+        http("200 OK", b'coredns_x{a="\x1b]0;owned\x07"} \x1b[2J\n'),
+        http("200 OK", b"\x1b[2J\n"),
+    ],
+)
+def test_what_is_said_of_a_server_cannot_steer_the_terminal(sent: bytes) -> None:
+    with answering(lambda connection: connection.sendall(sent)) as where:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdns", "top", "--once", "--interval", "0.1", where.title],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            cwd=ROOT,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{where.url}: ")
+    assert done.stderr.removesuffix("\n").isprintable()
+
+
 def test_a_body_without_end_is_not_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "LARGEST", 1 << 20)
 
@@ -486,6 +508,30 @@ def test_a_name_cannot_steer_the_terminal() -> None:
         lines = shown(Picture((Instance("\x1b[1m", hostile, "\x1bc"),), hostile, ()), 120, height)
         assert all(line.isprintable() for line in lines)
         assert "\\x1b]0;owned\\x07\\u202e.test." in "\n".join(lines)
+
+
+def test_brackets_and_colons_are_no_markup() -> None:
+    names = ("[/x].svc.", "[link=http://evil.test]good[/link].", "[red]x.", ":heart:.test.")
+    hostile = replace(
+        FULL,
+        names=tuple(Name(name, "[b]A", "[u]NOERROR", 5.0) for name in names),
+        types={"[i]AAAA": 5.0},
+        upstreams=(Upstream("[fd00::10]:53", "up", 0, None, 0),),
+    )
+    for width in (80, 200):
+        lines = shown(Picture((Instance("[fd00::1]:9153", hostile), Instance("b", None)), hostile, ()), width, None)
+        text = "\n".join(lines)
+        for wanted in (*names, "[b]A", "[u]NOERROR", "[i]AAAA", "[fd00::10]:53"):
+            assert wanted in text
+        assert any(line.startswith("[fd00::1]:9153") for line in lines)
+
+
+def test_an_upstream_that_is_down_is_shown_before_others() -> None:
+    upstreams = [Upstream(f"10.0.0.{number:02}:53", "up", 5.0, 0.001, 0) for number in range(30)]
+    found = replace(FULL, upstreams=(*upstreams, Upstream("10.9.9.9:53", "down", 0, None, 1)))
+    text = "\n".join(shown(Picture((Instance("a", found),), found, ()), 80, 24))
+    assert "10.9.9.9:53" in text
+    assert "10.0.0.29:53" not in text
 
 
 def test_servers_are_listed_beside_their_sum() -> None:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from kdns.errors import KdnsError
+from kdns.observe.text import printable
 
 PORT = 9153
 LARGEST = 32 << 20
@@ -71,7 +72,7 @@ def get(where: Place, timeout: float) -> str:
         raise KdnsError(f"{where.url}: no answer in {timeout:g} s") from None
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise KdnsError(f"{where.url}: {reason}") from None
+        raise KdnsError(f"{where.url}: {printable(reason.strip())}") from None
     finally:
         connection.close()
 

@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from kdns.errors import KdnsError
+from kdns.observe.text import printable
 from kdns.tools.fetch import Place, get
 from kdns.tools.scrape import Change, Scrape, View, change, parse, view
 from kdns.tools.screen import Instance, Picture, frame
@@ -55,11 +56,16 @@ class Watched:
 
     def _look(self) -> None:
         try:
-            self._found = parse(self._fetch(self.where, PATIENCE), time.monotonic())
+            body = self._fetch(self.where, PATIENCE)
+            taken = time.monotonic()
+            try:
+                self._found = parse(body, taken)
+            except KdnsError as error:
+                self._found = KdnsError(f"{self.where.url}: {error}")
         except KdnsError as error:
             self._found = error
         except Exception as error:  # whatever it is, the others are to be seen
-            self._found = KdnsError(f"{self.where.url}: {type(error).__name__}: {error}")
+            self._found = KdnsError(f"{self.where.url}: {type(error).__name__}: {printable(str(error))}")
 
     @property
     def is_done(self) -> bool:

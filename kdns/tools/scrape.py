@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kdns.errors import KdnsError
 from kdns.observe.quantile import quantile
 from kdns.observe.status import FULL
+from kdns.observe.text import printable
 
 Labels = tuple[tuple[str, str], ...]
 Series = Mapping[str, Mapping[Labels, float]]
@@ -62,7 +63,7 @@ def parse(body: str, taken: float) -> Scrape:
                 if abs(sample.value) <= LARGEST:
                     found[sample.name][tuple(sorted(sample.labels.items()))] = float(sample.value)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise KdnsError(f"not metrics as Prometheus reads them: {str(error)[:80]}") from None
+        raise KdnsError(f"not metrics as Prometheus reads them: {printable(str(error)[:80])}") from None
     if not any(name.startswith(_DNS) for name in found):
         raise KdnsError("no metrics of a DNS server: nothing that begins with coredns_ or kdns_")
     return Scrape(taken, dict(found))

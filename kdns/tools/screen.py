@@ -170,6 +170,11 @@ def _table(*columns: Column, expand: bool = False) -> Table:
     return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=expand)
 
 
+def _plain(text: str, style: str = "") -> Text:
+    """A text of somebody else, in which brackets are brackets: Rich would take them for markup."""
+    return Text(printable(text), style)
+
+
 def _left(title: str, *, ratio: int | None = None) -> Column:
     return Column(title, no_wrap=True, overflow="ellipsis", ratio=ratio)
 
@@ -200,23 +205,23 @@ def _shares(title: str, found: Mapping[str, float], most: int, bars: bool) -> _B
     for name, value in shown:
         share = value / total
         bar = [Text("█" * round(share * _BAR), "cyan")] if bars else []
-        table.add_row(Text(printable(name), _COLOURS.get(name, "")), rate(value), percent(share), *bar)
+        table.add_row(_plain(name, _COLOURS.get(name, "")), rate(value), percent(share), *bar)
     if not shown:
         table.add_row(Text("none", "dim"), "", "", *([""] if bars else []))
     return _Block(table, max(len(shown), 1) + 1)
 
 
 def _upstreams(found: Sequence[Upstream], room: int) -> _Block | None:
-    shown = found[: max(room - 1, 0)]
+    urgent_first = sorted(found, key=lambda each: (each.state in ("up", "unknown"), -each.answers))
+    shown = urgent_first[: max(room - 1, 0)]
     if not shown:
         return None
     table = _table(_left("upstream"), _left("state"), _right("answers/s"), _right("mean"), _right("failing/s"))
-    for upstream in sorted(shown, key=lambda each: (each.state in ("up", "unknown"), -each.answers)):
+    for upstream in shown:
         text, style = _STATES[upstream.state]
         checks = rate(upstream.failed_checks) if upstream.failed_checks else NOTHING
-        table.add_row(
-            printable(upstream.to), Text(text, style), rate(upstream.answers), seconds(upstream.seconds), checks
-        )
+        mean = seconds(upstream.seconds)
+        table.add_row(_plain(upstream.to), Text(text, style), rate(upstream.answers), mean, checks)
     return _Block(Group(table, Text()), len(shown) + 2)
 
 
@@ -229,7 +234,7 @@ def _instances(found: Sequence[Instance], width: int, room: int) -> _Block | Non
     table = _table(_left("server"), *map(_right, titles[:fitting]))
     for instance in shown:
         cells = _instance(instance.view) if instance.view is not None else [Text(NOTHING, "red"), *[""] * 6]
-        table.add_row(printable(instance.title), *cells[:fitting])
+        table.add_row(_plain(instance.title), *cells[:fitting])
     return _Block(Group(table, Text()), len(shown) + 2)
 
 
@@ -253,5 +258,5 @@ def _names(total: View, room: int) -> _Block | None:
     table = _table(_left("name asked for", ratio=1), _left("type"), _left("response"), _right("/s"), expand=True)
     for name in shown:
         colour = _COLOURS.get(name.rcode, "")
-        table.add_row(printable(name.name), printable(name.type), Text(printable(name.rcode), colour), rate(name.rate))
+        table.add_row(_plain(name.name), _plain(name.type), _plain(name.rcode, colour), rate(name.rate))
     return _Block(Group(table, *notes), len(shown) + 1 + len(notes))
