@@ -20,7 +20,6 @@ from tests.support.objects import Object
 CLUSTER = deploy.files("cluster/rbac.yaml", "cluster/kdns.yaml")
 NODE = deploy.files("node/node-local-dns.yaml")
 MAPS = "/api/v1/namespaces/shop/configmaps"
-PATCH = {"fieldManager": "a", "force": "true"}
 
 
 @pytest.fixture(scope="module")

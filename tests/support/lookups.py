@@ -223,9 +223,6 @@ class Client:
 # The client's process
 
 
-Answered = Callable[[Asked], None]
-
-
 class _Exchange:
     """One question. `socket` is what to wait for; None when it has ended."""
 
