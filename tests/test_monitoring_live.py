@@ -19,7 +19,8 @@ import dns.query
 import pytest
 import yaml
 
-from tests.support import digs, netns, procs
+from tests.conftest import require
+from tests.support import procs
 from tests.support.apiserver import ApiServer
 from tests.support.monitoring import BOARDS, QUERIES, RULE, Wanted, filled, variables
 from tests.support.netns import Netns
@@ -29,7 +30,6 @@ from tests.support.prometheus import Prometheus, numbers, relayed
 from tests.support.server import Server
 from tests.support.upstream import ADDRESS, Asked, FakeUpstream, reply
 
-PROGRAMS = "prometheus", "unbound", "knotd", "iptables", "ip6tables", "nft", "conntrack", "curl"
 COREFILE = """\
 .:{$DNS} {
     bind 127.0.0.1
@@ -230,20 +230,9 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    missing = [program for program in PROGRAMS if not digs.available(program)]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    try:
-        netns.require()
-    except netns.NetnsUnavailableError as error:
-        pytest.skip(str(error))
+    require("prometheus", "unbound", "knotd", "iptables", "ip6tables", "nft", "conntrack", "sysctl")
     with contextlib.ExitStack() as stack:
         yield Stage(tmp_path_factory.mktemp("scene"), stack).play()
-
-
-@pytest.fixture(autouse=True)
-def _programs(needs: Callable[..., None]) -> None:
-    needs("prometheus", "unbound", "knotd", "iptables", "ip6tables", "nft", "conntrack")
 
 
 class Stage:
