@@ -27,7 +27,9 @@ from tests.support.server import ROOT
 
 PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "git": "git", "runc": "runc"}
 """What is needed, and the Debian packages that have it."""
-BASE, SUITE = "docker.io/library/debian:trixie-slim", "trixie"
+BASE, SUITE = "debian:trixie-slim", "trixie"
+MADE = f"localhost/{BASE}"
+"""The base image that is made here."""
 PULL_SECONDS = 120
 _EMPTIED = ("usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/linda",
             "usr/share/groff", "var/lib/apt/lists", "var/cache/apt")  # fmt: skip
@@ -86,6 +88,7 @@ class Store:
         folder.mkdir()
         self._buildah = ["buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run")]
         self._buildah += ["--storage-driver", "overlay"]
+        self._environ = {"BUILDER": " ".join(self._buildah)}
 
     def __enter__(self) -> Self:
         return self
@@ -124,13 +127,14 @@ class Store:
         (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(_EXCLUDES)
         container = self._do("from", "scratch")
         self._do("add", "--quiet", container, str(root), "/")
-        self._do("commit", "--quiet", "--rm", container, BASE)
+        self._do("commit", "--quiet", "--rm", container, MADE)
+        self._environ["BASE"] = MADE
         shutil.rmtree(root)
 
     def build(self, source: Path, name: str, *, epoch: int) -> Built:
         """Build as deploy/docker/build does, with nothing from an earlier build. Raises ImageError."""
         flags = ["--pull-never", "--no-cache", "--isolation", "chroot", "--network", "host"]
-        environ = {"BUILDER": " ".join(self._buildah), "IMAGE": name, "SOURCE_DATE_EPOCH": str(epoch)}
+        environ = self._environ | {"IMAGE": name, "SOURCE_DATE_EPOCH": str(epoch)}
         begun = time.monotonic()
         done = subprocess.run(
             [source / "deploy/docker/build", *flags],
