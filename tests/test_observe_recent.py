@@ -113,3 +113,13 @@ def test_what_an_ended_process_had_is_kept() -> None:
     recent.note("ERROR", "own", "own")
     recent.merge([Message("ERROR", "own", "own", 1.0, 2.0, 7), Message("ERROR", "last words", "last words", 1.0, 2.0)])
     assert {message.kind: message.count for message in recent.messages()} == {"own": 8, "last words": 1}
+
+
+def test_old_messages_of_an_ended_process_do_not_drive_out_newer_ones() -> None:
+    recent = Recent(most=3)
+    for kind in ("one", "two"):
+        recent.note("ERROR", kind, kind)
+    recent.merge(Message("ERROR", f"old {number}", "", 1.0, 10.0 - number) for number in range(5))
+    assert [message.kind for message in recent.messages()] == ["two", "one", "old 0"]
+    recent.note("ERROR", "three", "three")
+    assert [message.kind for message in recent.messages()] == ["three", "two", "one"]

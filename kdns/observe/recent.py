@@ -45,14 +45,7 @@ class Recent:
     def note(self, level: str, kind: str, text: str) -> None:
         """A message has come."""
         now = time.time()
-        self._put(Message(level, printable(kind[:LONGEST]), printable(text[:LONGEST]), now, now))
-
-    def merge(self, messages: Iterable[Message]) -> None:
-        """Messages of another process, which has ended."""
-        for message in messages:
-            self._put(message)
-
-    def _put(self, message: Message) -> None:
+        message = Message(level, printable(kind[:LONGEST]), printable(text[:LONGEST]), now, now)
         key = (message.level, message.kind)
         with self._lock:
             self.number += 1
@@ -60,6 +53,13 @@ class Recent:
             if before is None and len(self._kinds) >= self._most:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = message if before is None else together(before, message)
+
+    def merge(self, messages: Iterable[Message]) -> None:
+        """Messages of another process, which has ended; the last ones of both are kept."""
+        with self._lock:
+            found = merged([reversed(self._kinds.values()), messages], self._most)
+            self.number += 1
+            self._kinds = {(message.level, message.kind): message for message in reversed(found)}
 
     def messages(self) -> tuple[Message, ...]:
         """All, the last one first."""

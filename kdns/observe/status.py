@@ -283,12 +283,13 @@ def _upstreams(totals: Totals, simple: Mapping[str, Mapping[Key, int]]) -> Itera
 
 
 def _caches(simple: Mapping[str, Mapping[Key, int]]) -> Iterable[Cache]:
+    kinds: dict[str, dict[Key, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for name in ("coredns_cache_entries", "coredns_cache_hits_total"):
+        for (server, kind, zones, view), number in simple[name].items():
+            kinds[name][server, zones, view][kind] = number
     for where in sorted(simple["coredns_cache_requests_total"]):
         server, zones, view = where
-        entries, hits = (
-            {kind: number for (at, kind, *rest), number in simple[name].items() if (at, *rest) == where}
-            for name in ("coredns_cache_entries", "coredns_cache_hits_total")
-        )
+        entries, hits = (kinds[name][where] for name in ("coredns_cache_entries", "coredns_cache_hits_total"))
         requests, hit = simple["coredns_cache_requests_total"][where], sum(hits.values())
         stale = simple["coredns_cache_served_stale_total"].get((server, zones, view), 0)
         yield Cache(server, zones, entries, requests, hit, _share(hit, requests), stale)

@@ -185,7 +185,7 @@ class Crew:
                 await self._start(index)
             except KdnsError as error:
                 if not self._stopping.is_set():
-                    self._staff.log.error(str(error))
+                    self._staff.log.error(str(error), kind="worker not started")
 
     async def _end_of(self, index: int) -> None:
         """Wait until a worker has ended; one that hangs is ended."""
@@ -206,7 +206,7 @@ class Crew:
             if silent >= SILENT_SECONDS:
                 self._note(index, well=False)
             if silent >= HANGING_SECONDS:
-                self._staff.log.error(f"worker process {process.pid} hangs, and is replaced")
+                self._staff.log.error(f"worker process {process.pid} hangs, and is replaced", kind="worker hangs")
                 process.kill()
                 silent = 0
 
@@ -282,6 +282,8 @@ class Staff:
 
     def _ended(self, pid: int, status: int) -> None:
         if os.WIFSIGNALED(status):
-            self.log.warning(f"worker process {pid} was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+            name = signal.Signals(os.WTERMSIG(status)).name
+            self.log.warning(f"worker process {pid} was ended by {name}", kind=f"worker ended by {name}")
         elif status:
-            self.log.warning(f"worker process {pid} ended with status {os.waitstatus_to_exitcode(status)}")
+            code = os.waitstatus_to_exitcode(status)
+            self.log.warning(f"worker process {pid} ended with status {code}", kind=f"worker ended with {code}")
