@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from kdns.errors import UpstreamError
+from kdns.observe.counters import Region
+from kdns.upstream.meters import Standing
 from kdns.upstream.resolve import nameservers
 from kdns.upstream.settings import Target
 from tests.support import procs
@@ -117,6 +119,20 @@ def test_metrics_tell_which_upstream_is_down_and_when_it_last_failed() -> None:
             assert (standing(asking, bad), standing(asking, good)) == ((0, 0), (0, 0))
 
     run(steps())
+
+
+def test_without_room_for_their_counters_upstreams_are_checked_all_the_same() -> None:
+    region = Region.create(1)
+    number = 0
+    while not region.refused:
+        region.count(("count", f"a_{number}_total"))
+        number += 1
+    upstream = Standing(region, "192.0.2.1:53")
+    region.set(("gauge", "kdns_packet_cache_entries"), 0)  # has no room either, and shares the cell
+    upstream.set(down=True)
+    upstream.set(down=False)
+    region.set(("gauge", "kdns_packet_cache_entries"), 0)
+    upstream.leave()
 
 
 def test_upstreams_that_are_only_asked_for_addresses_are_not_shown_among_the_others() -> None:

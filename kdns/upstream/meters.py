@@ -88,17 +88,24 @@ class Standing:
             region.series(("gauge", UPSTREAMS, "to", to, "state", state), 1) for state in ("up", "down")
         )
         self._now: int | None = self._up
-        self._cells[self._up] += 1
+        self._add(self._up)
 
     def set(self, *, down: bool) -> None:
         """Find it up or down. Does nothing after `leave`."""
         if self._now is not None:
-            self._cells[self._now] -= 1
+            self._take(self._now)
             self._now = self._down if down else self._up
-            self._cells[self._now] += 1
+            self._add(self._now)
 
     def leave(self) -> None:
         """Use it no more."""
         if self._now is not None:
-            self._cells[self._now] -= 1
+            self._take(self._now)
             self._now = None
+
+    def _add(self, cell: int) -> None:
+        self._cells[cell] += 1
+
+    def _take(self, cell: int) -> None:
+        if self._cells[cell]:  # in a region that is full it is a cell of many, which may be 0
+            self._cells[cell] -= 1
