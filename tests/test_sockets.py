@@ -72,7 +72,8 @@ def test_what_finds_no_room_in_a_socket_is_counted_once() -> None:
         losses.look(sock)
         assert region.read()[LOST] == (lost,)
         overfill(place.port, 10, 1000)
-        losses.forget(sock)
+        losses.close(sock)
+        assert sock.fileno() < 0
         assert region.read()[LOST] == (lost + 10,)
     losses.look(sock)
     with sockets.listen(place) as sock:  # it may have the same descriptor

@@ -169,15 +169,20 @@ class Losses:
 
     def look(self, sock: socket.socket) -> None:
         """Count what a socket has lost since it was looked at last. In any thread."""
-        with self._lock, contextlib.suppress(OSError):  # closed, or a kernel that does not tell
+        with self._lock:
+            self._look(sock)
+
+    def _look(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed, or a kernel that does not tell
             number = sock.fileno()
             lost = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[-1]
             since = (lost - self._seen.get(number, 0)) & 0xFFFFFFFF
             self._seen[number] = lost
             self._region.cells[self._cell] += since
 
-    def forget(self, sock: socket.socket) -> None:
-        """Look for the last time: the socket is about to be closed."""
-        self.look(sock)
+    def close(self, sock: socket.socket) -> None:
+        """Look for the last time, and close the socket: nobody may look between the two, or take it for another one."""
         with self._lock:
+            self._look(sock)
             self._seen.pop(sock.fileno(), None)
+            sock.close()

@@ -389,8 +389,9 @@ class Supervisor:
         for key in places:
             sock = self._sockets.pop(key)
             if key[0].proto == "udp":
-                self._losses.forget(sock)
-            sock.close()
+                self._losses.close(sock)
+            else:
+                sock.close()
 
     async def _exchange(self, config: Config) -> None:
         """Go over to another configuration. Raises KdnsError; then nothing has changed."""
