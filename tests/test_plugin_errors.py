@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from kdns.observe.logs import Log, Sink
 from kdns.plugins import errors
 from kdns.plugins.errors import Consolidate
 from kdns.wire import rr
@@ -107,6 +111,20 @@ def test_the_stack_of_an_exception_is_written_only_if_wanted(stacktrace: bool) -
     with pytest.raises(ZeroDivisionError):
         answered(handler(ground, stacktrace=stacktrace), query("a.org"), broken)
     assert ["by nought" in text and "Traceback" in text for text in ground.log.lines] == [True] * stacktrace
+
+
+def test_one_mistake_that_many_names_meet_is_one_kind_of_message() -> None:
+    async def broken(_query: Query) -> Response:
+        raise ZeroDivisionError("by nought")
+
+    with Path(os.devnull).open("wb") as nowhere:
+        sink = Sink(nowhere.fileno())
+        handler = errors.Handler(errors.Options(stacktrace=True), replace(Ground().site, log=Log(sink)))
+        for number in range(30):
+            with pytest.raises(ZeroDivisionError):
+                answered(handler, query(f"{number}.org"), broken)
+        sink.close()
+    assert [message.count for message in sink.recent.messages()] == [30]
 
 
 def test_the_first_expression_that_matches_counts_and_the_rest_is_written_at_the_end() -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdns.observe.counters import Totals
+from kdns.observe.metrics import Exposition, SupervisorState
 from kdns.plugins import hosts
 from kdns.wire import names, rr
 from tests.conftest import Serve
@@ -201,6 +203,18 @@ def test_a_file_that_is_not_there_is_said_once_and_the_corefile_is_answered(tmp_
     assert len(ground.background) == 1
     for steps in ground.background:
         steps.close()
+
+
+def test_a_path_of_any_bytes_can_be_a_label(tmp_path: Path) -> None:
+    ground = Ground()
+    hosts.Handler(hosts.Options(f"{tmp_path}/\udcff\u2028", reload=0), ground.site)
+    totals = Totals()
+    totals.add_region(ground.region)
+    state = SupervisorState("1", "", (), "", 1, ())
+    _, body = Exposition(totals, lambda: state).render()
+    label = rf'{{hostsfile="{tmp_path}/\\udcff\\u2028"}}'
+    assert f"kdns_hosts_unreadable{label} 1.0\n" in body.decode()
+    assert f"coredns_hosts_entries{label} 0.0\n" in body.decode()
 
 
 def test_no_reverse(tmp_path: Path) -> None:

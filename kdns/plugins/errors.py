@@ -209,9 +209,9 @@ class Handler:
         """What the rest of the chain answers."""
         try:
             response = await next(query)
-        except Exception:
+        except Exception as error:
             if self._stacktrace:
-                self._log.error(f"{_question(query)}: {traceback.format_exc()}".rstrip())
+                self._log.error(f"{_question(query)}: {traceback.format_exc()}".rstrip(), kind=f"stack of {error!r}")
             raise
         except asyncio.CancelledError as error:
             if error.args:  # the reason that `cancel` gives

@@ -100,6 +100,7 @@ from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, DomainNameError, Mistake
+from kdns.observe.text import printable
 from kdns.plugins import root
 from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
@@ -355,12 +356,12 @@ class Handler:
         """Keep in mind why the file cannot be read, "" if it can be."""
         self._trouble = trouble
         missed = bool(trouble) and (self._seen is not None or not self._options.lines)
-        self._site.region.set(("shared", "kdns_hosts_unreadable", "hostsfile", self._options.path), missed)
+        self._site.region.set(("shared", "kdns_hosts_unreadable", "hostsfile", printable(self._options.path)), missed)
 
     def _take(self, found: Found) -> None:
         """Answer what the file says from now on, and what the Corefile says."""
         self._table = Table.of(found | self._inline, self._options.ttl, reverse=self._options.reverse)
-        key = ("shared", "coredns_hosts_entries", "hostsfile", self._options.path)
+        key = ("shared", "coredns_hosts_entries", "hostsfile", printable(self._options.path))
         self._site.region.set(key, self._table.entries())
 
     async def __call__(self, query: Query, next: Next) -> Response:

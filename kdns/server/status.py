@@ -74,7 +74,7 @@ class Pace:
             if not seen or now - seen[-1][0] >= 1:
                 seen.append((now, total))
             then, before = seen[0]
-            return (total - before) / (now - then) if now - then >= 1 else None
+            return max(total - before, 0) / (now - then) if now - then >= 1 else None
 
 
 class StatusPage:
@@ -98,6 +98,7 @@ class StatusPage:
     def status(self, inside: Inside) -> Status:
         """All facts at this moment."""
         cells = self._totals.totals()
+        pace = self._pace.tell(status.answered(cells), time.monotonic())
         found = notes.read(self._totals.boards())
         most = prometheus.most_names(inside.config.blocks)
         processes = tuple(_processes(inside))
@@ -121,7 +122,7 @@ class StatusPage:
             memory=sum(process.memory or 0 for process in processes),
             limit=memory_limit(),
             ways=inside.ways,
-            counts=status.counts(cells, self._pace.tell(status.answered(cells), time.monotonic())),
+            counts=status.counts(cells, pace),
             top_names=tuple(notes.top_names(found, most)),
             names_wanted=bool(most),
             messages=merged([self._recent.messages(), *(each.messages for each in found)]),

@@ -55,7 +55,7 @@ def parse(body: str, taken: float) -> Scrape:
 
     Raises KdnsError for what is no such text, or has nothing of a DNS server.
     """
-    lines = [line for line in body.splitlines() if line.startswith(_OURS)]
+    lines = [line for line in body.split("\n") if line.startswith(_OURS)]
     found: dict[str, dict[Labels, float]] = defaultdict(dict)
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
