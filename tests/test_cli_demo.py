@@ -26,7 +26,7 @@ import pytest
 
 from kdns.cli import demo
 from kdns.errors import KdnsError
-from tests.support import ports, procs
+from tests.support import ports, procs, readme
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,13 +151,12 @@ def test_a_changed_file_shows_within_a_second(running: Demo) -> None:
 
 def test_the_session_in_the_readme_is_what_happens(running: Demo, needs: Callable[..., None]) -> None:
     needs("dig")
-    sessions = re.findall(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    commands = [part for session in sessions for part in session.split("$ ")[1:]]
-    assert len(commands) >= 4
-    for command, shown in (part.split("\n", 1) for part in commands):
-        real = command.replace("5300", str(running.port)).replace(".venv/bin/kdns", f"{sys.executable} -m kdns")
+    shown = readme.sessions("A first minute")
+    assert len(shown) >= 4
+    for one in shown:
+        real = re.sub(r"^kdns\b", f"{sys.executable} -m kdns", one.command.replace("5300", str(running.port)))
         done = subprocess.run(shlex.split(real), cwd=ROOT, capture_output=True, text=True, timeout=30)
-        assert plain(done.stdout, running.port) == plain(shown, 5300), command
+        assert plain(done.stdout, running.port) == plain(one.output, 5300), one.command
 
 
 def plain(text: str, port: int) -> list[str]:

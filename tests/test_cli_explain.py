@@ -27,7 +27,7 @@ from kdns.cli import app
 from kdns.wire import names
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store
-from tests.support import digs, netns, ports, procs, stubs
+from tests.support import digs, netns, ports, procs, readme, stubs
 from tests.support.apiserver import ApiServer
 from tests.support.netns import Netns
 from tests.support.objects import (
@@ -84,27 +84,20 @@ def sample(name: str, where: str = "shop", *arguments: object) -> Done:
 # The README
 
 
-def shown() -> Iterator[tuple[str, str]]:
-    """The commands in its section, and what stands below them."""
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## What a lookup costs") :].split("\n## ")[0]
-    for block in re.findall(r"^```console\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            yield command, output
+SHOWN = readme.sessions("What a lookup costs")
 
 
-@pytest.mark.parametrize(("command", "output"), [pytest.param(*pair, id=pair[0]) for pair in shown()])
-def test_the_readme_shows_what_is_printed(command: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shown", [pytest.param(one, id=one.command) for one in SHOWN])
+def test_the_readme_shows_what_is_printed(shown: readme.Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    program, verb, *arguments = shlex.split(command)
+    program, verb, *arguments = shlex.split(shown.command)
     assert (program, verb) == ("kdns", "explain")
     done = explain(*arguments)
-    assert (done.out, done.err) == (output, "")
+    assert (done.out, done.err) == (shown.output, "")
 
 
 def test_the_readme_has_ten_cases() -> None:
-    assert len(list(shown())) >= 10
+    assert len(SHOWN) >= 10
 
 
 def test_it_runs_as_a_program() -> None:

@@ -24,7 +24,7 @@ from kdns.tools.carry import MANIFESTS, Plan
 from kdns.tools.corefiles import Finding, Verdict
 from kdns.tools.migrate import plans
 from kdns.tools.takeover import Options
-from tests.support import deploy
+from tests.support import deploy, readme
 from tests.support.server import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures" / "coredns"
@@ -685,26 +685,20 @@ def test_what_the_api_refuses_is_told(api: Callable[..., Path]) -> None:
 # The README
 
 
-def section() -> str:
-    """What the README says about the way there and back."""
-    text = (ROOT / "README.md").read_text()
-    found = re.search(r"^## From CoreDNS to kdns, and back\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
+SECTION = readme.sections()["From CoreDNS to kdns, and back"]
 
 
 def test_the_commands_of_the_readme_print_what_it_shows(tmp_path: Path) -> None:
     """`...` stands for lines that are left out."""
     (tmp_path / "before.yaml").write_text((FIXTURES / "kubeadm.yaml").read_text())
-    blocks = re.findall(r"^```console\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
-    runs = [run for block in blocks for run in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)]
-    assert len(runs) == 3
-    for line, shown in runs:
-        command = re.sub(r"^kdns\b", f"{sys.executable} -m kdns", line)
+    shown = readme.sessions("From CoreDNS to kdns, and back")
+    assert len(shown) == 3
+    for one in shown:
+        command = re.sub(r"^kdns\b", f"{sys.executable} -m kdns", one.command)
         done = subprocess.run(
             ["/bin/sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environ(), timeout=60
         )
-        pattern = re.escape(shown).replace(re.escape("...\n"), "(?:.*\n)+?")
+        pattern = re.escape(one.output).replace(re.escape("...\n"), "(?:.*\n)+?")
         assert re.fullmatch(pattern, done.stdout + done.stderr), done.stdout + done.stderr
 
 
@@ -713,14 +707,14 @@ def environ() -> dict[str, str]:
 
 
 def test_what_the_readme_shows_as_on_purpose_is_what_compare_says() -> None:
-    reasons = re.findall(r"^  [\d,]+: (.*)$", section(), re.MULTILINE)
+    reasons = re.findall(r"^  [\d,]+: (.*)$", SECTION, re.MULTILINE)
     assert len(reasons) == 7
     source = (ROOT / "kdns" / "tools" / "compare.py").read_text()
     assert [reason for reason in reasons if f'"{reason}"' not in source] == []
 
 
 def test_what_the_readme_writes_has_the_image_that_it_names(tmp_path: Path) -> None:
-    name = re.search(r"--image (\S+)", section())
+    name = re.search(r"--image (\S+)", SECTION)
     assert name is not None
     found = plan_of(given("kubeadm"), image=name[1])
     assert container(yaml.safe_load(found.files["deployment.yaml"]))["image"] == name[1]
