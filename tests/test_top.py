@@ -390,6 +390,23 @@ def test_a_body_without_end_is_not_read_to_the_end(monkeypatch: pytest.MonkeyPat
         fetch.get(where, 5.0)
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\nX: ", http("200 OK", b""), http("200 OK", b"coredns_x 1\n")]
+)
+def test_a_server_that_sends_a_byte_now_and_again_is_not_waited_for(sent: bytes) -> None:
+    def dripping(connection: socket.socket) -> None:
+        connection.sendall(sent)
+        for _ in range(50):
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+    begun = time.monotonic()
+    with answering(dripping) as where:
+        with pytest.raises(KdnsError, match="no answer in 0[.]5 s"):
+            fetch.get(where, 0.5)
+        assert time.monotonic() - begun < 3
+
+
 def test_a_server_that_is_slow_does_not_keep_the_others_from_being_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdns.tools.live.PATIENCE", 0.3)
     go_on = threading.Event()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
+import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 
@@ -63,18 +66,37 @@ def get(where: Place, timeout: float) -> str:
     else:
         connection = http.client.HTTPConnection(where.host, where.port, timeout=timeout)
     try:
+        connection.connect()
+        cut = threading.Timer(max(end - time.monotonic(), 0.0), _cut, (connection.sock,))
+        cut.daemon = True
+        cut.start()
+    except (OSError, UnicodeError) as error:
+        connection.close()
+        raise _told(where, error, end, timeout) from None
+    try:
         connection.request("GET", where.path, headers={"Accept": "text/plain;version=0.0.4", "Connection": "close"})
         response = connection.getresponse()
         if response.status != http.HTTPStatus.OK:
             raise KdnsError(f"{where.url}: status {response.status}")
         return _body(response, where, end).decode(errors="replace")
-    except TimeoutError:
-        raise KdnsError(f"{where.url}: no answer in {timeout:g} s") from None
     except (OSError, http.client.HTTPException, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise KdnsError(f"{where.url}: {printable(reason.strip())}") from None
+        raise _told(where, error, end, timeout) from None
     finally:
+        cut.cancel()
         connection.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    """End a connection whose other side sends now and again, and never all of it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _told(where: Place, error: Exception, end: float, timeout: float) -> KdnsError:
+    if isinstance(error, TimeoutError) or time.monotonic() >= end:
+        return KdnsError(f"{where.url}: no answer in {timeout:g} s")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return KdnsError(f"{where.url}: {printable(reason.strip())}")
 
 
 def _body(response: http.client.HTTPResponse, where: Place, end: float) -> bytes:
@@ -87,6 +109,8 @@ def _body(response: http.client.HTTPResponse, where: Place, end: float) -> bytes
             raise KdnsError(f"{where.url}: more than {LARGEST >> 20} MiB")
         if time.monotonic() > end:
             raise TimeoutError
+    if time.monotonic() >= end:
+        raise TimeoutError
     if response.length:
         raise KdnsError(f"{where.url}: ended before its end: {response.length} bytes are missing")
     return b"".join(parts)
