@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from kdns.observe.board import ROOM, SIZE, Board
 from kdns.observe.counters import Region, Totals
+from kdns.observe.notes import Notes, TopName
+from kdns.observe.recent import LONGEST, MOST, Recent
+from kdns.plugins.prometheus import MOST_NAMES
 
 
 def test_nothing_is_there_before_the_first_post() -> None:
@@ -31,6 +34,14 @@ def test_a_post_that_has_no_room_leaves_the_one_before() -> None:
     assert board.post(b"x" * ROOM)
     assert not board.post(b"y" * (ROOM + 1))
     assert board.read() == b"x" * ROOM
+
+
+def test_there_is_room_for_all_that_a_worker_may_tell() -> None:
+    recent = Recent()
+    for number in range(2 * MOST):
+        recent.note("WARNING", chr(0xE0001 + number) * LONGEST, "\U000e0001" * LONGEST)
+    name = TopName("\\000" * 250 + "....", "TYPE65535", "SERVFAIL", 123456.789)
+    assert len(Notes(recent.messages(), (name,) * MOST_NAMES).encode()) <= ROOM
 
 
 def test_what_was_overwritten_while_it_was_read_is_not_taken_for_a_post() -> None:

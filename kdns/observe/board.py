@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 
-SIZE = 1 << 19
+SIZE = 1 << 20
 _HEADS = 64
 ROOM = (SIZE - _HEADS) // 2
 """Bytes of a post, at most. Memory is taken for what was posted only."""
