@@ -37,7 +37,8 @@ app = typer.Typer(
 
     Start with: kdns demo. To serve: kdns serve --conf Corefile. Before you do: kdns check Corefile.
 
-    Exit codes: 0 all went well; 1 it did not, and stderr says why; 2 the command line was wrong.""",
+    Exit codes: 0 all went well; 1 it did not, and stderr says why; 2 the command line was wrong; 3 what was
+    looked up or compared is not as one wants it. Each command's help says more.""",
 )
 app.command()(serve.serve)
 app.command(cls=node.GoFlags)(node.node)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdns.cli.objects import Context, Kubeconfig, Manifests, StateDir
 from kdns.errors import DomainNameError, KdnsError
 
 if TYPE_CHECKING:
@@ -59,23 +60,10 @@ def explain(
         str | None,
         typer.Option("--type", help="A or AAAA for one family; SRV, PTR, ... as res_search asks. Default: A and AAAA."),
     ] = None,
-    manifests: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help="File or folder with Kubernetes objects; may be given several times."),
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="State directory of a kdns, which may be running.")
-    ] = None,
-    kubeconfig: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="How to reach a Kubernetes API, whose objects are listed once."),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Context of the kubeconfig; without --kubeconfig of KUBECONFIG or ~/.kube/config."
-        ),
-    ] = None,
+    manifests: Manifests = None,
+    state_dir: StateDir = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     conf: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Corefile: zones, options, upstreams, and the objects if no other has them."),

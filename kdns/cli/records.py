@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from kdns.cli.objects import Context, Kubeconfig, Manifests, StateDir
 from kdns.errors import DomainNameError
 
 if TYPE_CHECKING:
@@ -40,23 +40,10 @@ def records(
         str | None, typer.Argument(metavar="[NAME]", help="Only records at and below this name, given in full.")
     ] = None,
     *,
-    manifests: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help="File or folder with Kubernetes objects; may be given several times."),
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="State directory of a kdns, which may be running.")
-    ] = None,
-    kubeconfig: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="How to reach a Kubernetes API, whose objects are listed once."),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Context of the kubeconfig; without --kubeconfig of KUBECONFIG or ~/.kube/config."
-        ),
-    ] = None,
+    manifests: Manifests = None,
+    state_dir: StateDir = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     zone: Annotated[
         str, typer.Option(help="The zone to list; one under in-addr.arpa or ip6.arpa has the PTR records.")
     ] = "cluster.local",

@@ -13,29 +13,10 @@ import dns.message
 import dns.query
 
 from tests.support import ports, procs
-from tests.support.resolvers import program
+from tests.support.resolvers import knot_configuration, program
 
 ADDRESS = "127.0.0.1"
 START_SECONDS = 10.0
-_CONF = """\
-server:
-    rundir: {folder}
-    listen: {address}@{port}
-    udp-workers: 1
-    tcp-workers: 1
-    background-workers: 1
-log:
-  - target: stderr
-    any: warning
-database:
-    storage: {folder}
-template:
-  - id: default
-    zonefile-sync: -1
-    zonefile-load: whole
-    journal-content: none
-zone:
-"""
 
 
 class Knot:
@@ -47,11 +28,10 @@ class Knot:
         self.port = ports.free_port([ADDRESS])
         self.process: subprocess.Popen[bytes] | None = None
         self._origin = next(iter(zones))
-        conf = _CONF.format(folder=folder, address=ADDRESS, port=self.port)
+        files = {origin: folder / f"{origin}.zone" for origin in zones}
         for origin, text in zones.items():
-            (folder / f"{origin}.zone").write_text(text)
-            conf += f"  - domain: {origin}\n    file: {folder}/{origin}.zone\n"
-        (folder / "knot.conf").write_text(conf)
+            files[origin].write_text(text)
+        (folder / "knot.conf").write_text(knot_configuration(folder, self.port, files))
 
     def __enter__(self) -> Self:
         with (self.folder / "log").open("wb") as log:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -329,16 +329,10 @@ auth-zone:
     return Resolver("unbound", port, command, folder, certificate, tls, https)
 
 
-def knot(folder: Path, certificate: Certificate) -> Resolver:
-    """An authoritative server over UDP and TCP (TLS came with Knot DNS 3.4)."""
-    port = ports.free_port([ADDRESS])
-    zone = write_zone(folder / "zone")
-    conf = folder / "knot.conf"
-    conf.write_text(
-        f"""\
+_KNOT = """\
 server:
     rundir: {folder}
-    listen: {ADDRESS}@{port}
+    listen: {address}@{port}
     udp-workers: 1
     tcp-workers: 1
     background-workers: 1
@@ -353,10 +347,20 @@ template:
     zonefile-load: whole
     journal-content: none
 zone:
-  - domain: {ZONE}
-    file: {zone}
 """
-    )
+
+
+def knot_configuration(folder: Path, port: int, files: Mapping[str, Path]) -> str:
+    """knot.conf for a folder of its own, and master files by origin."""
+    zones = "".join(f"  - domain: {origin}\n    file: {file}\n" for origin, file in files.items())
+    return _KNOT.format(folder=folder, address=ADDRESS, port=port) + zones
+
+
+def knot(folder: Path, certificate: Certificate) -> Resolver:
+    """An authoritative server over UDP and TCP (TLS came with Knot DNS 3.4)."""
+    port = ports.free_port([ADDRESS])
+    conf = folder / "knot.conf"
+    conf.write_text(knot_configuration(folder, port, {ZONE: write_zone(folder / "zone")}))
     return Resolver("knot", port, [program("knotd") or "knotd", "-c", str(conf)], folder, certificate)
 
 
