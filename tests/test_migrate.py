@@ -330,6 +330,107 @@ def test_each_thing_of_a_pod_is_told(path: str, value: Any, verdict: Verdict, tm
     assert place.get(name) == (value if verdict is Verdict.CARRIED else None)
 
 
+@pytest.mark.parametrize(
+    ("given_resources", "requests", "limits"),
+    [
+        ({"requests": {"memory": "400Mi"}}, {"cpu": "100m", "memory": "400Mi"}, {"memory": "400Mi"}),
+        ({"limits": {"cpu": "50m"}}, {"cpu": "50m", "memory": "128Mi"}, {"memory": "256Mi", "cpu": "50m"}),
+        ({"limits": {"memory": "1e9"}}, {"cpu": "100m", "memory": "128Mi"}, {"memory": 10**9}),
+        ({"limits": {"memory": "170Mi"}}, {"cpu": "100m", "memory": "128Mi"}, {"memory": "256Mi"}),
+    ],
+)
+def test_no_request_is_above_its_limit(
+    given_resources: dict[str, Any], requests: dict[str, Any], limits: dict[str, Any], tmp_path: Path
+) -> None:
+    found = plan_of(changed(**{f"{IN_CONTAINER}__resources": given_resources}))
+    mine = container(written(found, tmp_path)[DEPLOYMENT])["resources"]
+    assert mine == {"requests": requests, "limits": limits}, "Kubernetes would refuse it"
+
+
+def test_what_belongs_to_the_other_container_or_to_the_node_is_left_out(tmp_path: Path) -> None:
+    profile = "container.apparmor.security.beta.kubernetes.io/coredns"
+    annotations = {profile: "runtime/default", "prometheus.io/port": "9153"}
+    ports = [{"name": "dns", "containerPort": 53, "protocol": "UDP", "hostPort": 53}]
+    objects = changed(**{"spec__template__metadata__annotations": annotations, f"{IN_CONTAINER}__ports": ports})
+    objects.append(coredns.KubeObject(json.loads(json.dumps(SCALER)), "hpa.yaml"))
+    found = plan_of(objects)
+    made = written(found, tmp_path)
+    assert made[DEPLOYMENT]["spec"]["template"]["metadata"]["annotations"] == {"prometheus.io/port": "9153"}
+    assert about(found, f"annotation {profile}").verdict is Verdict.LEFT_OUT, "no container has that name"
+    assert about(found, "hostPort: 53").verdict is Verdict.LEFT_OUT
+    (metric,) = made["HorizontalPodAutoscaler", "kube-system", "kdns"]["spec"]["metrics"]
+    assert metric["containerResource"]["container"] == container(made[DEPLOYMENT])["name"]
+
+
+SCALER = {
+    "apiVersion": "autoscaling/v2",
+    "kind": "HorizontalPodAutoscaler",
+    "metadata": {"name": "coredns", "namespace": "kube-system"},
+    "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "coredns"},
+        "minReplicas": 2,
+        "maxReplicas": 9,
+        "metrics": [
+            {
+                "type": "ContainerResource",
+                "containerResource": {
+                    "name": "cpu",
+                    "container": "coredns",
+                    "target": {"type": "Utilization", "averageUtilization": 60},
+                },
+            }
+        ],
+    },
+}
+
+
+def test_objects_of_other_namespaces_are_none_of_its_own() -> None:
+    objects = given("kubeadm")
+    others = [
+        coredns.KubeObject(json.loads(json.dumps(each.data)), "other.yaml")
+        for each in objects
+        if each.kind != "Deployment"
+    ]
+    others.append(coredns.KubeObject(json.loads(json.dumps(SCALER)), "hpa.yaml"))
+    for each in others:
+        each.data["metadata"]["namespace"] = "other"
+    others[0].data["data"]["Corefile"] = ".:53 {\n    whoami\n}\n"
+    alone = plan_of(objects)
+    assert plan_of([*objects, *others]) == alone
+    assert plan_of([*others, *objects]) == alone
+
+
+def test_an_object_without_namespace_is_beside_any_other() -> None:
+    objects = given("kubeadm")
+    objects[1].data["metadata"]["namespace"] = "dns"
+    for each in (objects[0], objects[2]):
+        del each.data["metadata"]["namespace"]
+    assert about(plan_of(objects), "ClusterIP").verdict is Verdict.CARRIED
+
+
+PROJECTED = {
+    "name": "config-volume",
+    "projected": {"sources": [{"configMap": {"name": "coredns"}}, {"configMap": {"name": "more"}}]},
+}
+WHOLE = {"name": "config-volume", "configMap": {"name": "coredns"}}
+
+
+@pytest.mark.parametrize(("volume", "owner"), [(PROJECTED, "more"), (WHOLE, "coredns")])
+def test_what_is_beside_the_corefile_is_without_the_unsupported_too(
+    volume: dict[str, Any], owner: str, tmp_path: Path
+) -> None:
+    objects = corefile(changed(**{f"{IN_POD}__volumes": [volume]}), ".:53 {\n    import *.override\n    whoami\n}\n")
+    more = {"kind": "ConfigMap", "metadata": {"name": "more", "namespace": "kube-system"}, "data": {}}
+    objects.append(coredns.KubeObject(more, "more.yaml"))
+    next(each for each in objects if each.name == owner).data["data"]["a.override"] = "errors\nrewrite name a b\n"
+    made = written(plan_of(objects, without_unsupported=True), tmp_path)
+    volumes = made[DEPLOYMENT]["spec"]["template"]["spec"]["volumes"]
+    sources = next(each["projected"]["sources"] for each in volumes if each["name"] == "config")
+    found = [made["ConfigMap", "kube-system", each["configMap"]["name"]]["data"] for each in sources]
+    assert found[0] == {"Corefile": objects[0].data["data"]["Corefile"]}
+    assert found[-1]["a.override"].startswith("errors\n# not supported by kdns: rewrite")
+
+
 def test_flags_that_kdns_has_not_are_told() -> None:
     found = plan_of(changed(**{f"{IN_CONTAINER}__args": ["-conf", "/etc/coredns/Corefile", "-plugins", "-quiet"]}))
     assert about(found, "-plugins").verdict is Verdict.LEFT_OUT
@@ -525,6 +626,34 @@ def test_files_that_are_there_stay_unless_they_may_go(tmp_path: Path) -> None:
     assert (tmp_path / "cluster" / "Corefile").read_text().startswith(".:53 {")
 
 
+def test_what_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
+    assert kdns("migrate", FIXTURES / "kubeadm.yaml", "-o", tmp_path, "--image", "kdns:0").returncode == 3
+    before = {path: path.read_bytes() for path in (tmp_path / "cluster").iterdir()}
+    command = [sys.executable, "-m", "kdns", "migrate", str(FIXTURES / "kubeadm.yaml"), "-o", str(tmp_path), "--force"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "cannot be written: File too large" in done.stderr) == (1, True), done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "cluster").iterdir()} == before
+
+
+def test_two_corefiles_are_not_written_over_each_other(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(".:53 {\n    whoami\n}\n")
+    done = kdns("migrate", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"there are several for {tmp_path}/out/cluster: {tmp_path}/a, {tmp_path}/b" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_documents_and_values_are_nothing() -> None:
+    text = "---\n---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: coredns\ndata:\n  Corefile:\n---\n"
+    done = kdns("migrate", "-", stdin=text)
+    assert "there is no server block" in done.stdout
+    done = kdns("migrate", "-", stdin=text.replace("Corefile:", "Corefile: |\n    .:53 {\n        whoami\n    }\n"))
+    assert "stdin:9: unchanged: .:53 {" in done.stdout
+
+
 def test_objects_may_come_in_several_files_and_from_stdin(tmp_path: Path) -> None:
     objects = given("kubeadm")
     for each in objects:
@@ -564,6 +693,7 @@ def test_what_works_unchanged_is_exit_code_0(tmp_path: Path) -> None:
             "there is no CoreDNS in this (Namespace)",
         ),
         (["-"], "apiVersion: v1\nkind: [\n", 1, "stdin:3: "),
+        (["-"], "a: b\n---\nkind: ConfigMap\n", 1, "stdin:1: this document has no kind"),
         (["-"], "", 1, "there is no server block"),
     ],
 )

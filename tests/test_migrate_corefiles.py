@@ -290,6 +290,15 @@ def test_files_that_are_not_here_are_taken_as_they_are() -> None:
     )
 
 
+def test_files_that_arguments_and_variables_name_are_not_those_of_this_machine() -> None:
+    text = "(up) {\n    forward {args[0]} {args[1]}\n}\n.:53 {\n    import up . /run/pod/resolv.conf\n}\n"
+    assert one(text).config is not None
+    found = one(
+        ".:53 {\n    forward . {$UPSTREAM}\n    import {$MORE}/*\n}\n", UPSTREAM="/run/pod/a", MORE="/run/pod/b"
+    )
+    assert found.config is not None
+
+
 def test_variables_are_those_of_the_container() -> None:
     text = "{$ZONE}:53 {\n    forward . {$UPSTREAM}\n}\n"
     assert one(text, ZONE="example.org", UPSTREAM="10.0.0.1").config is not None

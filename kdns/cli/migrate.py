@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -151,13 +152,23 @@ def _write(found: Sequence[Plan], output: Path, force: bool) -> None:
             f"nothing is written: {' and '.join(refused)} has what is not supported; accepted: without it, or"
             " --without-unsupported, which comments it out"
         )
+    for part, count in Counter(plan.part for plan in found).items():
+        if count > 1:
+            origins = ", ".join(plan.origin for plan in found if plan.part == part)
+            raise KdnsError(f"nothing is written: there are several for {output / part}: {origins}; accepted: one")
     texts = {output / plan.part / name: text for plan in found for name, text in plan.files.items()}
     if not force and (there := [str(path) for path in texts if path.exists()]):
         raise KdnsError(f"nothing is written: {', '.join(there)} exists; accepted: another folder, or --force")
+    staged = {path: path.with_name(f".{path.name}.new") for path in texts}
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            staged[path].write_text(text, encoding="utf-8")
+        for path, new in staged.items():
+            new.replace(path)
     except OSError as error:
+        for new in staged.values():
+            with contextlib.suppress(OSError):
+                new.unlink()
         raise KdnsError(f"{error.filename or output} cannot be written: {error.strerror}") from None
     typer.echo("\n".join(["", *(f"written: {path}" for path in sorted(texts))]), err=True)

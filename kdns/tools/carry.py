@@ -23,10 +23,12 @@ _SHOWN = 110
 _FORGOTTEN = re.compile(r"(kubectl|deployment|deprecated)\.(kubernetes|daemonset)\.")
 """Annotations that a cluster makes."""
 _OF_GO = frozenset(("GOMAXPROCS", "GOMEMLIMIT", "GOGC", "GODEBUG"))
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([a-zA-Z]*)")
+_OF_CONTAINER = "container.apparmor.security.beta.kubernetes.io/"
+"""What annotations begin with that have the name of a container at their end."""
+_QUANTITY = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)([a-zA-Z]*)", re.ASCII)
 _SIZES = {
-    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
-    "m": 1e-3,
+    "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
 }  # fmt: skip
 _POD = (
     "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName", "dnsPolicy",
@@ -96,6 +98,8 @@ def pod(plan: Plan, theirs: Pod, template: Data) -> None:
             ours[name] = value
             plan.carried(where, f"{name}: {shown(value)}", *_in_the_way(name, value))
     annotations = kept_annotations(part(theirs.template, "metadata"))
+    for name in [name for name in annotations if str(name).startswith(_OF_CONTAINER)]:
+        plan.left_out(where, f"annotation {name}: {annotations.pop(name)}", "kdns's pods have no such container")
     if annotations:
         template["metadata"]["annotations"] = annotations
         plan.carried(where, f"annotations: {', '.join(annotations)}")
@@ -156,14 +160,20 @@ def _resources(plan: Plan, where: str, theirs: Data, ours: Data) -> None:
         for name, value in part(theirs, kind).items():
             own = part(ours, kind).get(name)
             what = f"resources: {kind}: {name}: {value}"
-            if name == "memory" and own is not None and _bytes(value) < _bytes(own):
+            if name == "memory" and own is not None and _number(value) < _number(own):
                 plan.replaced(where, what, f"it is {own}: kdns has several processes")
                 continue
             ours.setdefault(kind, {})[name] = value
             plan.carried(where, what)
+    for name, limit in part(ours, "limits").items():  # Kubernetes takes no request above its limit
+        request = part(ours, "requests").get(name)
+        if request is not None and _number(request) > _number(limit):
+            kind, value = ("limits", request) if name in part(theirs, "requests") else ("requests", limit)
+            ours[kind][name] = value
+            plan.replaced(where, f"resources: {kind}: {name}", f"it is {value}: no request may be above its limit")
 
 
-def _bytes(quantity: object) -> float:
+def _number(quantity: object) -> float:
     match = _QUANTITY.fullmatch(str(quantity))
     return float(match[1]) * _SIZES[match[2]] if match and match[2] in _SIZES else 0.0
 

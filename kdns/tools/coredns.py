@@ -46,6 +46,11 @@ class KubeObject:
         """Of its metadata; kube-system if it tells none."""
         return str(part(self.data, "metadata").get("namespace") or "kube-system")
 
+    def is_beside(self, other: KubeObject) -> bool:
+        """Whether both are in one namespace. One that tells none is where the other is."""
+        told = [part(each.data, "metadata").get("namespace") for each in (self, other)]
+        return not all(told) or told[0] == told[1]
+
     @property
     def title(self) -> str:
         """For messages: `Deployment kube-system/coredns`."""
@@ -54,7 +59,8 @@ class KubeObject:
     def source(self, key: str, path: str) -> Source:
         """A text of a ConfigMap as a file of a pod."""
         name, line = self.texts.get(key, (f"{self.title}, {key}", 1))
-        return Source(path, str(part(self.data, "data")[key]), name, line)
+        text = part(self.data, "data")[key]
+        return Source(path, "" if text is None else str(text), name, line)
 
 
 def part(data: Mapping[str, Any], *path: str) -> Data:
@@ -81,15 +87,19 @@ def read(text: str, file: str) -> list[KubeObject] | None:
     """
     try:
         nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
-        documents = [(node, _construct(node)) for node in nodes]
+        documents = [(node, data) for node in nodes if (data := _construct(node)) is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if "apiVersion" not in text:
             return None
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "it is not YAML or JSON"
         raise KdnsError(f"{file}:{mark.line + 1 if mark else 1}: {problem}; accepted: objects of Kubernetes") from None
-    if not documents or not all(isinstance(data, dict) and "kind" in data for _, data in documents):
+    others = [node for node, data in documents if not isinstance(data, dict) or "kind" not in data]
+    if len(others) == len(documents):
         return None
+    if others:
+        line = others[0].start_mark.line + 1
+        raise KdnsError(f"{file}:{line}: this document has no kind; accepted: objects of Kubernetes")
     return [found for node, data in documents for found in _objects(node, data, file)]
 
 
@@ -180,7 +190,8 @@ def fetch(connection: Connection, namespace: str) -> tuple[list[KubeObject], lis
         except ApiError as error:
             if error.reason != "not_found":
                 raise
-            found.append(KubeObject({"kind": "ConfigMap", "metadata": {"name": name}, "data": {}}, "the API"))
+            metadata = {"name": name, "namespace": namespace}
+            found.append(KubeObject({"kind": "ConfigMap", "metadata": metadata, "data": {}}, "the API"))
     return found, left_out
 
 
@@ -231,7 +242,7 @@ class Pod:
 
     def files(self, found: Iterable[KubeObject]) -> list[tuple[Source, KubeObject, str]]:
         """The files that ConfigMaps give it, as far as those are known: file, ConfigMap and key."""
-        known = {each.name: each for each in found if each.kind == "ConfigMap"}
+        known = {each.name: each for each in found if each.kind == "ConfigMap" and each.is_beside(self.workload)}
         return [
             (known[name].source(key, path), known[name], key)
             for mount, volume in self.mounts()

@@ -124,6 +124,7 @@ class _Look:
 
     def judge(self, environ: Mapping[str, str], port: int) -> Judgement:
         main = self._sources[0]
+        environ = {name: self._known_here(value) for name, value in environ.items()}
         parts = [Part(self._path(main.path).read_bytes(), str(self._path(main.path)))]
         found: dict[str, dict[int, list[Mistake]]] = {}
         config = None
@@ -164,6 +165,9 @@ class _Look:
         for statement in self._statements[source.path]:
             at = statement.first - 1
             if statement.name == "import":
+                for word in statement.words[2:]:  # arguments: *forward* may read them
+                    if word.text.startswith("/"):
+                        self._stand_in(word.text)
                 lines[at] = _ABSOLUTE.sub(rf"\g<1>{self._root}\g<2>", lines[at])
             elif statement.name == "forward" and statement.above is not None:
                 for path in re.findall(_ABSOLUTE, lines[at]):
@@ -173,6 +177,13 @@ class _Look:
                 lines[at : statement.last] = [""] * (statement.last - at)
                 self._tls.add((source.path, statement.first))
         return "\n".join(lines)
+
+    def _known_here(self, value: str) -> str:
+        """The value of a variable; a path leads to the folder."""
+        if not value.startswith("/"):
+            return value
+        self._stand_in(value)
+        return f"{self._root}{value}"
 
     def _stand_in(self, path: str) -> None:
         """Put something where nothing is known of a file."""

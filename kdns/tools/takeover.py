@@ -83,6 +83,12 @@ class Takeover:
         folder = PurePosixPath("/", str(pod.container.get("workingDir") or ""))
         return str(folder / (pod.flags.get("conf") or COREFILE))
 
+    def beside(self, kind: str) -> list[KubeObject]:
+        """The objects of a kind in the namespace of the workload; all of them where none is known."""
+        workload = self.given.workload
+        found = [each for each in self.given.objects if each.kind == kind]
+        return [each for each in found if workload is None or each.is_beside(workload)]
+
     @property
     def origin(self) -> str:
         """What the manifests are made from."""
@@ -118,7 +124,7 @@ class Takeover:
             self.config = corefiles.judge(self.sources, self.environ, self.port, node=self.is_node).config
 
     def _tell_unknown(self) -> None:
-        known = {each.name for each in self.given.objects if each.kind == "ConfigMap"}
+        known = {each.name for each in self.beside("ConfigMap")}
         for name in self.pod.configmaps() if self.pod is not None else ():
             if name not in known:
                 told = "it was not given: whatever it adds to the Corefile is not looked at"

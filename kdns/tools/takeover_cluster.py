@@ -100,6 +100,9 @@ class Cluster(Takeover):
             own, spec = self.autoscaler, part(theirs.data, "spec")
             own["apiVersion"] = theirs.data.get("apiVersion", own["apiVersion"])
             own["spec"] = {**spec, "scaleTargetRef": own["spec"]["scaleTargetRef"]}
+            for metric in items(own["spec"], "metrics"):
+                if "containerResource" in metric:  # a name that no pod has would stop it
+                    metric["containerResource"]["container"] = self.container["name"]
             bounds = f"{spec.get('minReplicas', 1)} to {spec.get('maxReplicas')} replicas"
             self.plan.carried(theirs.title, bounds, f"in the HorizontalPodAutoscaler {NAME}")
             return
@@ -148,14 +151,24 @@ class Cluster(Takeover):
         assert self.configmap is not None
         for source in items(part(volume, "projected"), "sources"):
             if part(source, "configMap").get("name") != self.configmap.name:
-                yield source
+                yield self._without_unsupported(source)
         everything = {key: key for key in part(self.configmap.data, "data")}
         keys = dict(coredns.configmaps(volume))[self.configmap.name] or everything
         if others := {key: path for key, path in keys.items() if key != self.key}:
             chosen = [{"key": key, "path": path} for key, path in others.items()]
-            yield {"configMap": {"name": self.configmap.name, "items": chosen}}
-            told = f"stays in {self.configmap.title}, whose changes are followed; it must not be deleted"
-            self.plan.carried(self.origin, f"{', '.join(others)} beside the Corefile", told)
+            yield self._without_unsupported({"configMap": {"name": self.configmap.name, "items": chosen}})
+            if self.configmap.name not in self._changed():
+                told = f"stays in {self.configmap.title}, whose changes are followed; it must not be deleted"
+                self.plan.carried(self.origin, f"{', '.join(others)} beside the Corefile", told)
+
+    def _without_unsupported(self, source: Data) -> Data:
+        """A volume, or a part of a projected one: the copy of its ConfigMap if there has to be one."""
+        name = part(source, "configMap").get("name")
+        if name not in self._changed():
+            return source
+        told = f"in a copy, {NAME}-{name}, without what is not supported"
+        self.plan.carried(self.origin, f"ConfigMap {name}", told)
+        return {**source, "configMap": {**source["configMap"], "name": f"{NAME}-{name}"}}
 
     def _carry_volume(self, mount: Data, volume: Data) -> None:
         place = str(mount.get("mountPath"))
@@ -166,13 +179,10 @@ class Cluster(Takeover):
         volume, mount = json.loads(json.dumps(volume)), dict(mount)
         if volume["name"] in _OWN_VOLUMES:
             volume["name"] = mount["name"] = f"coredns-{volume['name']}"
-        for source in [volume, *items(part(volume, "projected"), "sources")]:
-            name = part(source, "configMap").get("name")
-            if name in self._changed():
-                source["configMap"]["name"] = f"{NAME}-{name}"
-                self.plan.carried(
-                    self.origin, f"ConfigMap {name}", f"in a copy, {NAME}-{name}, without what is not supported"
-                )
+        volume = self._without_unsupported(volume)
+        if "projected" in volume:
+            sources = items(volume["projected"], "sources")
+            volume["projected"]["sources"] = [self._without_unsupported(source) for source in sources]
         if volume["name"] not in [each["name"] for each in self.ours["volumes"]]:
             self.ours["volumes"].append(volume)
         self.container["volumeMounts"].append(mount)
@@ -192,9 +202,9 @@ class Cluster(Takeover):
 
     def _carry_services(self) -> None:
         labels = self.pod.labels if self.pod is not None else {"k8s-app": "kube-dns"}
-        for each in self.given.objects:
+        for each in self.beside("Service"):
             selector = part(each.data, "spec", "selector")
-            if each.kind != "Service" or not selector or not selector.items() <= labels.items():
+            if not selector or not selector.items() <= labels.items():
                 continue
             self.labels |= {str(key): str(value) for key, value in selector.items()}
             addresses = strings(each.data["spec"], "clusterIPs") or [str(each.data["spec"].get("clusterIP", "none"))]
@@ -208,9 +218,9 @@ class Cluster(Takeover):
 
     def _carry_budgets(self) -> None:
         labels = self.pod.labels if self.pod is not None else {}
-        for each in self.given.objects:
+        for each in self.beside("PodDisruptionBudget"):
             selector = part(each.data, "spec", "selector")
-            if each.kind != "PodDisruptionBudget" or not selector or not coredns.selects(selector, labels):
+            if not selector or not coredns.selects(selector, labels):
                 continue
             bounds = {
                 key: value for key, value in each.data["spec"].items() if key in ("minAvailable", "maxUnavailable")
@@ -232,6 +242,9 @@ class Cluster(Takeover):
         ports: list[Data] = [
             {key: each[key] for key in ("name", "containerPort", "protocol") if key in each} for each in theirs
         ]
+        if of_node := [str(each["hostPort"]) for each in theirs if each.get("hostPort")]:
+            told = "two pods of a node cannot have it at a time: kdns has its port in pods alone"
+            self.plan.left_out(self.origin, f"hostPort: {', '.join(of_node)}", told)
         numbers = self._numbers()
         for own in self.container["ports"]:
             number = numbers.get(own["name"])
@@ -333,7 +346,7 @@ def _scales(each: KubeObject, workload: KubeObject) -> bool:
     """Whether an object sets the number of a workload's replicas."""
     if each.kind == "HorizontalPodAutoscaler":
         target = part(each.data, "spec", "scaleTargetRef")
-        return (target.get("kind"), target.get("name")) == (workload.kind, workload.name)
+        return (target.get("kind"), target.get("name")) == (workload.kind, workload.name) and each.is_beside(workload)
     if each.kind != "Deployment" or each is workload:
         return False
     wanted = f"--target={workload.kind}/{workload.name}".lower()
