@@ -1,4 +1,4 @@
-"""The command line: one module for each command.
+"""The command line: one module for each command, and `objects` with the options that several have.
 
 Importing this package brings in typer and the declarations of the commands, and nothing that one command alone needs:
 those imports stand inside the commands, so that `kdns serve` starts without the libraries of `kdns query`.
