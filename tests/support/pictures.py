@@ -26,6 +26,8 @@ WIDTH, HEIGHT = 1120, 950
 RATE, SECONDS = 2000, 30.0
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """In the SVG: fonts of another site. A browser's own will do."""
+_CLIPS = re.compile(r"<clipPath .*?</clipPath>\s*| clip-path=\"[^\"]*\"", re.DOTALL)
+"""In the SVG: where lines end for those fonts. Others' underscores are lower, and would be cut off."""
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def draw_top(running: Shop, path: Path) -> None:
         time.sleep(1)
     console = Console(width=COLUMNS, height=LINES, record=True, file=io.StringIO(), force_terminal=True)
     console.print(frame(watch.picture(f"{time.strftime('%H:%M:%S')}  q quits"), COLUMNS, LINES))
-    path.write_text(_FONTS.sub("", console.export_svg(title="kdns top", unique_id="top")))
+    picture = console.export_svg(title="kdns top", unique_id="top")
+    path.write_text(_CLIPS.sub("", _FONTS.sub("", picture)))
 
 
 def draw_page(running: Shop, path: Path) -> None:
