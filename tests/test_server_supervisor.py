@@ -242,3 +242,10 @@ def test_a_nursery_that_is_started_again_has_no_descriptor_of_a_worker(serve: Se
     assert not [target for target in opened if "pidfd" in target or "memfd:" in target]
     assert len([target for target in opened if target.startswith("socket:")]) == 1
     server.terminate()
+
+
+def test_a_worker_that_a_real_time_signal_ends_is_told_of(serve: Serve) -> None:
+    server = serve([])
+    os.kill(server.worker_pids()[0], signal.SIGRTMIN + 6)
+    procs.wait_until(lambda: f"was ended by signal {signal.SIGRTMIN + 6}\n" in server.log, 10, "the message")
+    assert "Traceback" not in server.log

@@ -282,7 +282,8 @@ class Staff:
 
     def _ended(self, pid: int, status: int) -> None:
         if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
+            number = os.WTERMSIG(status)
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
             self.log.warning(f"worker process {pid} was ended by {name}", kind=f"worker ended by {name}")
         elif status:
             code = os.waitstatus_to_exitcode(status)
