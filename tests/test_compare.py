@@ -421,17 +421,19 @@ def test_the_window_bounds_what_is_on_its_way() -> None:
 
 def test_a_log_of_kdns_is_asked_again(server: Server, tmp_path: Path) -> None:
     with Server(tmp_path, cluster(), plugins="log . {combined}") as logging:
-        for name, rtype in ((f"web.{SHOP}", "A"), (f"web.{SHOP}", "A"), (f"none.{SHOP}", "AAAA"), ("x.example", "A")):
+        asked = ((f"web.{SHOP}", "A"), (f"web.{SHOP}", "A"), (f"none.{SHOP}", "AAAA"), ("x.example", "A"))
+        for name, rtype in asked:
             logging.query(name, rtype)
-        procs.wait_until(lambda: "x.example." in logging.log, 5, "the log is written")
+        wanted = [f'"{rtype} IN {name}. ' for name, rtype in asked]
+        procs.wait_until(lambda: all(logging.log.count(w) >= wanted.count(w) for w in wanted), 5, "the log is written")
         log = tmp_path / "queries.log"
         log.write_text(logging.log)
         done = kdns("compare", local(server.port), local(logging.port), "--log", log)
         piped = kdns("compare", local(server.port), local(logging.port), "--log", "-", "--json", stdin=logging.log)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("4 questions to ")
+    assert re.match("[34] questions to ", done.stdout)  # the one that found the server ready may be among them
     found = json.loads(piped.stdout)
-    assert found["questions"] >= 4
+    assert found["questions"] >= 3
     assert found["lines"]["repeated"] >= 1
     assert found["lines"]["unusable"] > 0
     assert re.fullmatch(r"[\d,]+ of [\d,]+ lines are no query of a log; the first is \d+: .*\n", done.stderr)
