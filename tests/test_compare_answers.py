@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,17 @@ from kdns.cluster.records import RecordOptions
 from kdns.errors import KdnsError
 from kdns.tools import snapshot
 from kdns.tools.asking import Target, target
-from kdns.tools.compare import Answer, Aspect, Comparison, Knowledge, Options, differences, read
+from kdns.tools.compare import (
+    Answer,
+    Aspect,
+    Comparison,
+    Knowledge,
+    Options,
+    Record,
+    data_text,
+    differences,
+    read,
+)
 from kdns.tools.questions import Lines, Question, of_view, other_case
 from kdns.wire import names, rr
 from kdns.wire.message import question_end
@@ -156,6 +167,12 @@ LINKS = "web.example. CNAME, b.example. CNAME"
             [("additional", "x.example. AAAA 2001:db8::1", "nothing")],
             id="the additional section",
         ),
+        pytest.param(
+            response([A1, A2]),
+            response([A1, A2, A1]),
+            [("repeated in answer", "nothing", "192.0.2.1")],
+            id="a record twice",
+        ),
     ],
 )  # fmt: skip
 def test_what_differs(first: bytes, second: bytes, wanted: list[tuple[str, str, str]]) -> None:
@@ -276,6 +293,8 @@ def test_any_is_expected_to_be_minimal() -> None:
     minimal, whole = answer(Rr("HINFO", '"RFC8482" ""')), answer(A1, A2)
     assert explained(question, minimal, whole) == ((), ("ANY is answered minimally (RFC 8482)",))
     assert explained(question, whole, answer(A1)) == (("answer",), ())
+    failed = replace(answer(), rcode=rr.SERVFAIL)
+    assert explained(question, minimal, failed) == (("rcode", "answer"), ())
 
 
 def test_owners_of_another_case_are_expected_of_a_cache() -> None:
@@ -286,6 +305,66 @@ def test_owners_of_another_case_are_expected_of_a_cache() -> None:
     assert explained(QUESTION, ours, theirs)[0] == ()
     other = read(response([replace(A1, owner="wEb.example.")], compress=False), QUESTION)
     assert explained(QUESTION, other, theirs)[0] == ("case of owners",), "neither is as it was asked"
+
+
+# What is on purpose, with a cluster
+
+PORT, LINK, APEX = "_http._tcp.web.shop.svc.cluster.local.", "_tcp.web.shop.svc.cluster.local.", "cluster.local."
+ZONE_SOA = Rr("SOA", "ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5", APEX)
+PORT_A = Rr("A", "10.96.20.1", PORT)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Iterator[Knowledge]:
+    zone = names.from_text("cluster.local")
+    with snapshot.of_manifests([SAMPLE], Settings((zone,), (), records=RecordOptions(zone))) as view:
+        yield Knowledge(view)
+
+
+@pytest.mark.parametrize(
+    ("name", "rtype", "rcode", "flags", "records", "left"),
+    [
+        pytest.param(PORT, "A", "NOERROR", dns.flags.AA, [PORT_A], (), id="as CoreDNS: addresses of a port"),
+        pytest.param(PORT, "A", "NOERROR", 0, [PORT_A], ("flag AA",), id="the same without authority"),
+        pytest.param(PORT, "A", "SERVFAIL", dns.flags.AA, [], ("rcode",), id="a port fails"),
+        pytest.param(PORT, "A", "NOERROR", dns.flags.AA, [], ("authority",), id="no SOA in a denial"),
+        pytest.param(LINK, "A", "NXDOMAIN", dns.flags.AA, [], (), id="as CoreDNS: an empty non-terminal"),
+        pytest.param(LINK, "A", "REFUSED", 0, [], ("rcode", "flag AA"), id="an empty non-terminal is refused"),
+        pytest.param(PORT, "SRV", "NXDOMAIN", dns.flags.AA, [], ("rcode", "answer"), id="a port that is not there"),
+        pytest.param(APEX, "NS", "SERVFAIL", dns.flags.AA, [], ("rcode", "answer"), id="the apex fails"),
+        pytest.param("ns.dns." + APEX, "A", "NXDOMAIN", dns.flags.AA, [], (), id="as CoreDNS: no ns.dns"),
+        pytest.param("ns.dns." + APEX, "A", "SERVFAIL", dns.flags.AA, [], ("rcode", "answer"), id="ns.dns fails"),
+    ],
+)
+def test_what_no_reason_explains_is_a_difference(
+    sample: Knowledge, name: str, rtype: str, rcode: str, flags: int, records: list[Rr], left: tuple[str, ...]
+) -> None:
+    question = Question(names.from_text(name), rr.type_number(rtype))
+    assert sample.view is not None
+    known = sample.view.lookup(question.name, question.type)
+    data = [
+        Rr(
+            rr.type_text(rrset.type),
+            data_text(Record(owner, rrset.type, rr.IN, rrset.ttl, rdata)),
+            names.to_text(owner),
+        )
+        for owner, rrset in known.answer
+        for rdata in rrset.rdatas
+    ]
+
+    def answer(records: Iterable[Rr], rcode: str, flags: int, soa: Iterable[Rr] = ()) -> Answer:
+        message = dns.message.make_response(dns.message.make_query(name, rtype, use_edns=True))
+        message.set_rcode(dns.rcode.from_text(rcode))
+        message.flags |= flags
+        for section, found in ((message.answer, records), (message.authority, soa)):
+            section += [dns.rrset.from_text(each.owner, each.ttl, "IN", each.type, each.data) for each in found]
+        return read(message.to_wire(), question)
+
+    ours = answer(data, "NOERROR", dns.flags.AA, [] if data else [ZONE_SOA])
+    theirs = answer(records, rcode, flags)
+    for both in ((ours, theirs), (theirs, ours)):
+        found, _ = sample.explain(question, both, differences(question, *both, Options()))
+        assert tuple(aspect.what for aspect in found) == left
 
 
 # Questions
@@ -370,6 +449,19 @@ def test_a_log_is_read_for_its_questions() -> None:
     assert lines.first.startswith("1: [INFO] plugin/reload: Running")
 
 
+def test_escapes_of_names_are_read_out_of_json_too() -> None:
+    text = r'[INFO] 10.0.0.1:5 - 1 "A IN a\032b.x. udp 40 false 512" NOERROR'
+    for line in (text, json.dumps({"log": text})):
+        ((name, _),) = Lines(io.BytesIO(line.encode()), log=True)
+        assert names.labels(name)[0] == b"a b"
+
+
+def test_a_line_that_cannot_be_used_steers_no_terminal() -> None:
+    lines = Lines(io.BytesIO(b"\x1b]0;title\x07 A x\n"), log=False)
+    assert list(lines) == []
+    assert lines.first == r"1: \x1b]0;title\x07 A x"
+
+
 def test_a_list_of_questions_is_read() -> None:
     text = b"; a comment\n# another\nweb.example A\nweb.example. a\nWEB.example AAAA\n"
     text += b"only\na..b A\nx A B\n\n10.in-addr.arpa PTR"
@@ -408,7 +500,8 @@ def test_a_server_may_be_written_so(text: str, wanted: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":53", "a:b", "127.0.0.1:0", "127.0.0.1:65536", "[::1", "tls://a", "a b", "::1]:5"]
+    "text",
+    ["", ":53", "a:b", "127.0.0.1:0", "127.0.0.1:65536", "[::1", "tls://a", "a b", "::1]:5", "a..b", f"{'a' * 64}.b"],
 )
 def test_a_server_may_not_be_written_so(text: str) -> None:
     with pytest.raises(KdnsError, match="is no server; accepted: HOST"):

@@ -83,10 +83,19 @@ def target(text: str) -> Target:
     """HOST, HOST:PORT, IPv6, [IPv6]:PORT, each with tcp:// in front to ask over TCP only. Raises KdnsError."""
     match = _SERVER.fullmatch(text)
     port = int((match["port"] or match["literal_port"] or 53) if match else 0)
-    if match is None or not 0 < port < 65536:
+    if match is None or not 0 < port < 65536 or not _is_host(match["host"] or ""):
         accepted = "HOST, HOST:PORT, IPV6 or [IPV6]:PORT, with tcp:// in front to ask over TCP only"
         raise KdnsError(f"{text!r} is no server; accepted: {accepted}")
     return Target(match["literal"] or match["bare"] or match["host"], port, match["proto"] == "tcp")
+
+
+def _is_host(name: str) -> bool:
+    """Whether the system can be asked for its address."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def query(question: Question, ident: int) -> bytes:

@@ -157,6 +157,8 @@ def _section(
         only = [record for key, record in ours.items() if key not in theirs]
         others = [record for key, record in theirs.items() if key not in ours]
         yield Aspect(name, _texts(question, only), _texts(question, others))
+    if name != "additional":
+        yield from _repeated(name, question, both)
     if options.ttl == "ignore" or (options.ttl == "exact" and not authoritative):
         return
     pairs = [(record, theirs[key]) for key, record in ours.items() if key in theirs]
@@ -168,6 +170,13 @@ def _section(
     if wrong:
         what = "TTL" if name == "answer" else f"TTL in {name}"
         yield Aspect(what, *(_list(sorted({pair[side] for pair in wrong})) for side in (0, 1)))
+
+
+def _repeated(name: str, question: Question, both: tuple[Sequence[Record], Sequence[Record]]) -> Iterator[Aspect]:
+    """Records that one server sends several times, which an RRset cannot have (RFC 2181 5)."""
+    found = [[record for record, count in Counter(side).items() if count > 1] for side in both]
+    if any(found) and set(found[0]) != set(found[1]):
+        yield Aspect(f"repeated in {name}", *(_texts(question, side) for side in found))
 
 
 def _answer_alone(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Aspect]:
@@ -239,7 +248,12 @@ def data_text(record: Record) -> str:
 
 _NEGATIVE = frozenset(("rcode", "flag AA", "authority", "TTL in authority"))
 """What differs between NODATA and NXDOMAIN."""
-_RECORDS = _NEGATIVE | {"answer", "TTL", "order", "case of owners", "additional", "TTL in additional"}
+_DATA = frozenset(
+    ("answer", "TTL", "order", "case of owners", "authority", "TTL in authority", "additional", "TTL in additional")
+)
+_RECORDS = _NEGATIVE | _DATA
+_USABLE = (rr.NOERROR, rr.NXDOMAIN)
+"""Codes of servers that know what they say; what goes with another one is never on purpose."""
 _FOLLOWED = (rr.A, rr.AAAA)
 _Reason = tuple[frozenset[str], str]
 """Aspects, and why they differ."""
@@ -277,7 +291,8 @@ class Knowledge:
                 frozenset(("case of owners",)),
                 "owners are in the case of the question; a cache may have another one's",
             )
-        if question.type == rr.ANY and sum(map(_is_minimal, both)) == 1:
+        are_usable = all(answer.rcode in _USABLE for answer in both)
+        if question.type == rr.ANY and are_usable and sum(map(_is_minimal, both)) == 1:
             yield _RECORDS, "ANY is answered minimally (RFC 8482)"
         if self.view is None:
             return
@@ -289,7 +304,8 @@ class Knowledge:
             yield _RECORDS, "SERVFAIL while the target of an ExternalName cannot be resolved"
         for one, other in (both, both[::-1]):
             if _is(one, known):
-                if known.rcode == rr.NOERROR and other.rcode == rr.NXDOMAIN and not self._has_address(question.name):
+                is_empty = known.rcode == rr.NOERROR and not known.answer
+                if is_empty and other.rcode == rr.NXDOMAIN and not self._has_address(question.name):
                     yield _NEGATIVE, "a name that exists without records of a type is no NXDOMAIN (RFC 8020)"
                 yield from _of_the_other(question, known, other, known.zone.origin)
 
@@ -308,10 +324,12 @@ def _of_the_other(question: Question, known: snapshot.Answer, other: Answer, ori
     name = names.lower(question.name)
     types = {record.type for record in other.answer}
     server = names.join([b"ns", b"dns", *names.labels(origin)])
-    if name in (server, names.parent(server)) or (name == origin and question.type in (rr.NS, rr.ANY)):
+    is_apex = name == origin and question.type in (rr.NS, rr.ANY) and other.rcode == rr.NOERROR
+    if is_apex or (name in (server, names.parent(server)) and other.rcode in _USABLE):
         yield _RECORDS, "a zone's name server is ns.dns and the zone, whatever the Service is called"
-    if known.rcode == rr.NOERROR and not known.answer and name[1:2] == b"_" and types <= {rr.A, rr.AAAA}:
-        yield _RECORDS, "names of ports have SRV records only"
+    is_empty = known.rcode == other.rcode == rr.NOERROR and not known.answer
+    if is_empty and name[1:2] == b"_" and types and types <= {rr.A, rr.AAAA}:
+        yield _DATA, "names of ports have SRV records only"
     if known.answer and _only_aliases(known) and not other.answer and other.rcode == rr.NOERROR:
         yield _RECORDS, "an alias is shown for every type, and without its target too (RFC 1034 3.6.2)"
     if known.answer and _only_aliases(known) and _flat(known) <= _records(other) and question.type not in _FOLLOWED:

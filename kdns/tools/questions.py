@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from kdns.errors import DomainNameError
+from kdns.observe.text import printable
 from kdns.tools.snapshot import View
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
@@ -171,7 +172,7 @@ class Lines:
                 question = _logged(text) if self.log else _listed(text)
             except (DomainNameError, ValueError):
                 self.unusable += 1
-                self.first = self.first or f"{self.lines}: {text[:100]}"
+                self.first = self.first or f"{self.lines}: {printable(text[:100])}"
                 continue
             if question is None:
                 self.other += 1
@@ -194,7 +195,10 @@ def _logged(text: str) -> Question | None:
     match = _LOGGED.search(text)
     if match is None:
         raise ValueError
-    return None if match["class"] != "IN" else _question(match["name"], match["type"])
+    name = match["name"]
+    if match[0].startswith("\\"):  # in JSON, where a backslash is two
+        name = name.replace("\\\\", "\\")
+    return None if match["class"] != "IN" else _question(name, match["type"])
 
 
 def _question(name: str, rtype: str) -> Question | None:
