@@ -230,6 +230,15 @@ def test_other_types() -> None:
     assert (single.code, single.costs) == (3, (4, 2))
     assert single.hints == ["Service monitoring/alerts has no IPv4 address"]
     assert sample("31.0.244.10.in-addr.arpa", "shop", "--type", "PTR").code == 0
+    for name in ("web.shop.svc", "database.shop.svc"):
+        every = sample(f"{name}.cluster.local.", "shop", "--type", "ANY")
+        assert (every.code, every.costs) == (0, (1, 1)), "the minimal answer is one (RFC 8482)"
+
+
+@pytest.mark.parametrize("rtype", ["HTTPS", "HINFO", "RRSIG", "TYPE65280", "CNAME", "DNSKEY", "MX"])
+def test_types_that_no_name_has(rtype: str) -> None:
+    done = sample("web.shop.svc.cluster.local.", "shop", "--type", rtype)
+    assert (done.code, done.json["glibc"]["result"]) == (3, "empty")
 
 
 def test_what_musl_does_not_find() -> None:

@@ -217,6 +217,12 @@ def test_a_port_without_a_server_is_one_line_and_exit_code_1() -> None:
     assert (done.returncode, done.stderr) == (1, f"nothing listens at 127.0.0.1 port {port} over UDP\n")
 
 
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.b"])
+def test_a_server_that_no_name_can_be_is_one_line_and_exit_code_1(host: str) -> None:
+    done = kdns("query", "a.example", "--server", host)
+    assert (done.returncode, done.stderr) == (1, f"{host!r} is no name of a host; accepted: labels of 1 to 63 bytes\n")
+
+
 def test_a_malformed_answer_is_one_line_and_exit_code_1() -> None:
     with played(lambda query, _: respond(query, "5 A 10.0.0.1").to_wire()[:-3]) as port:
         done = kdns("query", "a.example", "--port", port)

@@ -434,10 +434,10 @@ def _answers(answers: Sequence[Answer]) -> str:
     rcodes = dict.fromkeys(answer.rcode for answer in answers)
     if len(rcodes) == 1 and "NOERROR" not in rcodes:
         return f"{answers[0].rcode}{times}"
-    aliases = [r for answer in answers for r in answer.records if r.type == "CNAME" and answer.type != "CNAME"]
+    aliases = [r for each in answers for r in each.records if r.type == "CNAME" and each.type not in ("CNAME", "ANY")]
     parts = [f"alias of {record.data}" for record in dict.fromkeys(aliases)]
     for answer in answers:
-        data = [record.data for record in answer.records if record.type == answer.type]
+        data = [record.data for record in answer.records if answer.type in (record.type, "ANY")]
         more = f" and {len(data) - _SHOWN} more" if len(data) > _SHOWN else ""
         text = " ".join(data[:_SHOWN]) + more or ("not known here" if answer.assumed else "none")
         parts.append(f"{answer.type} {text if answer.rcode == 'NOERROR' else answer.rcode}")

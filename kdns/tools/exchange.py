@@ -69,6 +69,8 @@ def _ask(record: DNSRecord, server: Server, proto: str, timeout: float) -> Reply
         raise KdnsError(f"no answer from {server} over {proto.upper()} within {timeout:g} s") from None
     except ConnectionRefusedError:
         raise KdnsError(f"nothing listens at {server} over {proto.upper()}") from None
+    except UnicodeError:
+        raise KdnsError(f"{server.host!r} is no name of a host; accepted: labels of 1 to 63 bytes") from None
     except OSError as error:
         raise KdnsError(f"cannot ask {server} over {proto.upper()}: {error.strerror or error}") from None
     try:

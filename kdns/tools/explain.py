@@ -142,7 +142,7 @@ class Data:
         if answered.way is not None and not answered.answer:
             return self._unknown(name, rtype, answered.way, exists)
         records = _records(answered)
-        found = sum(record.type == rr.type_text(rtype) for record in records)
+        found = _count(records, rtype)
         outcome = Outcome(answered.rcode, len(records), found, answered.size)
         upstream, assumed = "", False
         if answered.way is not None:
@@ -206,7 +206,7 @@ class Live:
             return None
         header = reply.record.header
         records = tuple(_from_dnslib(record) for record in reply.record.rr)
-        found = sum(record.type == rr.type_text(rtype) for record in records)
+        found = _count(records, rtype)
         lame = header.rcode == rr.NOERROR and not (records or header.aa or header.ra or reply.record.ar)
         return Answer(
             rr.type_text(rtype),
@@ -271,8 +271,16 @@ def _records(answered: Answered) -> tuple[Record, ...]:
     )
 
 
+def _count(records: Sequence[Record], rtype: int) -> int:
+    """How many answer a question for a type."""
+    return len(records) if rtype == rr.ANY else sum(record.type == rr.type_text(rtype) for record in records)
+
+
 def _data(rtype: int, rdata: bytes) -> str:
-    return str(RDMAP[rr.type_text(rtype)].parse(DNSBuffer(rdata), len(rdata)).toZone())
+    known = RDMAP.get(rr.type_text(rtype))
+    if known is None:
+        return f"\\# {len(rdata)} {rdata.hex()}"
+    return str(known.parse(DNSBuffer(rdata), len(rdata)).toZone())
 
 
 def _from_dnslib(record: Any) -> Record:
