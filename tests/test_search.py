@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from kdns.tools import search
 from kdns.tools.search import ADDRESSES, Conf, Outcome, Trace, Verdict
 from kdns.wire import names, rr
-from tests.support import digs, netns, procs, stubs
+from tests.conftest import require
+from tests.support import procs, stubs
 from tests.support.netns import Netns
 
 ZONE = "cluster.local"
@@ -174,12 +175,7 @@ def musl_version() -> tuple[int, int, int]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    if missing := [tool for tool in ("ip", "cc", "musl-gcc") if not digs.available(tool)]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    try:
-        netns.require()
-    except netns.NetnsUnavailableError as error:
-        pytest.skip(str(error))
+    require("ip", "cc", "musl-gcc")
     folder = tmp_path_factory.mktemp("search")
     source = stubs.SOURCES / "search.c"
     for compiler, options in (("cc", ["-lresolv"]), ("musl-gcc", ["-static"])):
