@@ -45,6 +45,8 @@ MARKER, MARKED = "marker.test", "192.0.2.7"
 SAMPLE, SAMPLED = "web.shop.svc.cluster.local", "10.96.20.1"
 LOOPBACK, CLUSTER_IP = "127.0.0.1", "10.96.0.10"
 OTHERS = {"coredns": "CoreDNS", "node_cache": "NodeLocal DNSCache"}
+ALONE = "-localip=127.0.0.1", "-setupinterface=false", "-setupiptables=false"
+"""NodeLocal DNSCache's flags, with which it changes nothing of the network."""
 
 SERVE = """\
 .:53 {
@@ -189,7 +191,7 @@ def _measure(
     return Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine,
-        versions=_versions(found) | {OTHERS[name]: _version(path) for name, path in others.items()},
+        versions=_versions(found) | {OTHERS[name]: _version(name, path) for name, path in others.items()},
         base="pulled" if pulled else "made with debootstrap, reduced as a slim image is",
         digest=built[0].id,
         build_seconds=[one.seconds for one in built],
@@ -238,8 +240,9 @@ def _versions(found: Content) -> dict[str, str]:
     return {"kdns": found.python["kdns"], **debian} | {name: _first_line(*words) for name, words in programs.items()}
 
 
-def _version(program: Path) -> str:
-    lines = subprocess.run([program, "-version"], capture_output=True, text=True).stdout.splitlines()
+def _version(name: str, program: Path) -> str:
+    command = [program, *(ALONE if name == "node_cache" else ()), "-version"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return next((line for line in lines if line.startswith("CoreDNS-")), "unknown")
 
 
@@ -332,8 +335,8 @@ def _kinds(folder: Path, unpacked: Image, others: Mapping[str, Path]) -> Iterato
         started = program("/program", "-conf", "/etc/kdns/Corefile", mounted=others["coredns"])
         yield Kind("CoreDNS, hosts", started, marker)
     if "node_cache" in others:
-        flags = "-localip=127.0.0.1", "-setupinterface=false", "-setupiptables=false", "-conf=/etc/kdns/Corefile"
-        started = program("/program", *flags, mounted=others["node_cache"], security=node)
+        command = "/program", *ALONE, "-conf=/etc/kdns/Corefile"
+        started = program(*command, mounted=others["node_cache"], security=node)
         yield Kind("NodeLocal DNSCache, hosts", started, marker)
 
 
