@@ -566,6 +566,31 @@ def test_a_node_cache_is_replaced_in_its_place(tmp_path: Path) -> None:
     assert about(found, "-v=2").verdict is Verdict.LEFT_OUT
 
 
+@pytest.mark.parametrize("unsupported", [False, True])
+def test_files_beside_the_base_file_of_a_node_stay_there(unsupported: bool, tmp_path: Path) -> None:
+    objects = coredns.read(node_local(), "node.yaml")
+    assert objects is not None
+    data = objects[0].data["data"]
+    data["Corefile"] += "import /etc/coredns/*.server\n"
+    data["corp.server"] = (
+        "corp:53 {\n    errors\n" + "    rewrite name a b\n" * unsupported + "    forward . 10.1.1.1\n}\n"
+    )
+    volumes = objects[1].data["spec"]["template"]["spec"]["volumes"]
+    mine = next(each["configMap"] for each in volumes if each["name"] == "config-volume")
+    mine["items"] = [{"key": "Corefile", "path": "Corefile.base"}, {"key": "corp.server", "path": "corp.server"}]
+    made = written(plan_of(objects, without_unsupported=True), tmp_path)
+    item = made["DaemonSet", "kube-system", "node-local-dns"]
+    volume = next(each for each in item["spec"]["template"]["spec"]["volumes"] if each["name"] == "corefile")
+    owner = "kdns-node-node-local-dns" if unsupported else "node-local-dns"
+    assert volume["projected"]["sources"] == [
+        {"configMap": {"name": "kdns-node", "items": [{"key": "Corefile", "path": "Corefile.base"}]}},
+        {"configMap": {"name": owner, "items": [{"key": "corp.server", "path": "corp.server"}]}},
+    ]
+    assert ("ConfigMap", "kube-system", owner) in made or not unsupported
+    if unsupported:
+        assert "# rewrite name a b" in made["ConfigMap", "kube-system", owner]["data"]["corp.server"]
+
+
 def test_a_manifest_of_the_add_on_that_nobody_filled_in_is_refused() -> None:
     objects = coredns.read(NODE_LOCAL.read_text(), "node.yaml")
     assert objects is not None

@@ -229,6 +229,11 @@ def dump(documents: Sequence[Data], origin: str) -> str:
     return HEADER.format(origin=origin) + text
 
 
+def configmap(name: str, data: Data, labels: Mapping[str, str]) -> Data:
+    """A ConfigMap of ours."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": dict(labels)}, "data": data}
+
+
 def kustomization(namespace: str, configmap: str, labels: Mapping[str, str], files: Iterable[str]) -> Data:
     """Files with objects, and a ConfigMap of that name with the Corefile."""
     options = {"disableNameSuffixHash": True, "labels": dict(labels)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from kdns.errors import KdnsError
-from kdns.tools import corefiles
+from kdns.tools import carry, coredns, corefiles
 from kdns.tools.carry import COREFILE, Plan
-from kdns.tools.coredns import KubeObject, Pod, part
+from kdns.tools.coredns import Data, KubeObject, Pod, items, part
 from kdns.tools.corefiles import Source, Verdict
 
 _DNS_PORT = 53
@@ -41,12 +42,14 @@ def with_corefile(objects: Iterable[KubeObject]) -> list[KubeObject]:
 class Takeover:
     """Makes a plan. A subclass carries over the objects and writes those of kdns.
 
-    main: the Corefile as it is, and in `configmap` under `key` if that is known. imported: the other files that
-    ConfigMaps give to the pod. sources: all of these as they are to be. config: what is to be served; None if
-    something is not supported and has to stay. is_possible: whether there are manifests for it at all.
+    own: what names of ours begin with. main: the Corefile as it is, and in `configmap` under `key` if that is known.
+    imported: the other files that ConfigMaps give to the pod. sources: all of these as they are to be. config: what is
+    to be served; None if something is not supported and has to stay. is_possible: whether there are manifests for it at
+    all.
     """
 
     part = ""
+    own = ""
     is_node = False
 
     def __init__(self, given: Given) -> None:
@@ -113,6 +116,54 @@ class Takeover:
         flags = self.pod.flags if self.pod is not None else {}
         port = flags.get("dns.port") or flags.get("p") or ""
         return int(port) if port.isdigit() and 0 < int(port) < 65536 else _DNS_PORT
+
+    # ConfigMaps of the pod
+
+    def beside_corefile(self, volume: Mapping[str, Any]) -> Iterator[Data]:
+        """What else is in the volume of the Corefile, as sources of a projected volume."""
+        assert self.configmap is not None
+        for source in items(part(volume, "projected"), "sources"):
+            if part(source, "configMap").get("name") != self.configmap.name:
+                yield self.without_unsupported(source)
+        everything = {key: key for key in part(self.configmap.data, "data")}
+        keys = dict(coredns.configmaps(volume))[self.configmap.name] or everything
+        if others := {key: path for key, path in keys.items() if key != self.key}:
+            chosen = [{"key": key, "path": path} for key, path in others.items()]
+            yield self.without_unsupported({"configMap": {"name": self.configmap.name, "items": chosen}})
+            if self.configmap.name not in self.changed():
+                told = f"stays in {self.configmap.title}, whose changes are followed; it must not be deleted"
+                self.plan.carried(self.origin, f"{', '.join(others)} beside the Corefile", told)
+
+    def without_unsupported(self, source: Data) -> Data:
+        """A volume, or a part of a projected one: the copy of its ConfigMap if there has to be one."""
+        name = str(part(source, "configMap").get("name"))
+        if name not in self.changed():
+            return source
+        told = f"in a copy, {self.copy(name)}, without what is not supported"
+        self.plan.carried(self.origin, f"ConfigMap {name}", told)
+        return {**source, "configMap": {**source["configMap"], "name": self.copy(name)}}
+
+    def changed(self) -> dict[str, Data]:
+        """The texts of ConfigMaps, other than the Corefile's, out of which something was commented."""
+        texts = {source.path: source.text for source in self.sources}
+        found: dict[str, Data] = {}
+        for source, owner, key in self.imported:
+            if texts[source.path] != source.text:
+                found.setdefault(owner.name, part(owner.data, "data"))[key] = texts[source.path]
+        return found
+
+    def copy(self, name: str) -> str:
+        """The name of a ConfigMap's copy."""
+        return f"{self.own}-{name}"
+
+    def copies(self, labels: Mapping[str, str]) -> list[Data]:
+        """Those ConfigMaps as they are to be."""
+        found = [carry.configmap(self.copy(name), data, labels) for name, data in self.changed().items()]
+        for each in found:
+            each["metadata"]["namespace"] = self.namespace
+        return found
+
+    # Its Corefile
 
     def _judge(self) -> None:
         """Note what becomes of each line, and take out what has to go."""

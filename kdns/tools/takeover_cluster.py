@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -37,6 +37,7 @@ class Cluster(Takeover):
     """The names are kdns's own. The Service stays as it is: it is not among what is applied."""
 
     part = "cluster"
+    own = NAME
 
     def carry(self) -> None:
         """The pod, its files, and what else the cluster has for CoreDNS."""
@@ -129,7 +130,7 @@ class Cluster(Takeover):
         folder = str(PurePosixPath(self.main.path).parent)
         mounts = pod.mounts()
         of_corefile = [volume for _, volume in mounts if self._has_corefile(volume)]
-        beside = [each for volume in of_corefile for each in self._beside(volume)]
+        beside = [each for volume in of_corefile for each in self.beside_corefile(volume)]
         below = [mount for mount, _ in mounts if str(mount.get("mountPath")).startswith(f"{folder}/")]
         if beside or below:
             chosen = [{"key": COREFILE, "path": PurePosixPath(self.main.path).name}]
@@ -146,30 +147,6 @@ class Cluster(Takeover):
     def _has_corefile(self, volume: Mapping[str, Any]) -> bool:
         return self.configmap is not None and self.configmap.name in dict(coredns.configmaps(volume))
 
-    def _beside(self, volume: Mapping[str, Any]) -> Iterator[Data]:
-        """What else is in the volume of the Corefile, as sources of a projected volume."""
-        assert self.configmap is not None
-        for source in items(part(volume, "projected"), "sources"):
-            if part(source, "configMap").get("name") != self.configmap.name:
-                yield self._without_unsupported(source)
-        everything = {key: key for key in part(self.configmap.data, "data")}
-        keys = dict(coredns.configmaps(volume))[self.configmap.name] or everything
-        if others := {key: path for key, path in keys.items() if key != self.key}:
-            chosen = [{"key": key, "path": path} for key, path in others.items()]
-            yield self._without_unsupported({"configMap": {"name": self.configmap.name, "items": chosen}})
-            if self.configmap.name not in self._changed():
-                told = f"stays in {self.configmap.title}, whose changes are followed; it must not be deleted"
-                self.plan.carried(self.origin, f"{', '.join(others)} beside the Corefile", told)
-
-    def _without_unsupported(self, source: Data) -> Data:
-        """A volume, or a part of a projected one: the copy of its ConfigMap if there has to be one."""
-        name = part(source, "configMap").get("name")
-        if name not in self._changed():
-            return source
-        told = f"in a copy, {NAME}-{name}, without what is not supported"
-        self.plan.carried(self.origin, f"ConfigMap {name}", told)
-        return {**source, "configMap": {**source["configMap"], "name": f"{NAME}-{name}"}}
-
     def _carry_volume(self, mount: Data, volume: Data) -> None:
         place = str(mount.get("mountPath"))
         what = f"volume {volume['name']} at {place}"
@@ -179,24 +156,15 @@ class Cluster(Takeover):
         volume, mount = json.loads(json.dumps(volume)), dict(mount)
         if volume["name"] in _OWN_VOLUMES:
             volume["name"] = mount["name"] = f"coredns-{volume['name']}"
-        volume = self._without_unsupported(volume)
+        volume = self.without_unsupported(volume)
         if "projected" in volume:
             sources = items(volume["projected"], "sources")
-            volume["projected"]["sources"] = [self._without_unsupported(source) for source in sources]
+            volume["projected"]["sources"] = [self.without_unsupported(source) for source in sources]
         if volume["name"] not in [each["name"] for each in self.ours["volumes"]]:
             self.ours["volumes"].append(volume)
         self.container["volumeMounts"].append(mount)
         own = ["kdns is not root: it has to be readable for others"] if "hostPath" in volume else []
         self.plan.carried(self.origin, what, *own)
-
-    def _changed(self) -> dict[str, Data]:
-        """The texts of ConfigMaps, other than the Corefile's, out of which something was commented."""
-        texts = {source.path: source.text for source in self.sources}
-        found: dict[str, Data] = {}
-        for source, owner, key in self.imported:
-            if texts[source.path] != source.text:
-                found.setdefault(owner.name, part(owner.data, "data"))[key] = texts[source.path]
-        return found
 
     # What stands around it
 
@@ -305,8 +273,8 @@ class Cluster(Takeover):
             objects["budget.yaml"] = [self.budget]
         if self.autoscaler is not None:
             objects["autoscaler.yaml"] = [self.autoscaler]
-        if changed := self._changed():
-            objects["configmaps.yaml"] = [_configmap(f"{NAME}-{name}", data) for name, data in changed.items()]
+        if copies := self.copies(LABELS):
+            objects["configmaps.yaml"] = copies
         for each in (each for group in objects.values() for each in group):
             if each["kind"] not in ("ClusterRole", "ClusterRoleBinding"):
                 each["metadata"]["namespace"] = self.namespace
@@ -336,10 +304,6 @@ def _lameduck(config: Config) -> float:
     """Seconds for which a pod answers that is to end."""
     options: list[Any] = corefiles.directives(config, "health")
     return max((each.lameduck for each in options), default=0.0)
-
-
-def _configmap(name: str, data: Data) -> Data:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": dict(LABELS)}, "data": data}
 
 
 def _scales(each: KubeObject, workload: KubeObject) -> bool:

@@ -29,6 +29,7 @@ class Node(Takeover):
     """The DaemonSet is replaced in its place; the ConfigMap is one of kdns, so that the other stays as it is."""
 
     part = "node"
+    own = CONFIGMAP
     is_node = True
 
     def base_file(self, pod: Pod) -> str:
@@ -100,14 +101,21 @@ class Node(Takeover):
                 mine = next(each for each in mounts if each["name"] == "corefile")
                 mine["mountPath"] = place
                 path = str(PurePosixPath(self.main.path).relative_to(place))
-                self._volume("corefile")["configMap"]["items"] = [{"key": COREFILE, "path": path}]
+                chosen = {"name": CONFIGMAP, "items": [{"key": COREFILE, "path": path}]}
+                self._fill(self._volume("corefile"), chosen, list(self.beside_corefile(volume)))
             elif place in own and "configMap" in volume:
-                self._volume(own[place])["configMap"] = volume["configMap"]
+                self._volume(own[place])["configMap"] = self.without_unsupported(volume)["configMap"]
                 self.plan.carried(self.origin, f"ConfigMap {volume['configMap'].get('name')} at {place}")
             elif place not in own:
                 mounts.append(dict(mount))
-                self.ours["volumes"].append(volume)
+                self.ours["volumes"].append(self.without_unsupported(volume))
                 self.plan.carried(self.origin, f"volume {volume['name']} at {place}")
+
+    def _fill(self, volume: Data, chosen: Data, beside: list[Data]) -> None:
+        """Put the Corefile into its volume, and what else was there."""
+        volume["configMap"] = chosen
+        if beside:
+            volume["projected"] = {"sources": [{"configMap": volume.pop("configMap")}, *beside]}
 
     def _volume(self, name: str) -> Data:
         found: Data = next(each for each in self.ours["volumes"] if each["name"] == name)
@@ -118,5 +126,7 @@ class Node(Takeover):
         files = self.plan.files
         files[COREFILE] = self.sources[0].text
         files["daemonset.yaml"] = DAEMONSET_NOTE + carry.dump([self.daemonset], self.origin)
-        document = carry.kustomization(self.namespace, CONFIGMAP, LABELS, ())
+        objects = {"configmaps.yaml": copies} if (copies := self.copies(LABELS)) else {}
+        files |= {name: carry.dump(group, self.origin) for name, group in objects.items()}
+        document = carry.kustomization(self.namespace, CONFIGMAP, LABELS, objects)
         files["kustomization.yaml"] = carry.dump([document], self.origin)
