@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -378,6 +379,43 @@ def test_a_server_whose_process_ends_says_so(tmp_path: Path) -> None:
         with pytest.raises(GoneError, match=r"refuses UDP: nothing listens there, after [45]\d\d answers"):
             run(first, second, 100_000)
         thread.join()
+
+
+def test_what_was_found_before_a_server_dropped_out_is_shown() -> None:
+    async def leaves(asked: Asked) -> None:
+        if asked.number < 30:
+            asked.send(reply(asked, "A 192.0.2.2"))
+
+    text = "".join(f"n{number}.example A\n" for number in range(5000))
+    with FakeUpstream(right) as first, FakeUpstream(leaves) as second:
+        arguments = "compare", local(first.port), local(second.port), "--queries", "-", "--timeout", "0.15"
+        done = kdns(*arguments, "--json", stdin=text)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["different"]) == (1, found["questions"])
+    assert 0 < found["questions"] < 5000
+    assert found["unfinished"] == done.stderr.rstrip()
+    assert "gives no answer over UDP" in done.stderr
+
+
+def test_what_was_found_before_an_interrupt_is_shown() -> None:
+    async def other(asked: Asked) -> None:
+        asked.send(reply(asked, "A 192.0.2.2"))
+
+    with FakeUpstream(right) as first, FakeUpstream(other) as second:
+        command = [sys.executable, "-m", "kdns", "compare", local(first.port), local(second.port), "--queries", "-"]
+        with subprocess.Popen(
+            [*command, "--rate", "50"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdin is not None
+            running.stdin.write("".join(f"n{number}.example A\n" for number in range(1000)))
+            running.stdin.flush()
+            running.stdin.close()
+            running.stdin = None
+            procs.wait_until(lambda: len(second.asked) > 10, 20, "some questions are asked")
+            running.send_signal(signal.SIGINT)
+            shown, _ = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert re.search(r"^\d+ questions to .*: \d+ different, and not all is asked$", shown, re.MULTILINE), shown
 
 
 def test_nobody_at_the_start() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdns.tools.snapshot import View
 
 _DIFFERENT = 3
+_INTERRUPTED = 130
 _STDIN = Path("-")
 _WIDE = 10_000
 
@@ -107,9 +108,10 @@ def compare(
     kdns compare 127.0.0.1:5301 tcp://[::1]:5302 --queries questions.txt --ttl ignore --json
 
     Exit codes: 0 no difference; 1 not everything could be asked: a server does not answer (any more), a file cannot be
-    read; 2 the command line was wrong; 3 differences.
+    read; 2 the command line was wrong; 3 differences; 130 Ctrl-C. What was found before the end of a server, or Ctrl-C,
+    is shown.
     """
-    from kdns.tools.asking import Limits
+    from kdns.tools.asking import GoneError, Limits
     from kdns.tools.compare import SECTIONS, Comparison, Knowledge, Options
 
     clusters = sum((bool(manifests), state_dir is not None, kubeconfig is not None or context is not None))
@@ -134,10 +136,21 @@ def compare(
         )
         path = queries if log is None else log
         lines = None if path is None else _lines(stack, path, log is not None)
-        result = _ask(comparison, view, lines)
+        unfinished, code = "", 0
+        try:
+            _ask(comparison, view, lines)
+        except GoneError as error:
+            unfinished, code = str(error), 1
+        except KeyboardInterrupt:
+            unfinished, code = "interrupted", _INTERRUPTED
         problems = view.problems if view is not None else ()
-    report = Report(comparison, result, lines, limit)
-    typer.echo(json.dumps(report.facts(), indent=2)) if as_json else report.show()
+    result = comparison.result
+    if result.questions:
+        report = Report(comparison, lines, limit, unfinished)
+        typer.echo(json.dumps(report.facts(), indent=2)) if as_json else report.show()
+    if unfinished:
+        typer.echo(unfinished, err=True)
+        raise typer.Exit(code)
     if result.different:
         raise typer.Exit(_DIFFERENT)
     if problems:
@@ -205,8 +218,8 @@ def _lines(stack: contextlib.ExitStack, path: Path, log: bool) -> Lines:
         raise KdnsError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _ask(comparison: Comparison, view: View | None, lines: Lines | None) -> Result:
-    """Run it, with a bar if there is a terminal. Raises KdnsError if there is nothing to ask."""
+def _ask(comparison: Comparison, view: View | None, lines: Lines | None) -> None:
+    """Run it, with a bar if there is a terminal. Raises KdnsError if there is nothing to ask, or nobody any more."""
     from kdns.tools import questions
 
     if lines is not None:
@@ -217,12 +230,11 @@ def _ask(comparison: Comparison, view: View | None, lines: Lines | None) -> Resu
         found = questions.of_view(view)
     with _bar(total) as show:
         comparison.progress = lambda result: show(result.questions if lines is None else lines.read, result)
-        result = comparison.run(found)
+        comparison.run(found)
     if lines is not None:
         _tell(lines)
-    if not result.questions:
+    if not comparison.result.questions:
         raise KdnsError("there is nothing to ask")
-    return result
 
 
 def _size(file: BinaryIO) -> int | None:
@@ -268,11 +280,13 @@ def _bar(total: int | None) -> Iterator[Callable[[int, Result], None]]:
 class Report:
     """A result for people, and for programs."""
 
-    def __init__(self, comparison: Comparison, result: Result, lines: Lines | None, limit: int) -> None:
+    def __init__(self, comparison: Comparison, lines: Lines | None, limit: int, unfinished: str) -> None:
+        """limit: of differences that are shown. unfinished: why not everything was asked, "" if it was."""
         self._comparison = comparison
-        self._result = result
+        self._result = comparison.result
         self._lines = lines
         self._limit = limit
+        self._unfinished = unfinished
         self._servers = tuple(map(str, comparison.servers))
 
     def facts(self) -> dict[str, Any]:
@@ -286,6 +300,7 @@ class Report:
             "expected": result.expected,
             "passing": result.passing,
             "seconds": round(result.seconds, 3),
+            "unfinished": self._unfinished or None,
             "kinds": [{"what": list(kind), "count": count} for kind, count in result.kinds.most_common()],
             "differences": [_facts(each) for each in _chosen(result.found, self._limit)],
             "on_purpose": [{"why": reason, "count": count} for reason, count in result.reasons.most_common()],
@@ -328,7 +343,8 @@ class Report:
     def _summary(self) -> list[str]:
         result = self._result
         asked = f"{result.questions:,} questions to {self._servers[0]} and {self._servers[1]}, {result.seconds:.2g} s"
-        lines = [f"{asked}: {result.different:,} different" if result.different else f"{asked}: no difference"]
+        found = f"{result.different:,} different" if result.different else "no difference"
+        lines = [f"{asked}: {found}{', and not all is asked' if self._unfinished else ''}"]
         lines += [f"  {count:,}: {', '.join(kind)}" for kind, count in result.kinds.most_common()]
         if result.expected:
             lines.append(f"{result.expected:,} differ on purpose, as kdns and CoreDNS do:")

@@ -433,10 +433,13 @@ class Comparison:
     result: Result = field(default_factory=Result)
 
     def run(self, questions: Iterable[Question]) -> Result:
-        """Ask everything. Raises GoneError for a server that answers nothing (any more)."""
+        """Ask everything. Raises GoneError for a server that answers nothing (any more); then, and after a
+        KeyboardInterrupt, `result` has what was found until then."""
         start = time.monotonic()
-        asyncio.run(self._run(iter(questions)))
-        self.result.seconds = time.monotonic() - start
+        try:
+            asyncio.run(self._run(iter(questions)))
+        finally:
+            self.result.seconds = time.monotonic() - start
         return self.result
 
     async def _run(self, questions: Iterator[Question]) -> None:
