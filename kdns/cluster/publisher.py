@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 _PORTION = 2000
 """Entries that are written together when a zone is filled."""
-_SCHEMA = "1"
+_SCHEMA = "2"
 """Part of the fingerprint: raised when the same objects and settings make other records than before."""
 _NOTHING = ServiceRecords({}, {}, {})
 

@@ -314,13 +314,13 @@ def _endpoint_label(service: AnyService, endpoint: Endpoint, pod_names: bool, wa
 
 
 def _address_label(ip: str, rdata: bytes) -> bytes:
-    """The label of an endpoint that goes by its address; a 0 keeps one that ends in `::` from ending in a hyphen."""
-    if len(rdata) == 4:  # has one spelling only
-        label = ip.replace(".", "-").encode()
-    else:
-        label = _dashed(rr.address_text(rdata))
-        if label.endswith(b"-"):
-            label += b"0"
+    """The label of an endpoint that goes by its address, as it is spelled there.
+
+    A 0 keeps one that ends in `::` from ending in a hyphen.
+    """
+    label = ip.replace(".", "-").encode() if len(rdata) == 4 else _dashed(ip)
+    if label.endswith(b"-"):
+        label += b"0"
     return _LENGTH[len(label)] + label
 
 
