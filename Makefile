@@ -47,7 +47,7 @@ run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
 	@exec $(BIN)/kdns demo
 
 test: install packages ## run all tests, mypy and ruff among them
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile
 
 lint: install ## mypy --strict, ruff check, ruff format
 	$(BIN)/mypy
