@@ -295,7 +295,7 @@ def _ready(
             for ip in endpoint.addresses:
                 rdata = _address(ip, service, warn)
                 if rdata is not None:
-                    name = (label or _address_label(ip, rdata)) + below
+                    name = (label or _address_label(ip)) + below
                     if len(name) <= names.MAX_NAME:
                         found.append(_Ready(rdata, name, subset.ports, endpoint.zone.lower()))
                     else:
@@ -313,12 +313,12 @@ def _endpoint_label(service: AnyService, endpoint: Endpoint, pod_names: bool, wa
     return _label(endpoint.pod) if pod_names and endpoint.pod else None
 
 
-def _address_label(ip: str, rdata: bytes) -> bytes:
+def _address_label(ip: str) -> bytes:
     """The label of an endpoint that goes by its address, as it is spelled there.
 
     A 0 keeps one that ends in `::` from ending in a hyphen.
     """
-    label = ip.replace(".", "-").encode() if len(rdata) == 4 else _dashed(ip)
+    label = _dashed(ip)
     if label.endswith(b"-"):
         label += b"0"
     return _LENGTH[len(label)] + label
