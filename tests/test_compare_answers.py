@@ -30,12 +30,11 @@ from kdns.tools.compare import (
     Comparison,
     Knowledge,
     Options,
-    Record,
-    data_text,
     differences,
     read,
 )
 from kdns.tools.questions import Lines, Question, of_view, other_case
+from kdns.tools.rdata import rdata_text
 from kdns.wire import names, rr
 from kdns.wire.message import question_end
 
@@ -345,7 +344,7 @@ def test_what_no_reason_explains_is_a_difference(
     data = [
         Rr(
             rr.type_text(rrset.type),
-            data_text(Record(owner, rrset.type, rr.IN, rrset.ttl, rdata)),
+            rdata_text(rrset.type, rdata),
             names.to_text(owner),
         )
         for owner, rrset in known.answer

@@ -136,16 +136,14 @@ def _settings(origin: bytes, forward: bytes, ttl: int, pods: Pods, endpoint_pod_
 
 
 def _rows(owner: bytes, rrsets: tuple[RRset, ...]) -> Iterator[Row]:
-    from dnslib import RDMAP, DNSBuffer
-
+    from kdns.tools.rdata import rdata_text
     from kdns.wire import names, rr
 
     name = names.to_text(owner)
     for rrset in rrsets:
         rtype = rr.type_text(rrset.type)
         for rdata in rrset.rdatas:
-            data = RDMAP[rtype].parse(DNSBuffer(rdata), len(rdata)).toZone()
-            yield {"name": name, "ttl": rrset.ttl, "type": rtype, "data": data}
+            yield {"name": name, "ttl": rrset.ttl, "type": rtype, "data": rdata_text(rrset.type, rdata)}
 
 
 def _line(row: Row) -> str:

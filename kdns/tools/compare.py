@@ -13,6 +13,7 @@ from kdns.errors import FormatError
 from kdns.tools import asking, snapshot
 from kdns.tools.asking import Fault, Limits, Peer, Reply, Target
 from kdns.tools.questions import Question
+from kdns.tools.rdata import rdata_text
 from kdns.tools.snapshot import View
 from kdns.wire import names, relay, rr
 from kdns.wire.message import AA, RA, TC
@@ -224,24 +225,11 @@ def _texts(question: Question, records: Iterable[Record]) -> str:
         what = "" if record.type == question.type else f"{rr.type_text(record.type)} "
         owner = "" if record.owner.lower() == question.name.lower() else f"{names.to_text(record.owner)} "
         klass = "" if record.klass == rr.IN else f"{rr.class_text(record.klass)} "
-        lines.append(f"{owner}{klass}{what}{data_text(record)}")
+        lines.append(f"{owner}{klass}{what}{rdata_text(record.type, record.rdata)}")
     lines.sort()
     if len(lines) > MAX_SHOWN:
         lines[MAX_SHOWN:] = [f"and {len(lines) - MAX_SHOWN} more"]
     return "\n".join(lines) or "nothing"
-
-
-def data_text(record: Record) -> str:
-    """rdata as in a master file; of types that dnslib does not know, as RFC 3597 writes them."""
-    from dnslib import RDMAP, DNSBuffer, DNSError
-
-    known = RDMAP.get(rr.type_text(record.type))
-    if known is not None:
-        try:
-            return str(known.parse(DNSBuffer(record.rdata), len(record.rdata)).toZone())
-        except (DNSError, ValueError):
-            pass
-    return f"\\# {len(record.rdata)} {record.rdata.hex()}"
 
 
 # What is on purpose

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dnslib import RDMAP, DNSBuffer, DNSQuestion
+from dnslib import DNSQuestion
 
 from kdns.errors import KdnsError
 from kdns.tools import search
 from kdns.tools.exchange import Reply, Server, exchange
 from kdns.tools.offline import Answered, Offline, Way
-from kdns.tools.origins import Missing, Origin, Origins
+from kdns.tools.origins import Missing, Origin, Origins, bare
+from kdns.tools.rdata import rdata_text
 from kdns.tools.search import ADDRESSES, Conf, Outcome, Step, Trace, Verdict, Why
 from kdns.wire import names, rr
 
@@ -146,7 +147,7 @@ class Data:
         outcome = Outcome(answered.rcode, len(records), found, answered.size)
         upstream, assumed = "", False
         if answered.way is not None:
-            upstream = f"{_text(answered.way.name)} is {answered.way.what}"
+            upstream = f"{bare(answered.way.name)} is {answered.way.what}"
             assumed = answered.way.what != "nobody" and rtype in ADDRESSES
             outcome = replace(outcome, records=outcome.records + 1, found=1) if assumed else outcome
         missing = None if outcome.found else self._origins.missing(names.lower(name), rtype, answered)
@@ -265,7 +266,7 @@ def _beside(answer: Answer, known: Answer) -> Answer:
 
 def _records(answered: Answered) -> tuple[Record, ...]:
     return tuple(
-        Record(names.to_text(owner), rrset.ttl, rr.type_text(rrset.type), _data(rrset.type, rdata))
+        Record(names.to_text(owner), rrset.ttl, rr.type_text(rrset.type), rdata_text(rrset.type, rdata))
         for owner, rrset in answered.answer
         for rdata in rrset.rdatas
     )
@@ -274,13 +275,6 @@ def _records(answered: Answered) -> tuple[Record, ...]:
 def _count(records: Sequence[Record], rtype: int) -> int:
     """How many answer a question for a type."""
     return len(records) if rtype == rr.ANY else sum(record.type == rr.type_text(rtype) for record in records)
-
-
-def _data(rtype: int, rdata: bytes) -> str:
-    known = RDMAP.get(rr.type_text(rtype))
-    if known is None:
-        return f"\\# {len(rdata)} {rdata.hex()}"
-    return str(known.parse(DNSBuffer(rdata), len(rdata)).toZone())
 
 
 def _from_dnslib(record: Any) -> Record:
@@ -292,10 +286,6 @@ def _from_dnslib(record: Any) -> Record:
 def _wire(label: Any) -> bytes:
     """Raises DomainNameError."""
     return names.join(label.label)
-
-
-def _text(name: bytes) -> str:
-    return names.to_text(name).removesuffix(".") or "."
 
 
 # The explanation
@@ -541,7 +531,7 @@ def _shorter(target: bytes, conf: Conf) -> list[str]:
     for domain in conf.search:
         wire = search.wire_name(domain)
         if wire is not None and len(wire) < len(target) and names.is_subdomain(names.lower(target), names.lower(wire)):
-            found.append(_text(target[: len(target) - len(wire)] + names.ROOT))
+            found.append(bare(target[: len(target) - len(wire)] + names.ROOT))
     return sorted(found, key=len)
 
 

@@ -176,7 +176,7 @@ class Origins:
             return Missing("it exists for the names below it, and has no such records")
         if relative[-1:] == ["svc"]:
             return Missing(f"there is no namespace {relative[0]}", self._like_namespace(zone, relative[0]))
-        return Missing(f"no name of the cluster ends in {relative[-1]}.{_text(zone.origin)} (svc and pod do)")
+        return Missing(f"no name of the cluster ends in {relative[-1]}.{bare(zone.origin)} (svc and pod do)")
 
     def _no_service(self, zone: Zone, place: _Place, rtype: int, answered: Answered) -> Missing:
         inventory = self._view.inventory(zone.source)
@@ -262,7 +262,7 @@ class Origins:
         if last is None or last.type != rr.CNAME:
             return Missing(f"{title}: its externalName {service.external_name!r} is no domain name")
         target = names.lower(last.rdatas[0])
-        text = f"{title} is an alias of {_text(target)}, which does not resolve"
+        text = f"{title} is an alias of {bare(target)}, which does not resolve"
         if self._view.zone_of(target) is None:
             return Missing(text)
         why = self.missing(target, rr.A, Answered(self._view.lookup(target, rr.A).rcode, "kubernetes"))
@@ -335,7 +335,7 @@ class Origins:
     def _no_address(self, zone: Zone, name: bytes) -> Missing:
         address = _spelled(name)
         if address is None:
-            return Missing(f"it is no name of an address, or of a part of {_text(zone.origin)}")
+            return Missing(f"it is no name of an address, or of a part of {bare(zone.origin)}")
         inventory = self._view.inventory(zone.source)
         for item in self._view.objects("EndpointSlice"):
             if isinstance(item, EndpointSlice) and item.service:
@@ -436,7 +436,8 @@ def _relative(name: bytes, origin: bytes) -> list[str]:
     return [label.decode(errors="replace") for label in labels]
 
 
-def _text(name: bytes) -> str:
+def bare(name: bytes) -> str:
+    """A name without the dot at its end, as people write it."""
     return names.to_text(name).removesuffix(".") or "."
 
 
