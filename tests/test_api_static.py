@@ -312,6 +312,7 @@ def test_a_snapshot_expires_while_it_is_served(outage: Outage) -> None:
     api.update(service("web", "a", ips=["10.96.0.5"]))
     wait_answer(server, WEB, ["10.96.0.5"])
     procs.wait_until(lambda: server.metrics().value("kdns_kubernetes_data_age_seconds") == 0, 3, "current data")
+    time.sleep(1.2)  # the store is told so at the next look, a second later at most
     server.kill()
     api.down()
     api.update(service("web", "a", ips=["10.96.0.1"]))
