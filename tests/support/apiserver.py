@@ -134,7 +134,8 @@ class ApiServer:
             "chain": str(self._chain) if self.tls else "",
             "client_ca": str(self.folder / "client-ca.pem"),
         }
-        command = [*self._prefix, sys.executable, "-m", "tests.support.apiserver", json.dumps(options)]
+        program = [sys.executable, "-X", "faulthandler", "-m", "tests.support.apiserver"]
+        command = [*self._prefix, *program, json.dumps(options)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0
@@ -218,9 +219,19 @@ class ApiServer:
             assert self.process is not None
             assert self.process.stdin is not None
             text = memoryview(msgspec.json.encode({"command": command, **arguments}) + b"\n")
-            while text:
-                text = text[self.process.stdin.write(text) or 0 :]
+            try:
+                while text:
+                    text = text[self.process.stdin.write(text) or 0 :]
+            except BrokenPipeError:
+                raise self._ended(command) from None
             return self._result(seconds, command)
+
+    def _ended(self, command: str) -> ApiServerError:
+        """What to raise where the process has ended, with how it ended."""
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        return ApiServerError(f"{command}: the process has ended with {self.process.returncode}; log:\n{self.log}")
 
     def _result(self, seconds: float, command: str) -> Any:
         assert self.process is not None
@@ -233,7 +244,7 @@ class ApiServer:
                 raise ApiServerError(f"{command}: no result within {seconds} s; log:\n{self.log}")
             data = self.process.stdout.read(1 << 20)
             if not data:
-                raise ApiServerError(f"{command}: the process has ended; log:\n{self.log}")
+                raise self._ended(command)
             parts.append(data)
         text, _, self._buffer = b"".join(parts).partition(b"\n")
         found = msgspec.json.decode(text)

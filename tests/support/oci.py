@@ -181,9 +181,11 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Its first process."""
-        state = json.loads(_run(*self._runc, "state", self.name))
-        return int(state["pid"])
+        """Its first process. Raises RuntimeError if it has none (any longer): 0 would mean a group of processes."""
+        pid = int(json.loads(_run(*self._runc, "state", self.name))["pid"])
+        if pid == 0:
+            raise RuntimeError(f"{self.name}: has ended")
+        return pid
 
     def pids(self) -> list[int]:
         """All of its processes."""
