@@ -450,7 +450,9 @@ def test_the_packet_cache_may_answer_until_the_end() -> None:
         assert response.aging.counts_down
     before = place.count("requests_total"), place.count("hits_total", type="success")
     assert response.aging is not None
-    response.aging.served()
+    assert response.aging.asked is None
+    for index in response.aging.counted:
+        response.aging.cells[index] += 1
     assert (place.count("requests_total"), place.count("hits_total", type="success")) == (before[0] + 1, before[1] + 1)
 
 
@@ -503,9 +505,10 @@ def test_answers_of_the_packet_cache_count_for_popularity() -> None:
     place = made(Options(prefetch=Prefetch(10, 60, 10)), answer=positive(60))
     aging = place.respond().aging
     assert aging is not None
+    assert aging.asked is not None
     for elapsed in range(9):
         place.clock.now = START + elapsed
-        aging.served()
+        aging.asked()
     place.clock.now = START + 54
     place.respond()
     assert len(place.later) == 1

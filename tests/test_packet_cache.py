@@ -147,7 +147,8 @@ def test_queries_that_never_repeat_are_not_kept(cache: PacketCache) -> None:
 
 def test_ttls_count_down_by_whole_seconds_and_each_answer_but_the_first_is_told() -> None:
     told: list[None] = []
-    aging = Aging(103.0, 102.0, True, lambda: told.append(None))
+    cells = memoryview(bytearray(4))
+    aging = Aging(103.0, 102.0, True, cells, (1, 3), lambda: told.append(None))
     record = b"head" + b"\0\0\0\3" + b"rest"
     countdown = Countdown(aging, record, (4,), None, 0)
     got = [
@@ -155,6 +156,7 @@ def test_ttls_count_down_by_whole_seconds_and_each_answer_but_the_first_is_told(
     ]
     assert [int.from_bytes(ttl, "big") for ttl in got] == [3, 3, 3, 2, 2, 1, 0, 0]
     assert len(told) == 7
+    assert cells.tolist() == [0, 7, 0, 7]
     kept = Countdown(aging._replace(counts_down=False), record, (4,), None, 0)
     assert kept.next(record, int(101e9)) is record
 
@@ -162,13 +164,13 @@ def test_ttls_count_down_by_whole_seconds_and_each_answer_but_the_first_is_told(
 def test_addresses_take_turns_while_their_ttls_count_down() -> None:
     records = b"".join(bytes((number, 0, 0, 0, 3)) for number in range(3))
     rotation = Rotation(2, 17, 5, records)
-    countdown = Countdown(Aging(103.0, 103.0, True, lambda: None), records, (1, 6, 11), rotation, 0)
+    countdown = Countdown(Aging(103.0, 103.0, True, memoryview(bytearray(2)), (0, 1)), records, (1, 6, 11), rotation, 0)
     got = [countdown.next(records, int(now * 1e9)) for now in (100.5, 100.6, 101.5, 101.6)]
     assert [(answer[0], answer[4], answer[9]) for answer in got] == [(1, 3, 3), (2, 3, 3), (0, 2, 2), (1, 2, 2)]
 
 
 def test_an_entry_whose_time_is_over_is_not_taken_from_the_old_generation(cache: PacketCache, block: Block) -> None:
-    countdown = Countdown(Aging(103.0, 102.0, True, lambda: None), b"response", (), None, 0)
+    countdown = Countdown(Aging(103.0, 102.0, True, memoryview(bytearray(2)), (0, 1)), b"response", (), None, 0)
     cache.put(b"web A", Entry(b"", 0, countdown, block, ()), cache.seen)
     cache.old, cache.young = cache.young, {}
     assert cache.from_old(b"web A", int(102e9)) is None

@@ -503,13 +503,7 @@ class _Counts:
         self.hits = {kind: cell("hits_total", kind) for kind in kinds}
         self.evictions = {kind: cell("evictions_total", kind) for kind in kinds}
         self.entries = {kind: cell("entries", kind, "gauge") for kind in kinds}
-        self.served = {kind: functools.partial(self._served, self.hits[kind]) for kind in kinds}
-
-    def _served(self, hits: int) -> None:
-        """Count an answer from the packet cache."""
-        cells, requests = self.cells, self.requests
-        cells[requests] += 1
-        cells[hits] += 1
+        self.served = {kind: (self.requests, self.hits[kind]) for kind in kinds}
 
 
 class _Flight:
@@ -629,13 +623,12 @@ class Handler:
         return _answer(item, ttl, self._aging(item, counts) if now < item.until else None)
 
     def _aging(self, item: Item, counts: _Counts) -> Aging:
-        served: Callable[[], None] = counts.served[item.kind]
+        asked: Callable[[], None] | None = None
         if self._options.prefetch is not None:
-            served = functools.partial(self._served, item, served, self._options.prefetch.duration)
-        return Aging(item.expires, item.until, not self._options.keepttl, served)
+            asked = functools.partial(self._asked, item, self._options.prefetch.duration)
+        return Aging(item.expires, item.until, not self._options.keepttl, counts.cells, counts.served[item.kind], asked)
 
-    def _served(self, item: Item, count: Callable[[], None], pause: float) -> None:
-        count()
+    def _asked(self, item: Item, pause: float) -> None:
         item.asked(self._clock(), pause)
 
     async def _stale(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> Response:

@@ -77,14 +77,19 @@ class Countdown:
     aging: see there. response: behind its ID. ttls: offsets in it. rotation: None without `loadbalance`.
     """
 
-    __slots__ = ("_begun", "_current", "_expires", "_left", "_rotation", "_served", "_ttls", "_turns", "bytes", "until")
+    __slots__ = (
+        "_asked", "_begun", "_cells", "_current", "_expires", "_first_cell", "_left", "_rotation", "_second_cell",
+        "_ttls", "_turns", "bytes", "until",
+    )  # fmt: skip
 
     def __init__(
         self, aging: Aging, response: bytes, ttls: tuple[int, ...], rotation: Rotation | None, first: int
     ) -> None:
         self._expires = int(aging.expires * 1e9)
         self.until = self._expires if aging.until == aging.expires else int(aging.until * 1e9)
-        self._served = aging.served
+        self._cells = aging.cells
+        self._first_cell, self._second_cell = aging.counted
+        self._asked = aging.asked
         self._begun = False
         self._ttls = ttls if aging.counts_down else ()
         self._rotation = rotation
@@ -96,7 +101,11 @@ class Countdown:
     def next(self, _: bytes, now: int) -> bytes:
         """The response with the TTLs that it has now. The first time it goes to the client whom a plugin answered."""
         if self._begun:
-            self._served()
+            cells, first, second = self._cells, self._first_cell, self._second_cell
+            cells[first] += 1
+            cells[second] += 1
+            if self._asked is not None:
+                self._asked()
         self._begun = True
         current = self._current
         if self._ttls:

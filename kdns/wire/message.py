@@ -81,13 +81,16 @@ class Aging(NamedTuple):
     """How the TTLs of a kept response count down. Times are those of time.monotonic(), in seconds.
 
     expires: when they are 0. until: as long as the packet cache may answer without asking the plugins again.
-    counts_down: False if they stay as they are. served: called for each answer from the packet cache, in any thread.
+    counts_down: False if they stay as they are. Each answer from the packet cache raises `cells` by one at both indexes
+    of `counted`, and calls `asked`, in any thread, if that is not None.
     """
 
     expires: float
     until: float
     counts_down: bool
-    served: Callable[[], None]
+    cells: memoryview
+    counted: tuple[int, int]
+    asked: Callable[[], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
