@@ -11,6 +11,7 @@ import struct
 import threading
 import tracemalloc
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
@@ -122,6 +123,11 @@ class Upstream:
         return self.answer(query)
 
 
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Place:
     """A handler with all that it needs, and what it did."""
 
@@ -131,6 +137,7 @@ class Place:
         self.later: list[Coroutine[Any, Any, None]] = []
         reader, self.writer = os.pipe()
         self.output = reader
+        weakref.finalize(self, _close, reader, self.writer)
         self.log = Log(Sink(self.writer))
         self.budget = Budget()
         self.site = Site(

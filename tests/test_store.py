@@ -719,7 +719,8 @@ def test_notes_of_two_writing_threads_do_not_overwrite_each_other(opened: Callab
 
     store = opened()
     zone = _zone(store)
-    store.changes = Slow(store.changes.fd)
+    before = store.changes
+    store.changes = Slow(before.fd)
     seen = store.changes.generation
     texts = [[f"{thread}{number}" for number in range(10)] for thread in "ab"]
 

@@ -46,6 +46,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ class Region:
     def __init__(self, fd: int) -> None:
         """Use `create` or `attach`."""
         self.fd = fd
+        self._closing: weakref.finalize[[int], Region] | None = None
         self._map = mmap.mmap(fd, 0)
         if len(self._map) < board.SIZE + mmap.PAGESIZE:
             self._map.close()
@@ -116,12 +118,17 @@ class Region:
 
     @classmethod
     def create(cls, size: int = DEFAULT_SIZE) -> Region:
-        """A new, empty region of `size` bytes, rounded up to whole pages. Memory is taken as series come."""
+        """A new, empty region of `size` bytes, rounded up to whole pages. Memory is taken as series come.
+
+        Its descriptor is closed when the object goes, if `close` was not called.
+        """
         size = max(size, mmap.PAGESIZE) + board.SIZE
         fd = os.memfd_create("kdns-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         region = cls(fd)
+        region._closing = weakref.finalize(region, os.close, fd)
+        region._closing.atexit = False
         region.cells[_USED] = _FIRST
         region.cells[0] = _MAGIC
         return region
@@ -236,6 +243,8 @@ class Region:
         """Give back the mapping and the file descriptor. `cells` cannot be used any more."""
         if self.fd >= 0:
             self._unmap()
+            if self._closing is not None:
+                self._closing.detach()
             os.close(self.fd)
             self.fd = -1
 

@@ -272,7 +272,6 @@ def _reading(directory: Path, changes: Changes) -> Iterator[Reader]:
             yield reader
     finally:
         reader.close()
-        os.close(changes.fd)
 
 
 def _is_held(directory: Path) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 import zlib
 from collections.abc import Iterable
 
@@ -36,7 +37,7 @@ class Changes:
     fd: a descriptor of it that can be handed to other processes.
     """
 
-    __slots__ = ("_barrier", "_map", "counters", "fd", "slots")
+    __slots__ = ("__weakref__", "_barrier", "_map", "counters", "fd", "slots")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -48,10 +49,12 @@ class Changes:
 
     @classmethod
     def create(cls) -> Changes:
-        """New memory with generation 0."""
+        """New memory with generation 0. Its descriptor is closed when the object goes."""
         fd = os.memfd_create("kdns-changes", os.MFD_CLOEXEC)
         os.ftruncate(fd, SIZE)
-        return cls(fd)
+        changes = cls(fd)
+        weakref.finalize(changes, os.close, fd).atexit = False
+        return changes
 
     @property
     def generation(self) -> int:

@@ -237,10 +237,12 @@ class ApiServer:
         assert self.process is not None
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
+        ready = select.poll()
+        ready.register(self.process.stdout, select.POLLIN)
         parts = [self._buffer]
         while b"\n" not in parts[-1]:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+            if left <= 0 or not ready.poll(left * 1000):
                 raise ApiServerError(f"{command}: no result within {seconds} s; log:\n{self.log}")
             data = self.process.stdout.read(1 << 20)
             if not data:
