@@ -30,7 +30,8 @@ from kdns.corefile import values
 from kdns.errors import StoreError
 from kdns.wire import names, rr
 from kdns.zone.changes import Changes, name_hash
-from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Records, Store, Transaction
+from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction
+from kdns.zone.values import Records
 from tests.support.publishing import (
     FULL,
     HTTP,

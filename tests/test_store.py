@@ -30,22 +30,9 @@ from kdns.wire.rrset import RRset
 from kdns.zone import store as store_module
 from kdns.zone.changes import SLOTS, Changes, name_hash
 from kdns.zone.lookup import ZoneView
-from kdns.zone.store import (
-    DATA_FILE,
-    EXPIRED,
-    SYNCED,
-    UNSYNCED,
-    Reader,
-    Records,
-    Store,
-    Transaction,
-    Zone,
-    decode_rrsets,
-    encode_rrsets,
-    is_held,
-    is_sealed,
-    seal,
-)
+from kdns.zone.reader import Reader
+from kdns.zone.store import DATA_FILE, EXPIRED, SYNCED, UNSYNCED, Store, Transaction, Zone, is_held
+from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, seal
 
 ORIGIN = names.from_text("cluster.local.")
 SOA = RRset(rr.SOA, 5, (rr.soa(b"\x02ns" + ORIGIN, b"\x04host" + ORIGIN, 0, 7200, 1800, 86400, 5),))
@@ -378,7 +365,7 @@ def test_an_environment_that_is_opened_by_half_is_closed_again(
     """LMDB does not open a file a second time."""
     zone = _zone(store)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_DATABASES", tuple(b"%d" % number for number in range(9)))
+        patch.setattr(store_module, "DATABASES", tuple(b"%d" % number for number in range(9)))
         assert _fill(store, zone, "a") == "filled"
         with pytest.raises(StoreError, match="MDB_DBS_FULL"):
             _names(store)

@@ -26,7 +26,8 @@ from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Pod, Ser
 from kdns.cluster.records import AnyService, RecordOptions, ServiceRecords
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
-from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Records, Store, Transaction, Zone
+from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction, Zone
+from kdns.zone.values import Records
 
 Matches = Callable[[Mapping[str, str]], bool]
 Result = TypeVar("Result")

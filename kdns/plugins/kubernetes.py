@@ -175,8 +175,9 @@ from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.lookup import ZoneView
-from kdns.zone.store import EXPIRED, Records
-from kdns.zone.store import Reader as StoreReader
+from kdns.zone.reader import Reader as StoreReader
+from kdns.zone.store import EXPIRED
+from kdns.zone.values import Records
 
 NAME = "kubernetes"
 POD_MODES = ("disabled", "insecure", "verified")

@@ -39,7 +39,8 @@ from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
 from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
-from kdns.zone.store import Reader, is_held
+from kdns.zone.reader import Reader
+from kdns.zone.store import is_held
 
 GO, READY, STOP, LEAVE = b"go", b"ready", b"stop", b"leave"
 PATIENCE = 3.0

@@ -41,7 +41,8 @@ from kdns.wire.rrset import RRset
 from kdns.zone import store
 from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
-from kdns.zone.store import Reader, Store, Zone
+from kdns.zone.reader import Reader
+from kdns.zone.store import Store, Zone
 
 Entries: TypeAlias = list[tuple[bytes, tuple[RRset, ...]]]
 """RRsets by owner, in the order of the tree."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from kdns.wire import rr
 from kdns.wire.rrset import RRset
 from kdns.zone.keys import name_key, zone_prefix
-from kdns.zone.store import SYNCED, UNSYNCED, Reader, Records, decode_rrsets
+from kdns.zone.reader import Reader
+from kdns.zone.store import SYNCED, UNSYNCED
+from kdns.zone.values import Records, decode_rrsets
 
 
 class ZoneView:

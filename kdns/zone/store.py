@@ -1,7 +1,7 @@
 """The zone store: DNS data, and the state of its sources, in one LMDB environment.
 
-One process writes (`Store`), any number read (`Reader`); a reader sees a transaction whole or not at all. The files
-outlive the process and are the snapshot that the next start answers from.
+One process writes (`Store`), any number read (`kdns.zone.reader`); a reader sees a transaction whole or not at all. The
+files outlive the process and are the snapshot that the next start answers from.
 
 Databases:
 
@@ -10,11 +10,8 @@ Databases:
     objects  source, kind, object key, joined by zero bytes -> what the source keeps of an object
     meta     text -> bytes
 
-Every value starts with the CRC-32 (4 bytes) of its key and what follows. A commit does not wait for the disk, so a
-power cut can leave anything behind: `Store.open` reads all of it once, and sets a damaged store aside.
-
-An RRset in a value (big endian): type (2 bytes), TTL (4), number of records (4), bytes that the records take (4), then
-each record as the length of its rdata (2) and the rdata.
+A commit does not wait for the disk, so a power cut can leave anything behind: `Store.open` reads all of it once, checks
+every value's checksum (`kdns.zone.values`), and sets a damaged store aside.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ import shutil
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +36,7 @@ from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
+from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, seal
 
 VERSION = b"3"
 FIRST_MAP_SIZE = 1 << 30
@@ -50,15 +47,10 @@ _MANY_NAMES = 20_000
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
 
-_CRC = struct.Struct("!I")
-_RRSET = struct.Struct("!HIII")
-_LENGTH = struct.Struct("!H")
-_ONE_RECORD = struct.Struct("!HIIIH")
 _FLOCK = struct.Struct("@hhqqi4x")
-_DATABASES = (b"names", b"zones", b"objects", b"meta")
+DATABASES = (b"names", b"zones", b"objects", b"meta")
 
 Result = TypeVar("Result")
-Records = tuple[RRset, ...]
 _Opened = tuple[lmdb.Environment, "list[lmdb._Database]"]
 
 
@@ -84,49 +76,6 @@ class Zone(msgspec.Struct, frozen=True):
     def key(self, name: bytes) -> bytes:
         """The key of a name at or below its apex."""
         return name_key(self.prefix, name, self.origin)
-
-
-def seal(key: bytes, data: bytes) -> bytes:
-    """A value as it is stored under a key."""
-    return _CRC.pack(zlib.crc32(data, zlib.crc32(key))) + data
-
-
-def is_sealed(key: bytes, value: bytes) -> bool:
-    """True if `seal` made the value for that key."""
-    return len(value) >= 4 and zlib.crc32(value[4:], zlib.crc32(key)) == _CRC.unpack_from(value)[0]
-
-
-def encode_rrsets(key: bytes, rrsets: Records) -> bytes:
-    """The sealed value of a name with that key."""
-    data = b""
-    for rrset in rrsets:
-        if len(rrset.rdatas) == 1:
-            rdata = rrset.rdatas[0]
-            size = len(rdata)
-            data += _ONE_RECORD.pack(rrset.type, rrset.ttl, 1, size + 2, size) + rdata
-            continue
-        records = b"".join([_LENGTH.pack(len(rdata)) + rdata for rdata in rrset.rdatas])
-        data += _RRSET.pack(rrset.type, rrset.ttl, len(rrset.rdatas), len(records)) + records
-    return seal(key, data)
-
-
-def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
-    """The RRsets of a sealed value, or those of one type (none or one). Raises struct.error for a damaged value."""
-    found = []
-    at = 4
-    while at < len(value):
-        rtype, ttl, count, size = _RRSET.unpack_from(value, at)
-        at += _RRSET.size
-        if wanted in (rr.ANY, rtype):
-            rdatas = []
-            step = at
-            for _ in range(count):
-                (length,) = _LENGTH.unpack_from(value, step)
-                step += 2 + length
-                rdatas.append(value[step - length : step])
-            found.append(RRset(rtype, ttl, tuple(rdatas)))
-        at += size
-    return tuple(found)
 
 
 class Store:
@@ -577,75 +526,6 @@ class Transaction:
             found = cursor.delete()
 
 
-class Reader:
-    """The reading side, for the threads of one process; opened after a fork.
-
-    Use it as a context manager around look-ups: what is read inside is of one commit. One thread at a time.
-
-    generation: that of the changes when the context was entered.
-    """
-
-    def __init__(self, directory: Path, changes: Changes) -> None:
-        self.generation = 0
-        self._changes = changes
-        self._env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_spare_txns=2, subdir=True)
-        self._databases = [self._env.open_db(name, create=False) for name in _DATABASES]
-        self._names, self._zones = self._databases[:2]
-        self._mutex = threading.RLock()
-        self._depth = 0
-        self._txn: lmdb.Transaction[bytes]
-        self._cursor: lmdb.Cursor[bytes]
-
-    def __enter__(self) -> Reader:
-        self._mutex.acquire()
-        self._depth += 1
-        if self._depth == 1:
-            # Read before the transaction begins: what is seen inside is of this generation or a later one.
-            self.generation = self._changes.counters[0]
-            try:
-                try:
-                    self._txn = self._env.begin()
-                except lmdb.MapResizedError:
-                    self._env.set_mapsize(0)
-                    self._txn = self._env.begin()
-                self._cursor = self._txn.cursor(self._names)
-            except BaseException:
-                self._depth -= 1
-                self._mutex.release()
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._txn.abort()
-        self._mutex.release()
-
-    def find(self, key: bytes) -> bytes | None:
-        """The sealed value of a name key; b"" for a name that only has names below it; None if it does not exist."""
-        cursor = self._cursor
-        if cursor.set_range(key):
-            found = cursor.key()
-            if found == key:
-                return cursor.value()
-            if found.startswith(key):
-                return b""
-        return None
-
-    def zone(self, number: int) -> Zone | None:
-        """The zone of that number."""
-        value = self._txn.get(zone_prefix(number), db=self._zones)
-        return None if value is None else msgspec.msgpack.decode(value[4:], type=Zone)
-
-    def transaction(self) -> Transaction:
-        """All that the store has, as it is inside of the context, and only there. It can be read, not written."""
-        return Transaction(self._txn, self._databases)
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
-
-
 def _with_keys(zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> Iterator[tuple[bytes, Records]]:
     """The entries with keys in the place of names; that of the name above, which neighbours share, is made once."""
     above: dict[bytes, bytes] = {}
@@ -709,7 +589,7 @@ def _take_lock(path: Path) -> int:
 def _open(directory: Path, map_size: int) -> _Opened:
     env = lmdb.open(str(directory), map_size=map_size, max_dbs=8, sync=False)
     try:
-        return env, [env.open_db(name) for name in _DATABASES]
+        return env, [env.open_db(name) for name in DATABASES]
     except BaseException:
         env.close()
         raise
@@ -771,7 +651,7 @@ def _inspect(directory: Path) -> str:
     """Read every value of the store and check it, and that its pages are accounted for."""
     try:
         env = lmdb.open(str(directory), readonly=True, max_dbs=8)
-        databases = [env.open_db(name, create=False) for name in _DATABASES]
+        databases = [env.open_db(name, create=False) for name in DATABASES]
         with env.begin() as txn:
             version = txn.get(b"version", db=databases[3])
             if version is None and not any(txn.stat(database)["entries"] for database in databases):

@@ -15,7 +15,8 @@ from kdns.cluster.records import RecordOptions
 from kdns.corefile import values
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
-from kdns.zone.store import Records, Store, Transaction
+from kdns.zone.store import Store, Transaction
+from kdns.zone.values import Records
 
 Z, Z2 = names.from_text("cluster.local."), names.from_text("example.org.")
 NET = names.from_text("10.in-addr.arpa.")

@@ -1,0 +1,82 @@
+"""The reading side of the zone store."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import lmdb
+import msgspec
+
+from kdns.zone.changes import Changes
+from kdns.zone.keys import zone_prefix
+from kdns.zone.store import DATABASES, Transaction, Zone
+
+
+class Reader:
+    """The reading side, for the threads of one process; opened after a fork.
+
+    Use it as a context manager around look-ups: what is read inside is of one commit. One thread at a time.
+
+    generation: that of the changes when the context was entered.
+    """
+
+    def __init__(self, directory: Path, changes: Changes) -> None:
+        self.generation = 0
+        self._changes = changes
+        self._env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_spare_txns=2, subdir=True)
+        self._databases = [self._env.open_db(name, create=False) for name in DATABASES]
+        self._names, self._zones = self._databases[:2]
+        self._mutex = threading.RLock()
+        self._depth = 0
+        self._txn: lmdb.Transaction[bytes]
+        self._cursor: lmdb.Cursor[bytes]
+
+    def __enter__(self) -> Reader:
+        self._mutex.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            # Read before the transaction begins: what is seen inside is of this generation or a later one.
+            self.generation = self._changes.counters[0]
+            try:
+                try:
+                    self._txn = self._env.begin()
+                except lmdb.MapResizedError:
+                    self._env.set_mapsize(0)
+                    self._txn = self._env.begin()
+                self._cursor = self._txn.cursor(self._names)
+            except BaseException:
+                self._depth -= 1
+                self._mutex.release()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._txn.abort()
+        self._mutex.release()
+
+    def find(self, key: bytes) -> bytes | None:
+        """The sealed value of a name key; b"" for a name that only has names below it; None if it does not exist."""
+        cursor = self._cursor
+        if cursor.set_range(key):
+            found = cursor.key()
+            if found == key:
+                return cursor.value()
+            if found.startswith(key):
+                return b""
+        return None
+
+    def zone(self, number: int) -> Zone | None:
+        """The zone of that number."""
+        value = self._txn.get(zone_prefix(number), db=self._zones)
+        return None if value is None else msgspec.msgpack.decode(value[4:], type=Zone)
+
+    def transaction(self) -> Transaction:
+        """All that the store has, as it is inside of the context, and only there. It can be read, not written."""
+        return Transaction(self._txn, self._databases)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
