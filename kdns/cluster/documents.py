@@ -18,7 +18,7 @@ import yaml
 from ryaml import InvalidYamlError, loads_all  # type: ignore[attr-defined]
 
 from kdns.cluster import objects
-from kdns.cluster.objects import Key, Object, ObjectError
+from kdns.cluster.objects import Key, Object, ObjectError, Packed
 from kdns.errors import ConfigError, Mistake
 
 KINDS = "Service, EndpointSlice, Endpoints, Namespace, Pod, ServiceImport"
@@ -46,7 +46,7 @@ class Content:
     problems: what is odd about it, though it can be used.
     """
 
-    objects: dict[Key, Object] = field(default_factory=dict)
+    objects: Packed = field(default_factory=Packed)
     lines: dict[Key, int] = field(default_factory=dict)
     ignored: int = 0
     problems: tuple[Mistake, ...] = ()
@@ -77,23 +77,23 @@ def _mistake(file: str, line: int, message: str, accepted: str) -> ConfigError:
 
 
 class _Collector:
-    """Gathers the objects of one file."""
+    """Gathers the objects of one file. line: where those start that come now."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.objects: dict[Key, Object] = {}
+        self.line = 1
+        self.objects = Packed()
         self.lines: dict[Key, int] = {}
         self.ignored = 0
         self.problems: list[Mistake] = []
 
-    def add(self, items: Iterable[Object], line: int) -> None:
-        for item in items:
-            key = item.key
-            if self.objects.setdefault(key, item) != item:
-                text = f"{describe(key)} is in this file more than once; this one counts"
-                self.problems.append(Mistake(self.file, line, text))
-                self.objects[key] = item
-            self.lines[key] = line
+    def append(self, item: Object) -> None:
+        key = item.key
+        if key in self.lines and self.objects[key] != item:
+            text = f"{describe(key)} is in this file more than once; this one counts"
+            self.problems.append(Mistake(self.file, self.line, text))
+        self.objects.put(item)
+        self.lines[key] = self.line
 
     def content(self) -> Content:
         if not self.objects:
@@ -106,14 +106,12 @@ def _parse_json(data: bytes, file: str) -> Content:
     """Any number of JSON documents, each starting on a line of its own."""
     found = _Collector(file)
     for start, end in _pieces(data, [match.end() for match in _JSON_GAP.finditer(data)]):
-        line = _line(data, start)
+        found.line = _line(data, start)
         document = data[start:end]
-        items: list[Object] = []
         try:
-            found.ignored += objects.from_json(document, items)
+            found.ignored += objects.from_json(document, found)
         except ObjectError as error:
-            raise _json_error(error, document, file, line) from None
-        found.add(items, line)
+            raise _json_error(error, document, file, found.line) from None
     return found.content()
 
 
@@ -198,7 +196,9 @@ def _parse_piece(piece: bytes, line: int, head: dict[str, Any], found: _Collecto
         items.clear()
         ignored = _read_carefully(text, line, head, items, found.file)
     found.ignored += ignored
-    found.add(items, line)
+    found.line = line
+    for item in items:
+        found.append(item)
 
 
 def _read_documents(documents: Iterable[object], head: dict[str, Any], items: list[Object]) -> int:

@@ -26,7 +26,7 @@ from watchfiles import awatch
 
 from kdns.cluster import documents
 from kdns.cluster.documents import Content
-from kdns.cluster.objects import Key, Object
+from kdns.cluster.objects import Key, Object, Packed
 from kdns.errors import ConfigError, Mistake
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -49,7 +49,7 @@ class Snapshot:
     problems: what is wrong now, files first that could not be used. ignored: objects of kinds that make no records.
     """
 
-    objects: Mapping[Key, Object]
+    objects: Packed
     problems: tuple[Mistake, ...]
     ignored: int
 
@@ -113,13 +113,13 @@ class ManifestSource:
         self._roots = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
         self._look = _Look()
         self._files: dict[Path, _File] = {}
-        self._objects: dict[Key, Object] = {}
+        self._objects = Packed()
         self._problems: tuple[Mistake, ...] = ()
 
     @property
-    def objects(self) -> list[Object]:
+    def objects(self) -> Packed:
         """All objects, as they were last read."""
-        return list(self._objects.values())
+        return self._objects
 
     @property
     def unusable(self) -> list[str]:
@@ -129,15 +129,26 @@ class ManifestSource:
 
     def load(self) -> Snapshot:
         """Read what changed since the last time (all, the first time) and return everything."""
-        self.refresh()
+        self._reread()
         return Snapshot(
-            dict(self._objects),
+            self._objects,
             self._problems,
             sum(file.content.ignored for file in self._files.values()),
         )
 
     def refresh(self) -> Change:
         """Read what changed since the last time, and return the difference. Blocks; a bad file raises nothing."""
+        before, was = self._objects, self._problems
+        self._reread()
+        merged, now = self._objects, self._problems
+        return Change(
+            tuple([merged[key] for key, row in merged.rows.items() if before.rows.get(key) != row]),
+            tuple([key for key in before if key not in merged]),
+            tuple([problem for problem in now if problem not in was]),
+            tuple([problem for problem in was if problem not in now]),
+        )
+
+    def _reread(self) -> None:
         self._look = _look(self._roots, self._files)
         files: dict[Path, _File] = {}
         for path, info in self._look.files.items():
@@ -146,16 +157,9 @@ class ManifestSource:
                 files[path] = old
             elif info is not None:
                 files[path] = _read(path, info, old)
-        merged, problems = _merge(files)
-        before, was = self._objects, self._problems
-        self._files, self._objects = files, merged
-        self._problems = now = tuple(dict.fromkeys(self._look.problems + problems))
-        return Change(
-            tuple([item for key, item in merged.items() if before.get(key) != item]),
-            tuple([key for key in before if key not in merged]),
-            tuple([problem for problem in now if problem not in was]),
-            tuple([problem for problem in was if problem not in now]),
-        )
+        self._objects, problems = _merge(files)
+        self._files = files
+        self._problems = tuple(dict.fromkeys(self._look.problems + problems))
 
     async def changes(self) -> AsyncGenerator[Change, None]:
         """Follow the files for ever: one item for each look that found something, first what changed since the last.
@@ -319,17 +323,19 @@ def _content(path: Path, info: os.stat_result) -> Content:
     return documents.parse(data, name)
 
 
-def _merge(files: Mapping[Path, _File]) -> tuple[dict[Key, Object], list[Mistake]]:
+def _merge(files: Mapping[Path, _File]) -> tuple[Packed, list[Mistake]]:
     """The objects that count, and all that is to be told about the files."""
-    merged: dict[Key, Object] = {}
+    merged = Packed()
     origin: dict[Key, Path] = {}
     problems = [file.problem for file in files.values() if file.problem is not None]
     for path, file in files.items():
         problems += file.content.problems
-        for key, item in file.content.objects.items():
-            if merged.setdefault(key, item) != item:
+        found = file.content.objects
+        for key, row in found.rows.items():
+            there = merged.rows.setdefault(key, row)
+            if there != row and merged[key] != found[key]:
                 text = f"{documents.describe(key)} is also in {origin[key]}, and different; this one counts"
                 problems.append(Mistake(str(path), file.content.lines.get(key, 1), text))
-                merged[key] = item
+                merged.rows[key] = row
             origin[key] = path
     return merged, problems

@@ -9,9 +9,9 @@ object is read.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -154,6 +154,38 @@ def unpack(data: bytes) -> Object:
         return _unpacker.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from None
+
+
+class Packed(Mapping[Key, Object]):
+    """Objects by their keys, kept packed: a fifth of the memory, and some microseconds for each that is looked at.
+
+    rows: the objects as `pack` writes them.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self) -> None:
+        self.rows: dict[Key, bytes] = {}
+
+    def put(self, item: Object) -> None:
+        """Keep an object, in the place of another one of its key."""
+        self.rows[item.key] = pack(item)
+
+    def __getitem__(self, key: Key) -> Object:
+        return unpack(self.rows[key])
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Found(Protocol):
+    """Where objects go that are read."""
+
+    def append(self, item: Object, /) -> None:
+        """Take an object."""
 
 
 class _Annotations(Struct, frozen=True, gc=False):
@@ -399,7 +431,7 @@ class ObjectError(ValueError):
         self.at = at
 
 
-def from_json(data: bytes, found: list[Object]) -> int:
+def from_json(data: bytes, found: Found) -> int:
     """Read one object or list of objects in the JSON form of the Kubernetes API, and append it to `found`.
 
     A list is anything with a kind that ends in List; its items may leave out their kind where the list's tells it.
@@ -408,7 +440,7 @@ def from_json(data: bytes, found: list[Object]) -> int:
     return _from_json(data, "", "", found)
 
 
-def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: list[Object]) -> int:
+def _from_json(data: bytes | msgspec.Raw, kind: str, version: str, found: Found) -> int:
     try:
         head = _head.decode(data)
         kind, version = head.kind or kind, head.api_version or version
@@ -538,7 +570,7 @@ def _refuse_version(kind: str, version: str, item: bytes = b"", path: str = "$")
             )
 
 
-def from_mapping(data: object, found: list[Object]) -> int:
+def from_mapping(data: object, found: Found) -> int:
     """The same as `from_json` for an object that is already made of dict, list, str and so on.
 
     The `path` of an ObjectError starts at `data`.
@@ -546,7 +578,7 @@ def from_mapping(data: object, found: list[Object]) -> int:
     return _from_mapping(data, "", "", "$", found)
 
 
-def _from_mapping(data: object, kind: str, version: str, path: str, found: list[Object]) -> int:
+def _from_mapping(data: object, kind: str, version: str, path: str, found: Found) -> int:
     if not isinstance(data, dict):
         raise ObjectError(f"expected an object with kind and apiVersion, got {type(data).__name__}", path)
     own_kind, own_version = data.get("kind"), data.get("apiVersion")

@@ -22,7 +22,7 @@ from typing import TypeVar
 from kdns.cluster import objects, records
 from kdns.cluster.delivery import Delivery
 from kdns.cluster.inventory import KINDS, Inventory, counts, is_storable, key_text, rdatas, refusal
-from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Pod, Service
+from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Packed, Pod, Service
 from kdns.cluster.records import AnyService, RecordOptions, ServiceRecords
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
@@ -262,10 +262,16 @@ class Publisher:
 
         keep: those stay that are there and are not given, and so do the age of the data and the state of the zones.
         """
-        warnings: list[str] = []
+        found = Packed()
+        for item in items:
+            found.put(item)
+        return self.replace_packed(found, keep=keep)
+
+    def replace_packed(self, found: Packed, *, keep: bool = False) -> Outcome:
+        """The same, without all objects in memory as such at a time."""
         wanted: dict[str, dict[str, bytes | None]] = {kind: {} for kind in KINDS}
-        for item in _storable(items, warnings):
-            wanted[item.key[0]][key_text(item.key)] = objects.pack(item)
+        for key, row in found.rows.items():
+            wanted[key[0]][key_text(key)] = row
         deliveries = [Delivery(kind, complete=not keep, rows=rows) for kind, rows in wanted.items()]
 
         def action(txn: Transaction) -> Outcome:
@@ -277,7 +283,6 @@ class Publisher:
                 self._sync(txn)
             if not keep or txn.get_meta(f"current {self.source}") is None:
                 self._stamp(txn)
-            outcome.warnings = warnings + outcome.warnings
             return outcome
 
         return self._write(action)

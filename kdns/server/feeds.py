@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from kdns.cluster.manifests import Change, ManifestSource
-from kdns.cluster.objects import Object
+from kdns.cluster.objects import Packed
 from kdns.errors import Mistake
 from kdns.observe.counters import Region
 from kdns.server.cluster_feed import ClusterFeed
@@ -45,7 +45,7 @@ class ManifestFeed:
         """Publish everything that the source has."""
         snapshot = await asyncio.to_thread(self._source.load)
         self._report(snapshot.problems)
-        await self._replace(snapshot.objects.values())
+        await self._replace(snapshot.objects)
 
     async def follow(self) -> None:
         """Publish everything, if that was not done, then what changes, for ever."""
@@ -86,17 +86,16 @@ class ManifestFeed:
         publisher = self.publication.publisher
         await self.publication.write(lambda: publisher.apply(change.put, change.deleted, current=self._current))
 
-    async def _replace(self, items: Iterable[Object]) -> None:
+    async def _replace(self, found: Packed) -> None:
         """Publish all that the source has. What it cannot read now, but could before a restart, is kept.
 
         Without such data from before, what cannot be read is unknown, and the zone is not synced until it can be.
         """
         unusable = self._source.unusable
         self._problems = len(unusable)
-        found = list(items)
         self._was_read |= not unusable
         publisher = self.publication.publisher
-        await self.publication.write(lambda: publisher.replace(found, keep=bool(unusable)))
+        await self.publication.write(lambda: publisher.replace_packed(found, keep=bool(unusable)))
         self._complete = not unusable
         self.publication.synced = await asyncio.to_thread(lambda: publisher.synced)
 
