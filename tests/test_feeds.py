@@ -17,7 +17,7 @@ from kdns.errors import StoreError
 from kdns.observe.logs import Log, Sink
 from kdns.observe.recent import Recent
 from kdns.server import publication
-from kdns.server.feeds import ManifestFeed
+from kdns.server.manifest_feed import ManifestFeed
 from kdns.server.publication import Publication, source_id
 from kdns.wire import names
 from kdns.zone.changes import Changes

@@ -44,6 +44,8 @@ FIRST_MAP_SIZE = 1 << 30
 slow where a whole cluster is in one transaction."""
 _MANY_NAMES = 20_000
 """Names that a transaction fills in before its memory is worth giving back: some megabytes."""
+_MANY_BYTES = 1 << 20
+"""Bytes of objects that it goes through before their pages are."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 DATA_FILE = "data.mdb"
 
@@ -152,7 +154,7 @@ class Store:
             # What is committed is never refused: what goes wrong from here on, the next transaction meets again.
             with contextlib.suppress(lmdb.Error, StoreError):
                 self.size = _used(self._environment()[0])
-            if txn.filled >= _MANY_NAMES:
+            if txn.filled >= _MANY_NAMES or txn.passed >= _MANY_BYTES:
                 self._renew()
         return result
 
@@ -191,7 +193,7 @@ class Store:
     def _renew(self) -> None:
         """Open the environment anew, as it keeps the memory that the pages of its largest transaction took for ever.
 
-        Where that fails it stays closed until it is needed.
+        What was read of the file is mapped no more, either. Where that fails it stays closed until it is needed.
         """
         with self._mapping:
             self._close()
@@ -265,7 +267,8 @@ class Transaction:
     """Reads and writes that become visible together.
 
     changed: hashes of the names whose answers may have changed. everything: too many to name. touched: numbers of the
-    zones in which something changed. filled: names that `fill` has written.
+    zones in which something changed. filled: names that `fill` has written. passed: bytes of objects that were gone
+    through.
     """
 
     __slots__ = (
@@ -278,6 +281,7 @@ class Transaction:
         "changed",
         "everything",
         "filled",
+        "passed",
         "touched",
     )
 
@@ -289,6 +293,7 @@ class Transaction:
         self.everything = False
         self.touched: set[int] = set()
         self.filled = 0
+        self.passed = 0
 
     # Zones
 
@@ -483,6 +488,7 @@ class Transaction:
             for key, value in cursor:
                 if not key.startswith(start):
                     break
+                self.passed += len(value)
                 yield key[skip:].decode(), value[4:]
 
     def object_keys(self, source: str, kind: str, prefix: str = "") -> Iterator[str]:
