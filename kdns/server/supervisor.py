@@ -94,6 +94,7 @@ def run(start: Start) -> None:
     """Serve until SIGTERM or SIGINT. Raises KdnsError if it cannot be started."""
     listening.allow_descriptors()
     nursery = Nursery()
+    memory.return_early()
     log = logs.Log(logs.Sink())
     supervisor = Supervisor(start, nursery, log)
     try:
