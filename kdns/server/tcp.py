@@ -4,28 +4,37 @@ A message is preceded by its length (2 bytes, big endian). A connection is close
 a message does not become complete or answers are not taken for some time (those that are still due when it is closed
 get as long), when it has had its number of queries (see Limits), and when there are too many connections: then the one
 that has been idle longest makes room.
+
+All sockets are in one epoll object, which is itself what the event loop waits for: most connections live for one query,
+and a transport of asyncio with its callbacks would cost more than the query. A connection is read as soon as it is
+accepted, as the query is usually there by then. The sockets are never told not to block: each call says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections import OrderedDict
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from socket import MSG_DONTWAIT, SOCK_STREAM, SocketType
 
 from kdns.observe.counters import Region
 from kdns.plugins.budget import UNBOUNDED, Budget
 from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
-from kdns.server.plan import BACKLOG
+from kdns.server.plan import BACKLOG, WILDCARDS
 from kdns.server.respond import Pending, Responder, Via
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000
 """Most connections of a worker, over all its listeners."""
 UNSENT = 256 << 10
-"""Bytes of answers that may wait for a slow client; no more is read from it until they are taken. Less where memory is
-short."""
+"""Bytes of answers that may wait for a slow client; no more is read from it until most of them are taken. Less where
+memory is short."""
+READ = 64 << 10
+"""Bytes of queries that are read together."""
 WRITE = 64 << 10
 """Bytes of answers that are written together."""
 TURN = 100
@@ -34,6 +43,8 @@ QUIET = 1.0
 """Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
 _ACCEPTED = 100
 """Connections that are accepted before others have their turn."""
+_EVENTS = 128
+"""Sockets that have their turn together."""
 _PAUSE = 0.5
 """Seconds without accepting when the system has no room for more."""
 _DRAIN_TURN = 0.01
@@ -45,58 +56,70 @@ the answers that are on their way."""
 
 
 class Connections:
-    """The connections of a worker, the one that was idle longest first.
+    """The connections of a worker, the one that was idle longest first, and the sockets that listen for more.
 
     most: bytes that they may hold together of incomplete messages and of answers that are not taken. unsent: see
-    UNSENT.
+    UNSENT. open: by file descriptor.
     """
 
     def __init__(self, region: Region, most: int = UNBOUNDED) -> None:
         self.region = region
-        self.open: OrderedDict[Connection, None] = OrderedDict()
+        self.open: OrderedDict[int, Connection] = OrderedDict()
         self.unsent = min(UNSENT, most // 2 // CONNECTIONS)
+        self.epoll = select.epoll()
+        self._servers: dict[int, TcpServer] = {}
         self._most = most
         self._held = 0
+        self._gauge = region.series(("gauge", "kdns_tcp_connections"), 1)
 
-    def add(self, connection: Connection) -> None:
+    def listen(self, fd: int, server: TcpServer) -> None:
+        """Call a server when somebody connects to its socket."""
+        asyncio.get_running_loop().add_reader(self.epoll.fileno(), self._turn)
+        self._servers[fd] = server
+        self.epoll.register(fd, EPOLLIN)
+
+    def ignore(self, fd: int) -> None:
+        """Call nobody any more, until the next `listen`."""
+        self.epoll.unregister(fd)
+        del self._servers[fd]
+
+    def _turn(self) -> None:
+        """Serve the sockets on which something has happened."""
+        connections, servers = self.open, self._servers
+        for fd, events in self.epoll.poll(0, _EVENTS):
+            connection = connections.get(fd)
+            if connection is not None:
+                connection.happened(events)
+            elif fd in servers:
+                servers[fd].accept()
+
+    def add(self, fd: int, connection: Connection) -> None:
         """Note a new connection; another one is closed if there are too many."""
         if len(self.open) >= CONNECTIONS:
-            self._evict(next((other for other in self.open if not other.pending), next(iter(self.open))))
-        self.open[connection] = None
-        self._count()
+            oldest = next((other for other in self.open.values() if not other.pending), next(iter(self.open.values())))
+            oldest.evict()
+        self.open[fd] = connection
+        self.region.cells[self._gauge] = len(self.open)
 
-    def remove(self, connection: Connection) -> None:
-        """Note that a connection has ended."""
-        self._forget(connection)
-        self._count()
+    def remove(self, fd: int, connection: Connection) -> None:
+        """Note that a connection ends."""
+        del self.open[fd]
+        self._held -= connection.held
+        self.region.cells[self._gauge] = len(self.open)
 
     def hold(self, connection: Connection, size: int) -> None:
         """Note how many bytes a connection holds; when all hold too many, the one with most of them is closed."""
-        if connection not in self.open:
-            return
         self._held += size - connection.held
         connection.held = size
         while self._held > self._most:
-            self._evict(max(self.open, key=_held))
-
-    def _evict(self, connection: Connection) -> None:
-        self._forget(connection)  # now, so that the next one in a burst makes another one go
-        connection.evict()
-
-    def _forget(self, connection: Connection) -> None:
-        if connection in self.open:
-            del self.open[connection]
-            self._held -= connection.held
-
-    def _count(self) -> None:
-        self.region.set(("gauge", "kdns_tcp_connections"), len(self.open))
+            max(self.open.values(), key=_held).evict()
 
     async def sweep(self) -> None:
         """Close what is idle or stalled, for ever."""
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
-            for connection in list(self.open):
+            for connection in list(self.open.values()):
                 connection.expire(now)
 
     async def drain(self, patience: float) -> None:
@@ -109,8 +132,10 @@ class Connections:
             now = time.monotonic()
             stood += max(0.0, now - last - 5 * _DRAIN_TURN)
             last = now
-            for connection in list(self.open):
+            for connection in list(self.open.values()):
                 connection.drain(now - stood, late=now > until)
+        asyncio.get_running_loop().remove_reader(self.epoll.fileno())
+        self.epoll.close()
 
 
 def _held(connection: Connection) -> int:
@@ -136,187 +161,251 @@ class TcpServer:
         self.limits = limits or Limits()
         self.region = connections.region
         self.cache = PacketCache(changes, self.region, budget)
-        self.family = sock.family
+        self.family = int(sock.family)
         self.local: tuple[str, int] = sock.getsockname()[:2]
+        self.wildcard = self.local[0] in WILDCARDS.values()
+        self.via = Via("tcp", self.family, self.local, self.cache)
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
         self.misses = self.region.series(("count", "kdns_packet_cache_misses_total"), 1)
-        self._arriving: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to accept."""
+        self._pause = None
         self._socket.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections have it from their listener
+        self.connections.listen(self._socket.fileno(), self)
 
-    async def stop(self, *, leaving: bool = False) -> None:
+    def stop(self, *, leaving: bool = False) -> None:
         """Accept no more; what is connected stays, and what waits in the socket is left to others that share it.
 
         leaving: nobody else will read it. What waits is accepted, and the kernel refuses what comes from then on.
-        (asyncio's own server would drop what it has accepted in the same moment.)
         """
         if leaving:
             for _ in range(BACKLOG // _ACCEPTED + 1):
-                self._accept()
-        asyncio.get_running_loop().remove_reader(self._socket)
-        if leaving:
-            self._socket.close()
+                self.accept()
         if self._pause is not None:
             self._pause.cancel()
-        await asyncio.gather(*self._arriving, return_exceptions=True)
+        else:
+            self.connections.ignore(self._socket.fileno())
+        if leaving:
+            self._socket.close()
 
-    def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
+    def accept(self) -> None:
+        """Take the connections that wait, and answer what has come on them."""
         for _ in range(_ACCEPTED):
-            try:
-                sock, _ = self._socket.accept()
+            try:  # accept() does the same, and takes as long again to find out what we know
+                fd, client = self._socket._accept()  # type: ignore[attr-defined]
+                sock = SocketType(self.family, SOCK_STREAM, 0, fd)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:  # nothing is left of descriptors or memory: the next try is not at once
                 self.region.count(("count", "kdns_tcp_accept_errors_total"))
-                loop.remove_reader(self._socket)
-                self._pause = loop.call_later(_PAUSE, self.start)
+                if self._pause is None:
+                    self.connections.ignore(self._socket.fileno())
+                    self._pause = asyncio.get_running_loop().call_later(_PAUSE, self.start)
                 return
-            sock.setblocking(False)
-            arriving = loop.create_task(loop.connect_accepted_socket(lambda: Connection(self), sock))
-            self._arriving.add(arriving)
-            arriving.add_done_callback(self._arriving.discard)
+            local = sock.getsockname()[:2] if self.wildcard else self.local
+            Connection(self, sock, fd, client[:2], local).begin()
 
 
-class Connection(asyncio.Protocol):
-    """One client. held: bytes, see Connections."""
+class Connection:
+    """One client. pending: queries that wait for their answers. held: bytes, see Connections. Times are those of
+    `time.monotonic()`."""
 
-    def __init__(self, server: TcpServer) -> None:
+    __slots__ = (
+        "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_open",
+        "_rest", "_server", "_socket", "_started", "_turn", "_unsent", "_watched", "held", "pending",
+    )  # fmt: skip
+
+    def __init__(
+        self, server: TcpServer, sock: SocketType, fd: int, client: tuple[str, int], local: tuple[str, int]
+    ) -> None:
         self._server = server
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport
-        self._client: tuple[str, int] = ("", 0)
-        self._via: Via
+        self._socket = sock
+        self._fd = fd
+        self._client = client
+        self._local = local
+        self._open = True
+        self._watched = -1  # the events that epoll looks for, -1 before it knows the socket
+        self._rest = b""  # what has come and is not answered
+        self._unsent = bytearray()
         self._heard = 0.0
         self._started = 0.0  # when the message that is still incomplete began to come, 0.0 without one
         self._half_closed = False
         self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
         self._closing = 0.0  # since when it ends as soon as its answers are taken, 0.0 if it does not
-        self._turn: asyncio.Handle | None = None  # the next one, if there is more in the buffer
+        self._turn = False  # whether there is more to answer in the next one
         self._asked = 0
         self._ended = 0.0  # since when it has had its number of queries and their answers
         self.pending = 0
         self.held = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=self._server.connections.unsent)
-        self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
-        local = (transport.get_extra_info("sockname") or self._server.local)[:2]
-        self._via = Via("tcp", self._server.family, local, self._server.cache)
+    def begin(self) -> None:
+        """Answer what has come with a new connection, and look out for more."""
         self._heard = time.monotonic()
-        self._server.connections.add(self)
+        self._server.connections.add(self._fd, self)
+        self._read()
+        self._watch()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-        self._server.connections.remove(self)
+    def happened(self, events: int) -> None:
+        """Do what epoll has found to be possible."""
+        if events & (EPOLLERR | EPOLLHUP):
+            self.abort()
+            return
+        if events & EPOLLOUT:
+            self._flush()
+        if events & EPOLLIN & self._watched and self._open and not self._turn:
+            self._read()
 
-    def data_received(self, data: bytes) -> None:
+    def _watch(self) -> None:
+        """Let epoll look for what can be done."""
+        events = 0
+        if not (self._blocked or self._half_closed or self._closing or self.pending >= PENDING):
+            events = EPOLLIN
+        if self._unsent:
+            events |= EPOLLOUT
+        if events == self._watched or not self._open:
+            return
+        if self._watched < 0:
+            self._server.connections.epoll.register(self._fd, events)
+        else:
+            self._server.connections.epoll.modify(self._fd, events)
+        self._watched = events
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(READ, MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.abort()
+            return
+        if not data:
+            self._half_close()
+            return
         if self._asked == self._server.limits.queries:
             return
-        self._heard = time.monotonic()
-        self._server.connections.open.move_to_end(self)
-        self._buffer += data
-        self._proceed()
+        now = time.monotonic_ns()
+        self._heard = now / 1e9
+        self._server.connections.open.move_to_end(self._fd)
+        self._rest = self._rest + data if self._rest else data
+        self._proceed(now)
 
-    def _proceed(self) -> None:
-        """Answer the complete messages that have come, as long as the client takes the answers."""
-        buffer = self._buffer
-        at = 0
+    def _half_close(self) -> None:
+        """The client has no more questions; the answers that are due still go out."""
+        self._half_closed = True
+        if self.pending:
+            self._watch()
+        else:
+            self._finish()
+
+    def _proceed(self, now: int) -> None:
+        """Answer the complete messages that have come, as long as the client takes the answers.
+
+        now: `time.monotonic_ns()`.
+        """
+        server, data = self._server, self._rest
+        size = len(data)
+        if server.changes.counters[0] != server.cache.seen:
+            server.cache.sync()
+        at = count = unsent = 0
         replies: list[bytes] = []
-        unsent = count = 0
         answers = False
-        most = self._server.limits.queries
-        while not self._blocked and self.pending < PENDING and len(buffer) - at >= 2 and self._asked != most:
-            end = at + 2 + int.from_bytes(buffer[at : at + 2], "big")
-            if end > len(buffer):
+        most = server.limits.queries
+        while size - at >= 2 and self.pending < PENDING and self._asked != most and not self._blocked:
+            end = at + 2 + (data[at] << 8 | data[at + 1])
+            if end > size:
                 break
-            if count == TURN and not answers:
-                self.close("unanswerable")
-                return
             if count == TURN:
-                self._transport.pause_reading()
-                self._turn = asyncio.get_running_loop().call_soon(self._next_turn)
+                if not answers:
+                    self.close("unanswerable")
+                    return
+                self._turn = True
+                asyncio.get_running_loop().call_soon(self._next_turn)
                 break
             self._asked += 1
             count += 1
             pending = self.pending
-            reply = self._take(bytes(buffer[at + 2 : end]))
+            reply = self._take(data[at + 2 : end], now)
             at = end
-            answers = answers or reply is not None or self.pending > pending
             if reply is not None:
+                answers = True
                 replies.append(reply)
                 unsent += len(reply)
                 if unsent > WRITE:
-                    self._transport.write(b"".join(replies))
+                    self._write(b"".join(replies))
                     replies.clear()
                     unsent = 0
-        if self._asked == most:
-            at = len(buffer)
-        if at:
-            del buffer[:at]
-            self._started = 0.0
+            elif self.pending > pending:
+                answers = True
         if replies:
-            self._transport.write(b"".join(replies))
-        if not buffer or self._blocked or self._turn is not None or self.pending >= PENDING:
+            self._write(replies[0] if len(replies) == 1 else b"".join(replies))
+        if self._open:
+            self._keep(size if self._asked == most else at)
+
+    def _keep(self, done: int) -> None:
+        """Keep what is behind so many bytes of what has come for later."""
+        if done:
+            self._rest = self._rest[done:]
+            self._started = 0.0
+        if not self._rest or self._blocked or self._turn or self.pending >= PENDING:
             self._started = 0.0
         elif not self._started:
-            self._started = time.monotonic()
-        if self.pending >= PENDING:
-            self._transport.pause_reading()
-        if self._asked == most and not self.pending:
+            self._started = self._heard
+        if self._asked == self._server.limits.queries and not self.pending:
             self._end()
+        self._watch()
         self._note()
 
     def _note(self) -> None:
         """Say how much is held, if that has changed."""
-        size = len(self._buffer)
+        size = len(self._rest)
         if self._blocked:
-            size += self._transport.get_write_buffer_size()
-        if size != self.held:
+            size += len(self._unsent)
+        if size != self.held and self._open:
             self._server.connections.hold(self, size)
 
     def _end(self) -> None:
         """Say behind the last answer that there will be no more; the client is given time to read that."""
-        if self._ended or self._transport.is_closing():
+        if self._ended or self._closing:
             return
         self._ended = time.monotonic()
         self._count("queries")
-        self._transport.write_eof()
+        if not self._unsent:
+            self._say_end()
 
-    def _take(self, query: bytes) -> bytes | None:
+    def _say_end(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort()
+
+    def _take(self, query: bytes, now: int) -> bytes | None:
         """The reply to a message; None if it gets none, or gets it later."""
         server = self._server
-        cells = server.region.cells
-        started = time.monotonic_ns()
-        if server.changes.counters[0] != server.cache.seen:
-            server.cache.sync()
+        cache = server.cache
         key = query[2:]
-        entry = server.cache.young.get(key)
-        if entry is None or (entry.turns is not None and entry.turns.until <= started):
-            entry = server.cache.from_old(key, started)
+        entry = cache.young.get(key)
+        if entry is None or (entry.turns is not None and entry.turns.until <= now):
+            entry = cache.from_old(key, now)
+        cells = server.region.cells
         if entry is not None:
             cells[server.hits] += 1
         else:
             cells[server.misses] += 1
-            result = server.responder.respond(query, self._via, self._client, self._via.local)
+            result = server.responder.respond(query, server.via, self._client, self._local)
             if isinstance(result, Pending):
-                self._wait(result, query, started)
+                self._wait(result, query, now)
                 return None
             if result is None:
                 return None
             entry = result
-        return self._reply(query, entry, started)
+        return self._reply(query, entry, now)
 
     def _reply(self, query: bytes, entry: Entry, started: int) -> bytes:
         """An answer behind its length."""
-        response = entry.answer(query, self._client, self._via.local, "tcp", started)
+        response = entry.answer(query, self._client, self._local, "tcp", started)
         return len(response).to_bytes(2, "big") + response
 
     def _wait(self, pending: Pending, query: bytes, started: int) -> None:
@@ -324,55 +413,74 @@ class Connection(asyncio.Protocol):
 
         def deliver(entry: Entry) -> None:
             self.pending -= 1
-            if not self._transport.is_closing():
-                self._heard = time.monotonic()
-                self._transport.write(self._reply(query, entry, started))
-                self._resume()
-                self._note()
+            if self._open and not self._closing:
+                now = time.monotonic_ns()
+                self._heard = now / 1e9
+                self._write(self._reply(query, entry, started))
+                self._resume(now)
 
         self._server.responder.finish(pending, deliver)
 
-    def eof_received(self) -> bool:
-        """The client has no more questions; the answers that are due still go out."""
-        self._half_closed = True
-        return self._blocked > 0 or self._busy
+    def _write(self, data: bytes) -> None:
+        """Send answers; what the system does not take now goes when it can."""
+        if not self._open:
+            return
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._socket.send(data, MSG_DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.abort()
+                return
+            if sent == len(data):
+                return
+        self._unsent += data[sent:]
+        if len(self._unsent) > self._server.connections.unsent and not self._blocked:
+            self._blocked = time.monotonic()
 
-    def pause_writing(self) -> None:
-        self._blocked = time.monotonic()
-        self._transport.pause_reading()
-        self._note()
-
-    def resume_writing(self) -> None:
-        self._blocked = 0.0
-        self._note()
-        self._resume()
+    def _flush(self) -> None:
+        """Send more of what was not taken."""
+        try:
+            sent = self._socket.send(self._unsent, MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.abort()
+            return
+        del self._unsent[:sent]
+        if not self._unsent and self._closing:
+            self.abort()
+        elif not self._unsent and self._ended:
+            self._say_end()
+        if self._open and len(self._unsent) <= self._server.connections.unsent // 4:
+            self._blocked = 0.0
+            self._resume(time.monotonic_ns())
 
     @property
     def _busy(self) -> bool:
         """True if answers are being worked out."""
-        return self.pending > 0 or self._turn is not None
+        return self.pending > 0 or self._turn
 
     def _next_turn(self) -> None:
-        self._turn = None
-        if not self._transport.is_closing():
-            self._resume()
+        self._turn = False
+        if self._open and not self._closing:
+            self._resume(time.monotonic_ns())
 
-    def _resume(self) -> None:
-        """Go on with what was left in the buffer, then with reading."""
-        if self._turn is None:
-            self._proceed()
-        if self._blocked or self._turn is not None or self.pending >= PENDING:
+    def _resume(self, now: int) -> None:
+        """Go on with what was left, then with reading."""
+        if not self._open or self._closing:
             return
-        if not self._half_closed:
-            self._transport.resume_reading()
-        elif not self.pending:
-            self._transport.close()
+        if not self._turn:
+            self._proceed(now)
+        if self._half_closed and self._open and not (self._busy or self._blocked):
+            self._finish()
 
     def expire(self, now: float) -> None:
         """Close the connection if it is idle or stalled at this time."""
         limits = self._server.limits
-        if self._transport.is_closing():
-            self._closing = self._closing or now
+        if self._closing:
             if now - self._closing > limits.write:
                 self.abort()
         elif self._blocked and now - self._blocked > limits.write:
@@ -380,7 +488,7 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif self._ended:
             if now - self._ended > LINGER and not self._blocked:
-                self._transport.close()
+                self._finish()
         elif self._started and now - self._started > limits.read:
             self.close("incomplete")
         elif not self._busy and not self._blocked and now - self._heard > limits.idle:
@@ -391,7 +499,7 @@ class Connection(asyncio.Protocol):
 
         late: at any rate, and what is due is lost.
         """
-        if self._busy or self._transport.is_closing():
+        if self._busy or self._closing:
             if late:
                 self.abort()
         elif late or now - self._heard > QUIET:
@@ -399,9 +507,17 @@ class Connection(asyncio.Protocol):
 
     def close(self, reason: str) -> None:
         """Close it after the answers that are written; `reason` is counted."""
-        if not self._transport.is_closing():
+        if not self._closing:
             self._count(reason)
-            self._transport.close()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close it after the answers that are written."""
+        if not self._unsent:
+            self.abort()
+        elif not self._closing:
+            self._closing = time.monotonic()
+            self._watch()
 
     def evict(self) -> None:
         """Close it at once because another one needs its place."""
@@ -410,7 +526,10 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it at once."""
-        self._transport.abort()
+        if self._open:
+            self._open = False
+            self._server.connections.remove(self._fd, self)
+            self._socket.close()
 
     def _count(self, reason: str) -> None:
         self._server.region.count(("count", "kdns_tcp_connections_closed_total", "reason", reason))

@@ -196,7 +196,8 @@ class Worker:
         if leaving:
             for udp in self._udp:
                 udp.turn_away()
-        await asyncio.gather(*(tcp.stop(leaving=leaving) for tcp in self._tcp))
+        for tcp in self._tcp:
+            tcp.stop(leaving=leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(udp.stop() for udp in self._udp))
