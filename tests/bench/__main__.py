@@ -1,190 +1,213 @@
-"""`python -m tests.bench`: kdns beside Knot, dnsmasq and Unbound on this machine, and with an API server."""
+"""`python -m tests.bench`: kdns beside other DNS servers on this machine, by itself, and with an API server."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tests.bench import api, forwarding, load, queries, report, targets
+from tests.bench import (
+    api,
+    beside,
+    changing,
+    forwarding,
+    native,
+    published,
+    report,
+    sizes,
+    starts,
+    targets,
+    workers,
+)
 from tests.bench.cluster import Cluster
 from tests.bench.load import Run
-from tests.bench.report import Report, Start
-from tests.bench.targets import Kdns, Other, Target
-
-RESULTS = Path(__file__).parent / "results"
-REPEATED, FRESH, PACED = "repeated names", "names that never repeat", f"repeated names at {load.PACE:,} q/s"
+from tests.bench.report import Report
+from tests.bench.targets import KDNS, PYTHON
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. seconds: of each repeated run. fresh: queries of each run whose names never repeat."""
+    """How much to measure. parts: what is measured if nothing is asked for."""
 
-    rounds: int
-    seconds: float
-    fresh: int
-    starts: int
-    api: api.Plan
+    parts: tuple[str, ...]
+    beside: beside.Plan
+    starts: starts.Plan
+    sizes: sizes.Plan
+    workers: workers.Plan
+    changing: changing.Plan
     forwarding: forwarding.Plan
+    api: api.Plan
+
+    def with_rounds(self, rounds: int) -> Plan:
+        """With so many turns of all that has turns."""
+        return replace(
+            self,
+            beside=replace(self.beside, rounds=rounds),
+            starts=replace(self.starts, rounds=rounds),
+            sizes=replace(self.sizes, rounds=rounds),
+            workers=replace(self.workers, rounds=rounds),
+            changing=replace(self.changing, rounds=rounds),
+            forwarding=replace(self.forwarding, rounds=rounds),
+            api=replace(self.api, rounds=rounds),
+        )
 
 
-FULL = Plan(rounds=5, seconds=4, fresh=400_000, starts=3, api=api.FULL, forwarding=forwarding.FULL)
-SHORT = Plan(rounds=3, seconds=1, fresh=100_000, starts=1, api=api.SHORT, forwarding=forwarding.SHORT)
-SERVERS = ("kdns", "knot", "dnsmasq")
-GROUPS = {"api": api.PARTS, "forward": forwarding.PARTS}
+WIDTH = 120
+"""Of tables that are printed into a file."""
+GROUPS = {"forward": forwarding.PARTS, "api": api.PARTS}
 """Parts that stand for several."""
-ACCEPTED = ", ".join([*SERVERS, *(f"{name} (all of {', '.join(parts)})" for name, parts in GROUPS.items())])
+SINGLE = (*beside.PARTS, *starts.PARTS, *sizes.PARTS, *workers.PARTS, *changing.PARTS)
+FULL = Plan(
+    parts=(*SINGLE, *GROUPS),
+    beside=beside.FULL,
+    starts=starts.FULL,
+    sizes=sizes.FULL,
+    workers=workers.FULL,
+    changing=changing.FULL,
+    forwarding=forwarding.FULL,
+    api=api.FULL,
+)
+SHORT = Plan(
+    parts=(*beside.PARTS, *starts.PARTS, "cache", "misses"),
+    beside=beside.SHORT,
+    starts=starts.SHORT,
+    sizes=sizes.SHORT,
+    workers=workers.SHORT,
+    changing=changing.SHORT,
+    forwarding=forwarding.SHORT,
+    api=api.SHORT,
+)
+ACCEPTED = ", ".join([*SINGLE, *(f"{name} (all of {', '.join(parts)})" for name, parts in GROUPS.items())])
 
 
 def main(
     short: Annotated[bool, typer.Option("--short", help="About a minute; figures scatter more.")] = False,
-    record: Annotated[bool, typer.Option("--record", help=f"Write the figures to {RESULTS.name}/ as JSON.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Keep the figures in tests/bench/results, and renew the chart and the README."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    picture: Annotated[Path | None, typer.Option("--chart", help="Write the chart to this file (SVG).")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"One of {ACCEPTED}; may be repeated.")] = None,
+    server: Annotated[
+        list[str] | None, typer.Option(help=f"For udp and tcp: one of {', '.join(beside.SERVERS)}; may be repeated.")
+    ] = None,
+    speeds: Annotated[
+        bool | None,
+        typer.Option(
+            "--speeds/--one-speed",
+            help="For udp and tcp: whether a compiled kdns is measured as Python as well. Default: unless --short.",
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns, where 5 are too many or too few.")] = None,
     services: Annotated[int, typer.Option(min=1, help="Services in the cluster.")] = 5000,
     endpoints: Annotated[int, typer.Option(min=1, help="Endpoints of each Service.")] = 10,
 ) -> None:
-    """Measure CPU time per query, time to ready and memory; with an API server, how soon its changes are answered; what
-    is forwarded and cached beside Unbound."""
+    """Measure CPU time per query, queries a second, latency, memory and starts, in turns with other servers."""
     console = Console(stderr=True)
+    _require(console)
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # each start would compile all modules anew, as no installed one does
+    plan = SHORT if short else FULL
+    parts = _parts(only or plan.parts)
+    plan = plan if rounds is None else plan.with_rounds(rounds)
+    plan = replace(plan, beside=replace(plan.beside, servers=_servers(server or plan.beside.servers, speeds, console)))
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - begun:5.0f} s  {text}", highlight=False)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="kdns-bench-") as folder:
+            found = _measure(Path(folder), Cluster(services, endpoints), plan, parts, say)
+    except RuntimeError as error:
+        console.print(str(error), markup=False)
+        raise typer.Exit(1) from error
+    text = report.as_json(found)
+    if json:
+        print(text)
+    else:
+        report.show(found, Console(width=None if sys.stdout.isatty() else WIDTH))
+    if picture is not None:
+        picture.write_text(published.draw(published.read(text)))
+    if record:
+        for path in published.write(text):
+            console.print(f"written: {path}")
+
+
+def _require(console: Console) -> None:
+    """End with 2 where nothing could be measured."""
     missing = [program for program in ("dnsperf", "taskset") if shutil.which(program) is None]
+    if not native.has_compiler():
+        missing.append("cc")
     if missing:
-        console.print(f"not installed: {', '.join(missing)}; Debian has them in: dnsperf util-linux")
+        console.print(f"not installed: {', '.join(missing)}; Debian has them in: dnsperf util-linux gcc libc6-dev")
         raise typer.Exit(2)
     if (os.cpu_count() or 1) < 2:
-        console.print("needs two CPUs: one for the server, one for dnsperf")
+        console.print("needs two CPUs: one for the server, one for who asks it")
         raise typer.Exit(2)
-    wanted = only or ["kdns", "knot", *(() if short else ("dnsmasq",)), *GROUPS]
-    with tempfile.TemporaryDirectory(prefix="kdns-bench-") as folder:
-        found = _measure(Path(folder), Cluster(services, endpoints), SHORT if short else FULL, wanted, console)
-    if json:
-        print(report.as_json(found))
-    else:
-        report.show(found, Console())
-    if record:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M}.json"
-        path.write_text(report.as_json(found) + "\n")
-        console.print(f"written: {path}")
 
 
-def _measure(folder: Path, cluster: Cluster, plan: Plan, wanted: Sequence[str], console: Console) -> Report:
-    machine = report.machine()
-    repeated = queries.write_repeated(folder / "repeated", cluster)
-    chosen = {name: [part for part in parts if part in wanted or name in wanted] for name, parts in GROUPS.items()}
-    others = {*GROUPS, *(part for parts in GROUPS.values() for part in parts)}
-    starts: dict[str, Start] = {}
-    with contextlib.ExitStack() as stack:
-        servers: list[Target] = []
-        for name in (name for name in wanted if name not in others):
-            if name == "kdns":
-                console.print("kdns: starts from JSON, YAML and the snapshot")
-                starts |= _kdns_starts(folder, cluster, plan, repeated)
-            target = _target(name, folder / name, cluster)
-            if target is None:
-                console.print(f"{name} is not installed, so it is left out")
-                continue
-            stack.callback(target.stop)
-            begun = _start(target, load.pinned(load.SERVER_CPU), cluster)
-            servers.append(target)
-            if name != "kdns":
-                starts[name] = _after_load(target, begun, repeated, None)
-        runs = _load(folder, cluster, plan, servers, repeated, console) if servers else {}
-        versions = {target.name: target.version() for target in servers}
-    forwarded = forwarding.measure(folder / "forwarding", plan.forwarding, chosen["forward"], console.print)
-    followed = api.measure(folder / "api", cluster, plan.api, chosen["api"], console.print)
-    return Report(cluster, machine, versions, starts, runs, followed, forwarded)
+def _parts(wanted: Sequence[str]) -> set[str]:
+    """The parts, groups resolved. Raises typer.BadParameter."""
+    known = {*SINGLE, *GROUPS, *(part for parts in GROUPS.values() for part in parts)}
+    for part in wanted:
+        if part not in known:
+            raise typer.BadParameter(f"{part!r} is nothing to measure; accepted: {ACCEPTED}")
+    return {part for name in wanted for part in GROUPS.get(name, (name,))}
 
 
-def _target(name: str, folder: Path, cluster: Cluster) -> Target | None:
-    makers: dict[str, Callable[[Path, Cluster], Other | None]] = {"knot": targets.knot, "dnsmasq": targets.dnsmasq}
-    if name == "kdns":
-        target = Kdns(folder)
-        cluster.write_json(folder / "manifests")
-        return target
-    if name not in makers:
-        raise typer.BadParameter(f"{name!r} is nothing to measure; accepted: {ACCEPTED}")
-    return makers[name](folder, cluster)
+def _servers(wanted: Sequence[str], speeds: bool | None, console: Console) -> list[str]:
+    """The servers; kdns as Python only beside one that is compiled. Raises typer.BadParameter."""
+    for name in wanted:
+        if name not in beside.SERVERS:
+            raise typer.BadParameter(f"{name!r} is no server; accepted: {', '.join(beside.SERVERS)}")
+    both = PYTHON in wanted if speeds is None else speeds
+    if both and not targets.facts()["compiled"]:
+        console.print("kdns is not compiled, so it is measured as Python only")
+        both = False
+    own = [KDNS, *([PYTHON] if both else [])] if {KDNS, PYTHON} & set(wanted) else []
+    return [*own, *(name for name in wanted if name not in (KDNS, PYTHON))]
 
 
-def _load(
-    folder: Path, cluster: Cluster, plan: Plan, servers: Sequence[Target], repeated: Path, console: Console
-) -> dict[str, dict[str, list[Run]]]:
-    """All mixes on all servers in turns, so that what else happens on the machine meets all of them."""
-    found: dict[str, dict[str, list[Run]]] = {
-        mix: {server.name: [] for server in servers} for mix in (REPEATED, FRESH, PACED)
-    }
-    for number in range(plan.rounds):
-        console.print(f"load: round {number + 1} of {plan.rounds}")
-        fresh = queries.write_fresh(folder / "fresh", cluster, plan.fresh, seed=number + 1)
-        for server in servers:
-            load.measure(server, repeated, ["-n", "2"])  # the names that never repeat have driven these out of caches
-        for server in servers:
-            found[REPEATED][server.name].append(load.measure(server, repeated, ["-l", str(plan.seconds)]))
-        for server in servers:
-            options = ["-l", str(plan.seconds), "-Q", str(load.PACE)]
-            found[PACED][server.name].append(load.measure(server, repeated, options))
-        for server in servers:
-            found[FRESH][server.name].append(load.measure(server, fresh, ["-n", "1"]))
-    return found
+def _measure(folder: Path, cluster: Cluster, plan: Plan, parts: set[str], say: Callable[[str], None]) -> Report:
+    def chosen(of: Sequence[str]) -> list[str]:
+        return [part for part in of if part in parts]
 
-
-def _kdns_starts(folder: Path, cluster: Cluster, plan: Plan, repeated: Path) -> dict[str, Start]:
-    """Starts on all CPUs: with an empty state directory from JSON and YAML, then again on the one that JSON left."""
-    fresh = queries.write_fresh(folder / "fresh", cluster, plan.fresh, seed=0)
-    found: dict[str, list[Start]] = {"kdns, JSON": [], "kdns, YAML": [], "kdns, snapshot": []}
-    for number in range(plan.starts):
-        for form, write in (("JSON", cluster.write_json), ("YAML", cluster.write_yaml)):
-            place = folder / f"start-{form}-{number}"
-            target = Kdns(place)
-            write(place / "manifests")
-            with _running(target):
-                found[f"kdns, {form}"].append(_after_load(target, _start(target, [], cluster), repeated, fresh))
-            if form == "JSON":
-                with _running(target):
-                    found["kdns, snapshot"].append(_after_load(target, _start(target, [], cluster), repeated, fresh))
-            shutil.rmtree(place)
-    return {kind: _medians(starts) for kind, starts in found.items()}
-
-
-@contextlib.contextmanager
-def _running(target: Target) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        target.stop()
-
-
-def _start(target: Target, prefix: Sequence[str], cluster: Cluster) -> targets.Startup:
-    last = cluster.services - 1
-    return targets.start(target, prefix, cluster.service_names()[last], cluster.address(last))
-
-
-def _after_load(target: Target, begun: targets.Startup, repeated: Path, fresh: Path | None) -> Start:
-    """Memory after a second of repeated names and, if there is a file of them, names that never repeat."""
-    load.measure(target, repeated, ["-l", "1"])
-    if fresh is not None:
-        load.measure(target, fresh, ["-n", "1"])
-    return Start(begun.answered, begun.ready, begun.pss, targets.memory(target))
-
-
-def _medians(starts: Sequence[Start]) -> Start:
-    ready = [start.ready for start in starts if start.ready is not None]
-    return Start(
-        median(start.answered for start in starts),
-        median(ready) if ready else None,
-        int(median(start.pss_synced for start in starts)),
-        int(median(start.pss_loaded for start in starts)),
+    date, machine = datetime.now(UTC).isoformat(timespec="seconds"), report.machine()
+    answered = beside.measure(folder / "beside", cluster, plan.beside, chosen(beside.PARTS), say)
+    runs: dict[str, dict[str, list[Run]]] = dict(answered.runs)
+    begun = dict(answered.starts)
+    if chosen(starts.PARTS):
+        begun = starts.measure(folder / "starts", cluster, plan.starts, say) | begun
+    if chosen(sizes.PARTS):
+        runs |= sizes.measure(folder / "sizes", plan.sizes, say)
+    if chosen(workers.PARTS):
+        runs |= workers.measure(folder / "workers", cluster, plan.workers, say)
+    if chosen(changing.PARTS):
+        runs |= changing.measure(folder / "changing", cluster, plan.changing, say)
+    forwarded = forwarding.measure(folder / "forwarding", plan.forwarding, chosen(forwarding.PARTS), say)
+    return Report(
+        date=date,
+        machine=machine,
+        versions={KDNS: targets.version()} | forwarded.versions | answered.versions,
+        cluster=cluster,
+        starts=begun,
+        memory=answered.memory,
+        runs=runs | forwarded.runs,
+        api=api.measure(folder / "api", cluster, plan.api, chosen(api.PARTS), say),
+        ttls=forwarded.ttls,
     )
 
 

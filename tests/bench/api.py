@@ -153,7 +153,7 @@ def measure(folder: Path, cluster: Cluster, plan: Plan, parts: Sequence[str], sa
     """
     found = Figures()
     if "api-changes" in parts:
-        with _api(folder / "changes", cluster) as api:
+        with serving(folder / "changes", cluster) as api:
             for workers in plan.workers:
                 say(f"API: {RATE} changes a second, {workers} workers")
                 found.changes.append(_changes(folder / f"changes-{workers}", api, cluster, plan, workers))
@@ -162,13 +162,14 @@ def measure(folder: Path, cluster: Cluster, plan: Plan, parts: Sequence[str], sa
         if part in parts and services:
             say(f"API: starts and relists with {services:,} Services{f', then {idle} idle seconds' if idle else ''}")
             size = Cluster(services, cluster.endpoints)
-            with _api(folder / part, size) as api:
+            with serving(folder / part, size) as api:
                 found.scales.append(_Scale(folder / f"{part}-kdns", api, size, plan).run(starts, idle))
     return found
 
 
 @contextmanager
-def _api(folder: Path, cluster: Cluster) -> Iterator[ApiServer]:
+def serving(folder: Path, cluster: Cluster) -> Iterator[ApiServer]:
+    """An API server that has a cluster."""
     with ApiServer(folder) as api:
         api.load_cluster(cluster.services, cluster.endpoints)
         yield api

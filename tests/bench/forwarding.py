@@ -11,17 +11,16 @@ from pathlib import Path
 import dns.message
 import dns.query
 
-from tests.bench import load, queries, targets
+from tests.bench import load, peers, queries, targets
 from tests.bench.load import Run
 from tests.bench.targets import Kdns, Other, Target
+from tests.bench.workloads import HITS, MISSES
 
 PARTS = ("cache", "misses", "ttls")
 """What can be measured alone."""
-REFERENCE = "unbound"
-HITS, MISSES = "answers from the cache", "names that never repeat, over TCP to a local Knot"
 SAMPLES_A_SECOND = 4
 _NAMES = 5000
-_WARM = f"warm.{targets.WILDCARD}"
+_WARM = f"warm.{peers.WILDCARD}"
 
 COREFILE = """\
 .:$dns {{
@@ -49,7 +48,7 @@ class Plan:
 
 
 FULL = Plan(rounds=5, seconds=4, fresh=150_000, watched=60)
-SHORT = Plan(rounds=3, seconds=1, fresh=30_000, watched=12)
+SHORT = Plan(rounds=2, seconds=0.5, fresh=15_000, watched=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +84,17 @@ def measure(folder: Path, plan: Plan, parts: Sequence[str], say: Callable[[str],
     if not parts:
         return found
     folder.mkdir()
-    upstream = targets.wildcard(folder / "upstream")
+    upstream = peers.wildcard(folder / "upstream")
     if upstream is None:
         say("knot is not installed, so nothing is forwarded")
         return found
     with contextlib.ExitStack() as stack:
         stack.callback(upstream.stop)
-        targets.start(upstream, load.pinned(load.CLIENT_CPU), _WARM, targets.WILDCARD_ADDRESS)
+        targets.start(upstream, load.pinned(load.CLIENT_CPU), _WARM, peers.WILDCARD_ADDRESS)
         servers: list[Target] = []
         for target in _targets(folder, upstream, say):
             stack.callback(target.stop)
-            targets.start(target, load.pinned(load.SERVER_CPU), _WARM, targets.WILDCARD_ADDRESS)
+            targets.start(target, load.pinned(load.SERVER_CPU), _WARM, peers.WILDCARD_ADDRESS)
             servers.append(target)
         found.versions.update({target.name: target.version() for target in servers})
         for mix, part in ((HITS, "cache"), (MISSES, "misses")):
@@ -112,7 +111,7 @@ def measure(folder: Path, plan: Plan, parts: Sequence[str], say: Callable[[str],
 
 def _targets(folder: Path, upstream: Other, say: Callable[[str], None]) -> list[Target]:
     own: list[Target] = [Kdns(folder / "kdns", COREFILE.format(port=upstream.port))]
-    unbound = targets.unbound(folder / "unbound", upstream.port)
+    unbound = peers.forwarder(folder / "unbound", upstream.port)
     if unbound is None:
         say("unbound is not installed, so it is left out")
         return own
@@ -124,13 +123,13 @@ def _round(
 ) -> None:
     """Each mix on each server in turns."""
     if HITS in runs:
-        warm = queries.write_names(folder / "warm", (f"w{n}.{targets.WILDCARD}" for n in range(_NAMES)))
+        warm = queries.write_names(folder / "warm", (f"w{n}.{peers.WILDCARD}" for n in range(_NAMES)))
         for server in servers:
             load.measure(server, warm, ["-n", "3"])  # names that never repeat have driven these out
         for server in servers:
             runs[HITS][server.name].append(load.measure(server, warm, ["-l", str(plan.seconds)]))
     if MISSES in runs:
-        fresh = (f"m{number:x}-{n:x}.{targets.WILDCARD}" for n in range(plan.fresh))
+        fresh = (f"m{number:x}-{n:x}.{peers.WILDCARD}" for n in range(plan.fresh))
         path = queries.write_names(folder / "fresh", fresh)
         for server in servers:
             runs[MISSES][server.name].append(load.measure(server, path, ["-n", "1"]))
@@ -138,7 +137,7 @@ def _round(
 
 def _watch(servers: Sequence[Target], seconds: float) -> dict[str, dict[str, Ttls]]:
     """Ask every server for names of short and long TTLs, all over the time."""
-    names = {f"ttl{ttl}.{targets.WILDCARD}": ttl for ttl in targets.TTLS}
+    names = {f"ttl{ttl}.{peers.WILDCARD}": ttl for ttl in peers.TTLS}
     seen: dict[str, dict[str, list[tuple[float, int]]]] = {server.name: {n: [] for n in names} for server in servers}
     begun = time.monotonic()
     while (passed := time.monotonic() - begun) < seconds:

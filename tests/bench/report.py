@@ -8,43 +8,32 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import api, forwarding
+from tests.bench import api, forwarding, peers, workloads
 from tests.bench.cluster import Cluster
 from tests.bench.load import PACE, Run
-
-REFERENCE = "knot"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Medians of starts of one kind. Seconds to the first right answer and to readiness; PSS in bytes after the first
-    sync and after load."""
-
-    answered: float
-    ready: float | None
-    pss_synced: int
-    pss_loaded: int
+from tests.bench.workloads import Start, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. runs: by query mix, then by server, one for each round. api: with an API server.
-    forwarding: names of others."""
+    """All that was measured. machine: what it was measured on. versions: of each server. memory: PSS in bytes of each
+    server after the workloads. api: with an API server. ttls: by server, then by name."""
 
-    cluster: Cluster
+    date: str
     machine: Mapping[str, str | int | float]
     versions: Mapping[str, str]
+    cluster: Cluster
     starts: Mapping[str, Start]
-    runs: Mapping[str, Mapping[str, list[Run]]]
+    memory: Mapping[str, int]
+    runs: Mapping[str, Mapping[str, Sequence[Run]]]
     api: api.Figures
-    forwarding: forwarding.Figures
+    ttls: Mapping[str, Mapping[str, forwarding.Ttls]]
 
 
 def machine() -> dict[str, str | int | float]:
@@ -62,20 +51,46 @@ def machine() -> dict[str, str | int | float]:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the tables."""
+    """Print the tables; what was aimed at comes last."""
     if report.starts:
         console.print(_start_table(report))
-    for mix, servers in report.runs.items():
-        console.print(_load_table(mix, servers, REFERENCE))
-    for mix, servers in report.forwarding.runs.items():
-        console.print(_load_table(mix, servers, forwarding.REFERENCE))
-    if report.forwarding.ttls:
-        console.print(_ttl_table(report.forwarding.ttls))
+    for workload, servers in report.runs.items():
+        console.print(_load_table(workload, servers))
+    if report.ttls:
+        console.print(_ttl_table(report.ttls))
     if report.api.changes:
         console.print(_changes_table(report.api.changes))
     for scale in report.api.scales:
         for table in (_followed_table(scale), _relist_table(scale), _traffic_table(scale)):
             console.print(table)
+    if verdicts := workloads.judge(report.runs, report.starts):
+        console.print(_aims_table(verdicts))
+    if report.versions:
+        console.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
+
+
+def _aims_table(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title="What is aimed at", title_justify="left")
+    for head in ("workload", "figure"):
+        table.add_column(head)
+    for head in ("medians", "found", "aim", ""):
+        table.add_column(head, justify="right")
+    for one in verdicts:
+        pair = "" if one.own is None or one.other is None else f"{one.own:.2f}, {one.other:.2f} µs"
+        found, bound = quantity(one.value, one.unit), f"≤ {quantity(one.bound, one.unit)}"
+        table.add_row(one.workload, one.what, pair, found, bound, "met" if one.met else "[red]missed")
+    return table
+
+
+def quantity(value: float, unit: str) -> str:
+    """A verdict's value with its unit; a ratio has none."""
+    match unit:
+        case "MB":
+            return f"{value / 1e6:.0f} MB"
+        case "s":
+            return f"{value:.2f} s"
+        case _:
+            return f"{value:.2f}"
 
 
 def _start_table(report: Report) -> Table:
@@ -90,24 +105,32 @@ def _start_table(report: Report) -> Table:
     return table
 
 
-def _load_table(mix: str, servers: Mapping[str, list[Run]], reference: str) -> Table:
-    table = Table(title=f"CPU time of the server, {mix}", title_justify="left")
+def _load_table(workload: str, servers: Mapping[str, Sequence[Run]]) -> Table:
+    table = Table(title=f"CPU time of the server, {workload}", title_justify="left")
     table.add_column("server")
-    for head in ("µs a query", "least, most", f"/ {reference}", "answers/s", "latency µs", "lost"):
+    references = [name for name in (peers.FLOOR, peers.KNOT, peers.UNBOUND) if name in servers]
+    heads = ("µs a query", "least, most", *(f"/ {name}" for name in references))
+    for head in (*heads, "answers/s", "mean", "p50", "p99", "lost"):
         table.add_column(head, justify="right")
     for name, runs in servers.items():
         costs = [run.cpu for run in runs]
-        ratio = ratio_to_reference(servers, name, reference)
+        ratios = (workloads.ratio(servers, name, reference) for reference in references)
         table.add_row(
             name,
             f"{median(costs):.2f}",
             f"{min(costs):.2f}, {max(costs):.2f}",
-            f"{ratio:.2f}" if ratio else "",
+            *(f"{ratio:.2f}" for ratio in ratios),
             f"{median(run.rate for run in runs):,.0f}",
-            f"{median(run.latency for run in runs):,.0f}",
+            *(_latency(runs, figure) for figure in ("latency", "p50", "p99")),
             str(sum(run.lost for run in runs)),
         )
     return table
+
+
+def _latency(runs: Sequence[Run], figure: str) -> str:
+    """The median over rounds; empty where the program that asked does not tell."""
+    found = [getattr(run, figure) for run in runs]
+    return "" if None in found else f"{median(found):,.0f} µs"
 
 
 def _size(cluster: Cluster) -> str:
@@ -190,39 +213,18 @@ def _ttl_table(ttls: Mapping[str, Mapping[str, forwarding.Ttls]]) -> Table:
     return table
 
 
-def ratio_to_reference(servers: Mapping[str, list[Run]], name: str, reference: str = REFERENCE) -> float | None:
-    """The median over rounds of a server's cost divided by the reference's in the same round."""
-    if reference not in servers:
-        return None
-    return median(own.cpu / other.cpu for own, other in zip(servers[name], servers[reference], strict=True))
-
-
-def _ratios(runs: Mapping[str, Mapping[str, list[Run]]], reference: str) -> dict[str, dict[str, float | None]]:
-    return {
-        mix: {name: ratio_to_reference(servers, name, reference) for name in servers} for mix, servers in runs.items()
-    }
-
-
 def as_json(report: Report) -> str:
-    """The report with the date and the machine."""
-    return json.dumps(
-        {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": dict(report.machine),
-            "versions": dict(report.versions),
-            "cluster": asdict(report.cluster),
-            "starts": {kind: asdict(start) for kind, start in report.starts.items()},
-            f"cpu_ratio_to_{REFERENCE}": _ratios(report.runs, REFERENCE),
-            f"cpu_ratio_to_{forwarding.REFERENCE}": _ratios(report.forwarding.runs, forwarding.REFERENCE),
-            "runs": {
-                mix: {name: [asdict(run) for run in runs] for name, runs in servers.items()}
-                for mix, servers in report.runs.items()
-            },
-            "api": asdict(report.api),
-            "forwarding": asdict(report.forwarding),
-        },
-        indent=1,
-    )
+    """The report, with what came of the aims, and each server's ratio to the others that it is measured beside."""
+    ratios = {
+        reference: {
+            workload: {name: workloads.ratio(servers, name, reference) for name in servers}
+            for workload, servers in report.runs.items()
+            if reference in servers
+        }
+        for reference in (peers.FLOOR, peers.KNOT, peers.UNBOUND)
+    }
+    aims = [asdict(verdict) for verdict in workloads.judge(report.runs, report.starts)]
+    return json.dumps(asdict(report) | {"aims": aims, "cpu_ratio_to": ratios}, indent=1)
 
 
 def _read(path: str) -> list[str]:

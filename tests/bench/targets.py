@@ -1,34 +1,32 @@
-"""The servers that are measured, each with one worker on 127.0.0.1, pinned to one CPU while under load."""
+"""Servers that are measured, on 127.0.0.1: how they start and end, what they are, what memory they have."""
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import dns.message
 import dns.rcode
 
-from tests.bench.cluster import ZONE, Cluster
-from tests.support import ports, procs
+from tests.bench.cluster import Cluster
+from tests.support import procs
 from tests.support.server import ROOT, Server
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.005
 SETTLE_SECONDS = 1.0
-WILDCARD = "bench.example"
-"""A zone in which every name has WILDCARD_ADDRESS, for an hour."""
-WILDCARD_ADDRESS = "192.0.2.1"
-TTLS = (7, 20, 300)
-"""And of the names ttl7, ttl20 and ttl300 in it, seconds."""
-_PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
-
+KDNS, PYTHON = "kdns", "kdns (Python)"
+AS_PYTHON = {"KDNS_COMPILED": "0"}
+"""The environment of a kdns that uses no compiled module."""
 COREFILE = """\
 .:$dns {
     bind 127.0.0.1
@@ -44,11 +42,28 @@ COREFILE = """\
 """
 
 
+def facts(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What `kdns version` says. environ: added to the environment."""
+    command = [sys.executable, "-m", "kdns", "version", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | dict(environ or {}), check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def version(environ: Mapping[str, str] | None = None) -> str:
+    """Of kdns, and whether it is compiled. environ: as for `facts`."""
+    found = facts(environ)
+    return f"{found['kdns']} ({'compiled' if found['compiled'] else 'Python'})"
+
+
 class Target(Protocol):
-    """A server under measurement."""
+    """A server under measurement. answers: False if it only responds."""
 
     name: str
     port: int
+    answers: bool
 
     def start(self, prefix: Sequence[str]) -> None: ...
     def stop(self) -> None: ...
@@ -69,14 +84,39 @@ class Startup:
 
 
 class Kdns:
-    """folder: its Corefile, manifests and state. The manifests, if it is to read any, are in `folder/manifests`."""
+    """folder: its Corefile, manifests and state. The manifests, if it is to read any, are in `folder/manifests`.
+    environ: added to the environment."""
 
-    name = "kdns"
+    answers = True
 
-    def __init__(self, folder: Path, corefile: str = COREFILE) -> None:
-        self.server = Server(folder, corefile=corefile, addresses=["127.0.0.1"], workers=1)
+    def __init__(
+        self,
+        folder: Path,
+        corefile: str = COREFILE,
+        *,
+        name: str = KDNS,
+        workers: int = 1,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.server = Server(folder, corefile=corefile, addresses=["127.0.0.1"], workers=workers, environ=environ)
         (folder / "manifests" / "cluster.json").unlink()
         self.port = self.server.port
+
+    @classmethod
+    def of(
+        cls,
+        cluster: Cluster,
+        folder: Path,
+        *,
+        name: str = KDNS,
+        workers: int = 1,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """With a cluster as JSON manifests."""
+        target = cls(folder, name=name, workers=workers, environ=environ)
+        cluster.write_json(folder / "manifests")
+        return target
 
     def start(self, prefix: Sequence[str] = ()) -> None:
         self.server.prefix = list(prefix)
@@ -95,8 +135,7 @@ class Kdns:
         return self.server.pids()
 
     def version(self) -> str:
-        command = [sys.executable, "-m", "kdns", "version"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip().splitlines()[0]
+        return version(self.server.environ)
 
     def is_ready(self) -> bool:
         assert self.server.process is not None
@@ -107,13 +146,14 @@ class Kdns:
 
 @dataclass
 class Other:
-    """Another server: a command that stays in the foreground."""
+    """Another server: a command that stays in the foreground. answers: False if it only responds."""
 
     name: str
     port: int
     command: list[str]
     version_command: list[str]
     log: Path
+    answers: bool = True
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self, prefix: Sequence[str] = ()) -> None:
@@ -136,7 +176,9 @@ class Other:
         return [found.pid for found in procs.session(self.process.pid)]
 
     def version(self) -> str:
-        return subprocess.run(self.version_command, capture_output=True, text=True).stdout.splitlines()[0]
+        done = subprocess.run(self.version_command, capture_output=True, text=True)
+        found = re.search(r"\b\d+\.\d[\w.]*", done.stdout + done.stderr)
+        return found[0] if found else "unknown"
 
     def is_ready(self) -> None:
         assert self.process is not None
@@ -144,89 +186,8 @@ class Other:
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()}")
 
 
-def knot(folder: Path, cluster: Cluster) -> Other | None:
-    """Knot DNS with one UDP worker and the same names in a zone file; None if it is not installed."""
-    folder.mkdir()
-    return _knot(folder, ZONE, cluster.write_zone(folder / f"{ZONE}.zone"))
-
-
-def wildcard(folder: Path) -> Other | None:
-    """Knot DNS with the zone WILDCARD, as somebody to ask; None if it is not installed."""
-    folder.mkdir()
-    zone = folder / "zone"
-    records = [f"$ORIGIN {WILDCARD}.", "$TTL 3600", "@ SOA ns hostmaster 1 7200 1800 86400 3600", "@ NS ns"]
-    records += [f"ns A {WILDCARD_ADDRESS}", f"* A {WILDCARD_ADDRESS}"]
-    records += [f"ttl{ttl} {ttl} A {WILDCARD_ADDRESS}" for ttl in TTLS]
-    zone.write_text("\n".join(records) + "\n")
-    return _knot(folder, WILDCARD, zone)
-
-
-def _knot(folder: Path, domain: str, zone: Path) -> Other | None:
-    if not (program := shutil.which("knotd", path=_PATH)):
-        return None
-    port = ports.free_port(["127.0.0.1"])
-    conf = folder / "knot.conf"
-    conf.write_text(
-        f"server:\n    rundir: {folder}\n    listen: 127.0.0.1@{port}\n"
-        "    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n"
-        f"log:\n  - target: stderr\n    any: warning\ndatabase:\n    storage: {folder}\n"
-        "template:\n  - id: default\n    zonefile-sync: -1\n    zonefile-load: whole\n    journal-content: none\n"
-        f"zone:\n  - domain: {domain}\n    file: {zone}\n"
-    )
-    return Other("knot", port, [program, "-c", str(conf)], [program, "--version"], folder / "log")
-
-
-def unbound(folder: Path, upstream: int) -> Other | None:
-    """Unbound with one thread that asks a port of 127.0.0.1 over TCP, and validates nothing; None if not installed."""
-    if not (program := shutil.which("unbound", path=_PATH)):
-        return None
-    folder.mkdir()
-    port = ports.free_port(["127.0.0.1"])
-    conf = folder / "unbound.conf"
-    conf.write_text(
-        f"""\
-server:
-    directory: "{folder}"
-    chroot: ""
-    username: ""
-    pidfile: ""
-    use-syslog: no
-    verbosity: 0
-    num-threads: 1
-    interface: 127.0.0.1@{port}
-    module-config: "iterator"
-    do-ip6: no
-    do-not-query-localhost: no
-    tcp-upstream: yes
-    prefetch: no
-    msg-cache-size: 128m
-    rrset-cache-size: 256m
-remote-control:
-    control-enable: no
-forward-zone:
-    name: "."
-    forward-addr: 127.0.0.1@{upstream}
-"""
-    )
-    return Other("unbound", port, [program, "-d", "-p", "-c", str(conf)], [program, "-V"], folder / "log")
-
-
-def dnsmasq(folder: Path, cluster: Cluster) -> Other | None:
-    """dnsmasq with the address records in a hosts file; None if it is not installed."""
-    if not (program := shutil.which("dnsmasq", path=_PATH)):
-        return None
-    folder.mkdir()
-    port = ports.free_port(["127.0.0.1"])
-    hosts = cluster.write_hosts(folder / "hosts")
-    folder.chmod(0o755)
-    options = ["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", f"--port={port}", "--no-resolv"]
-    options += ["--listen-address=127.0.0.1", "--bind-interfaces", "--no-hosts", f"--addn-hosts={hosts}"]
-    options += [f"--local=/{ZONE}/", "--cache-size=10000", "--local-ttl=5", "--neg-ttl=5", "--pid-file="]
-    return Other("dnsmasq", port, [program, *options], [program, "--version"], folder / "log")
-
-
 def start(target: Target, prefix: Sequence[str], name: str, address: str) -> Startup:
-    """Start a server and wait until it gives `address` for `name`, and until it says that it is ready."""
+    """Start a server and wait until it gives `address` for `name`, if it has answers, and says that it is ready."""
     begin = time.monotonic()
     target.start(prefix)
     answered: float | None = None
@@ -240,19 +201,26 @@ def start(target: Target, prefix: Sequence[str], name: str, address: str) -> Sta
             state = target.is_ready()
             tells = state is not None
             ready = time.monotonic() - begin if state else None
-        if answered is None and _gives(target.port, query, address):
+        if answered is None and _gives(target.port, query, address if target.answers else None):
             answered = time.monotonic() - begin
         time.sleep(POLL_SECONDS)
     time.sleep(SETTLE_SECONDS)
     return Startup(answered, ready, memory(target))
 
 
+def start_with(target: Target, prefix: Sequence[str], cluster: Cluster) -> Startup:
+    """Start a server that has a cluster, and wait until it gives the last Service's address."""
+    last = cluster.services - 1
+    return start(target, prefix, cluster.service_names()[last], cluster.address(last))
+
+
 def memory(target: Target) -> int:
-    """PSS of all its processes in bytes."""
-    return procs.pss(target.pids())
+    """PSS of all its processes in bytes, as if nobody else had mapped their files."""
+    return procs.alone(target.pids())
 
 
-def _gives(port: int, query: bytes, address: str) -> bool:
+def _gives(port: int, query: bytes, address: str | None) -> bool:
+    """address: None is content with any response."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(0.05)
         sock.connect(("127.0.0.1", port))
@@ -261,4 +229,6 @@ def _gives(port: int, query: bytes, address: str) -> bool:
             response = dns.message.from_wire(sock.recv(4096))
         except OSError:
             return False
+    if address is None:
+        return True
     return response.rcode() == dns.rcode.NOERROR and [str(a) for rrset in response.answer for a in rrset] == [address]

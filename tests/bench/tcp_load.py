@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.load import CLIENT_CPU, Run, pinned
+from tests.bench import load, native
+from tests.bench.load import Run
 from tests.bench.targets import Target
-from tests.support import procs
 
 SOURCE = Path(__file__).with_suffix(".c")
 SHORT = ("-c", "20", "-n", "1")
@@ -20,12 +19,7 @@ PIPELINED = ("-c", "1", "-n", "0", "-q", "100")
 
 def build(folder: Path) -> Path:
     """Compile the program into a folder. Raises RuntimeError."""
-    program = folder / "tcp_load"
-    command = ["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"cc: {done.stderr}")
-    return program
+    return native.build(SOURCE.stem, folder)
 
 
 def measure(program: Path, target: Target, queries: Path, options: Sequence[str]) -> Run:
@@ -33,16 +27,9 @@ def measure(program: Path, target: Target, queries: Path, options: Sequence[str]
 
     Raises RuntimeError if the program fails or a process of the server is replaced meanwhile.
     """
-    command = [*pinned(CLIENT_CPU), str(program), "-p", str(target.port), "-d", str(queries), *options]
-    pids = target.pids()
-    before = procs.cpu_seconds(pids)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    spent = procs.cpu_seconds(pids) - before
-    if done.returncode:
-        raise RuntimeError(f"tcp_load: {done.stderr}")
-    if target.pids() != pids:
-        raise RuntimeError(f"{target.name}: a process died under load")
-    found = json.loads(done.stdout)
+    command = [str(program), "-p", str(target.port), "-d", str(queries), *options]
+    text, spent = load.spent(target, target.pids(), command)
+    found = json.loads(text)
     answered = found["answered"]
     return Run(
         answered=answered,
@@ -51,4 +38,6 @@ def measure(program: Path, target: Target, queries: Path, options: Sequence[str]
         latency=found["latency"]["mean"],
         cpu=spent / max(answered, 1) * 1e6,
         codes=found["codes"],
+        p50=found["latency"]["p50"],
+        p99=found["latency"]["p99"],
     )

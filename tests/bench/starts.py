@@ -1,0 +1,76 @@
+"""How soon kdns answers after it was started, and what memory it has then and after load. On all CPUs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench import load, queries, targets
+from tests.bench.cluster import Cluster
+from tests.bench.targets import Kdns
+from tests.bench.workers import CLIENTS
+from tests.bench.workloads import JSON, JSON_TWO, SNAPSHOT, SNAPSHOT_TWO, YAML, Start
+
+PARTS = ("starts",)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much to measure: rounds of starts from `kinds`. fresh: names that never repeat, asked before memory is read
+    again."""
+
+    rounds: int
+    kinds: tuple[str, ...]
+    fresh: int
+
+
+FULL = Plan(rounds=5, kinds=(JSON, YAML, JSON_TWO), fresh=200_000)
+SHORT = Plan(rounds=1, kinds=(JSON, JSON_TWO), fresh=30_000)
+_WORKERS = {JSON_TWO: 2}
+_AGAIN = {JSON: SNAPSHOT, JSON_TWO: SNAPSHOT_TWO}
+"""After which starts there is one more, on the store that the first has left."""
+
+
+def measure(folder: Path, cluster: Cluster, plan: Plan, say: Callable[[str], None]) -> dict[str, Start]:
+    """Start with an empty state directory, and on what that left, in turns. say: told what begins.
+
+    Raises RuntimeError if kdns or dnsperf fails.
+    """
+    folder.mkdir()
+    repeated = queries.write_repeated(folder / "repeated", cluster)
+    fresh = queries.write_fresh(folder / "fresh", cluster, plan.fresh, seed=0)
+    found: dict[str, list[Start]] = {}
+    for number in range(plan.rounds):
+        say(f"starts: round {number + 1} of {plan.rounds}")
+        for kind in plan.kinds:
+            place = folder / "kdns"
+            target = Kdns(place, workers=_WORKERS.get(kind, 1))
+            (cluster.write_yaml if kind == YAML else cluster.write_json)(place / "manifests")
+            for what in (kind, _AGAIN[kind]) if kind in _AGAIN else (kind,):
+                found.setdefault(what, []).append(_start(target, cluster, repeated, fresh))
+            shutil.rmtree(place)
+    return {kind: _medians(starts) for kind, starts in found.items()}
+
+
+def _start(target: Kdns, cluster: Cluster, repeated: Path, fresh: Path) -> Start:
+    """Memory after repeated names and names that never repeat, from as many sockets as reach all workers."""
+    try:
+        begun = targets.start_with(target, [], cluster)
+        load.measure(target, repeated, ["-l", "1", *CLIENTS])
+        load.measure(target, fresh, ["-n", "1", *CLIENTS])
+        return Start(begun.answered, begun.ready, begun.pss, targets.memory(target))
+    finally:
+        target.stop()
+
+
+def _medians(starts: Sequence[Start]) -> Start:
+    ready = [start.ready for start in starts if start.ready is not None]
+    return Start(
+        median(start.answered for start in starts),
+        median(ready) if ready else None,
+        int(median(start.pss_synced for start in starts)),
+        int(median(start.pss_loaded for start in starts)),
+    )
