@@ -28,6 +28,7 @@ import trustme
 import yaml
 
 import kdns
+from kdns.cluster import connection as way
 from kdns.cluster.connection import Access, Answer, Connection
 from kdns.errors import ApiError
 from tests.support.ports import free_port, has_ipv6
@@ -1016,23 +1017,17 @@ def test_a_pod_uses_its_environment_and_service_account(connect: Connections, po
 def test_a_token_that_rotates_is_read_again_after_a_minute_or_when_told(
     connect: Connections, pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kubernetes.config import incluster_config
-
+    assert way._TOKEN_SECONDS == 60
     with Api(fine, pod.certificates.context) as api:
         connection = connect(**pod.enter(api))
         ask(connection)
         pod.token_file.write_text("second\n")
         ask(connection)
+        monkeypatch.setattr(way, "_TOKEN_SECONDS", 0.3)
         connection.renew()
         ask(connection)
         pod.token_file.write_text("third")
-
-        class Later(datetime.datetime):
-            @classmethod
-            def now(cls, tz: datetime.tzinfo | None = None) -> Later:
-                return super().now(tz) + datetime.timedelta(seconds=61)
-
-        monkeypatch.setattr(incluster_config.datetime, "datetime", Later)
+        time.sleep(0.4)
         ask(connection)
     sent = [request.headers["authorization"].lower() for request in api.requests]
     assert sent == ["bearer first", "bearer first", "bearer second", "bearer third"]
@@ -1809,16 +1804,27 @@ def proxy(request: Request, target: Api) -> None:
         copy(request.sock, upstream)
 
 
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "all_proxy"])
 def test_a_proxy_of_the_environment_is_used(
-    connect: Connections, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+    connect: Connections, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
+    certificates.server = certificates.ca.issue_cert("127.0.0.1", "localhost")
     with Api(fine, certificates.context) as api, Api(lambda request: proxy(request, api)) as between:
-        monkeypatch.setenv("HTTPS_PROXY", between.url)
+        monkeypatch.setenv(variable, between.url)
         assert ask(connect(endpoint=api.url, ca=certificates.ca_file)) == b"{}"
         assert [request.path for request in between.requests] == [api.name]
-        monkeypatch.setenv("NO_PROXY", "10.0.0.0/8,127.0.0.1")
-        assert ask(connect(endpoint=api.url, ca=certificates.ca_file)) == b"{}"
+        for rules in ("10.0.0.0/8,127.0.0.1", "::/0, 127.0.0.0/8", api.name, "*"):
+            monkeypatch.setenv("NO_PROXY", rules)
+            assert ask(connect(endpoint=api.url, ca=certificates.ca_file)) == b"{}"
+            assert len(between.requests) == 1, rules
+        monkeypatch.setenv("NO_PROXY", ".LocalHost,")
+        by_name = api.url.replace("127.0.0.1", "localhost")
+        assert ask(connect(endpoint=by_name, ca=certificates.ca_file)) == b"{}"
         assert len(between.requests) == 1
+        for number, rules in enumerate(("127.0.0.2,10.0.0.0/8", "27.0.0.1", ",", "host"), 2):
+            monkeypatch.setenv("NO_PROXY", rules)
+            assert ask(connect(endpoint=api.url, ca=certificates.ca_file)) == b"{}"
+            assert len(between.requests) == number, rules
 
 
 def test_a_proxy_that_cannot_be_reached_is_named_without_its_password(
@@ -1838,4 +1844,22 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
         "import sys, kdns.cluster.connection; print([n for n in ('kubernetes', 'urllib3', 'yaml') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("in_pod", [False, True])
+def test_the_package_is_loaded_for_a_kubeconfig_only(pod: Pod, in_pod: bool) -> None:
+    code = """
+import json, sys
+from unittest.mock import Mock
+from kdns.cluster.connection import Access, Connection
+connection = Connection(Access(**json.loads(sys.argv[1])), Mock())
+connection.get("/", {}, silence=5).close()
+print([name for name in ("kubernetes", "yaml", "pydantic") if name in sys.modules])
+"""
+    with Api(fine, pod.certificates.context) as api:
+        files = pod.enter(api)
+        access = files if in_pod else {"endpoint": api.url, "ca": pod.certificates.ca_file}
+        command = [sys.executable, "-c", code, json.dumps(access)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")

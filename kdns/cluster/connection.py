@@ -1,9 +1,10 @@
 """The way to a Kubernetes API server: configuration, authentication, requests, and answers as bytes.
 
-The `kubernetes` package finds the server and the credentials (Kubernetes: Accessing the Kubernetes API from a Pod;
-Organizing Cluster Access Using kubeconfig Files; Authenticating, client-go credential plugins) and urllib3, which it
-brings, has the connections. What can block in there without an end of ours (a plugin, the resolver, a handshake) runs
-in a thread of its own, so that whoever asked can leave when the connection is closed.
+In a pod the service account tells the server and the credentials (Kubernetes: Accessing the Kubernetes API from a Pod).
+A kubeconfig is read by the `kubernetes` package (Organizing Cluster Access Using kubeconfig Files; Authenticating,
+client-go credential plugins), which takes 18 MB and is loaded for nothing else. urllib3 has the connections. What can
+block in there without an end of ours (a plugin, the resolver, a handshake) runs in a thread of its own, so that whoever
+asked can leave when the connection is closed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import contextlib
 import email.utils
 import hashlib
 import http.client
+import ipaddress
 import logging
 import os
 import re
 import shutil
+import socket
 import ssl
 import tempfile
 import threading
@@ -23,10 +26,10 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from kdns import __version__
 from kdns.errors import ApiError
@@ -49,6 +52,10 @@ _POOL = 10
 """Idle connections that are kept."""
 _PIECE = 1 << 16
 """Bytes that one read of a body asks for: a chunk that is not larger comes whole."""
+_KEEPALIVE = (30, 15, 9)
+"""Seconds without a packet until the other side is probed, seconds between probes, and how many (as client-go)."""
+_TOKEN_SECONDS = 60.0
+"""After which a service account's token is read again."""
 _LONGEST = 500
 """Characters of another program's words in a message."""
 _loading = threading.Lock()
@@ -478,24 +485,95 @@ class _Folder:
         return path.parent.parent == self.path.parent and path.parent.name.startswith(_FOLDER)
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A server, as a configuration tells of it.
+
+    url: without a slash at its end. authority: file with the certificate authorities, "" for the system's. cert, key:
+    files, "" for none. verified: its certificate has to be one that it should have. name: what its certificate is for,
+    "" for the host of the URL. proxy: URL, "" for none; direct: hosts, domains and networks that are asked without it,
+    with commas between. authorization: the value of that header, None for none; may read a file or run a plugin.
+    """
+
+    url: str
+    authority: str = ""
+    cert: str = ""
+    key: str = ""
+    verified: bool = True
+    name: str = ""
+    proxy: str = ""
+    direct: str = ""
+    authorization: Callable[[], str | None] = lambda: None
+
+    def pool(self) -> urllib3.PoolManager:
+        """Connections to it. Raises whatever a URL of a proxy leads to that is none."""
+        import urllib3
+
+        idle, between, probes = _KEEPALIVE
+        options: dict[str, Any] = {
+            "cert_reqs": ssl.CERT_REQUIRED if self.verified else ssl.CERT_NONE,
+            "ca_certs": self.authority or None,
+            "cert_file": self.cert or None,
+            "key_file": self.key or None,
+            "retries": False,
+            "maxsize": _POOL,
+            "socket_options": [
+                *urllib3.connection.HTTPConnection.default_socket_options,
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes),
+            ],
+        }
+        if self.name:
+            options["server_hostname"] = self.name
+        if not self.proxy or _is_direct(self.url, self.direct):
+            return urllib3.PoolManager(**options)
+        if self.proxy.startswith("socks"):
+            from urllib3.contrib.socks import SOCKSProxyManager
+
+            return SOCKSProxyManager(self.proxy, **options)
+        return urllib3.ProxyManager(self.proxy, **options)
+
+
+class _TokenFile:
+    """The header of a service account: its token, read again when it was read a minute ago."""
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError, and ApiError for an empty file."""
+        self._path = path
+        self._read()
+
+    def _read(self) -> None:
+        token = Path(self._path).read_text()
+        if not token.strip():
+            raise _unusable(f"token of the service account {self._path}: it is empty", "a token")
+        self._header = f"Bearer {token}"
+        self._due = time.monotonic() + _TOKEN_SECONDS
+
+    def __call__(self) -> str:
+        if time.monotonic() >= self._due:
+            self._read()
+        return self._header
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Session:
     """What one reading of the configuration gave.
 
-    client: kubernetes.client.ApiClient. host: `name:port` of the server's URL. authority: file with the certificate
-    authorities, "" for the system's. folder: files that are of this session only, None for none.
+    host: `name:port` of the server's URL. folder: files that are of this session only, None for none.
     """
 
-    client: Any
+    target: _Target
+    pool: urllib3.PoolManager
     title: str
     host: str
-    authority: str
     identity: str
     folder: _Folder | None
 
     def close(self) -> None:
         """Let go of idle connections and of files."""
-        self.client.close()
+        self.pool.clear()
         if self.folder is not None:
             self.folder.remove()
 
@@ -506,37 +584,40 @@ class _Session:
         """
         try:
             with _logged():  # a plugin that fails now leaves the old token, which may still do
-                headers = self.client.param_serialize(_VERB, "/", auth_settings=["BearerToken"])[2]
+                value = self.target.authorization()
+        except ApiError:
+            raise
         except Exception as error:
             raise _unusable(f"{self.title}: {_words(error)}", "credentials that can be read") from error
-        headers = {name: _trimmed(value) for name, value in headers.items()}
-        if not all(value.isascii() and value.isprintable() for value in headers.values()):
+        if not value:
+            return {}
+        value = _trimmed(value)
+        if not (value.isascii() and value.isprintable()):
             raise _unusable(
                 f"{self.title}: its credentials have characters that no header can have", "a token of one line"
             )
-        return headers
+        return {"Authorization": value}
 
     def send(
         self, path: str, query: Mapping[str, str], headers: dict[str, str], connect: float, silence: float
     ) -> urllib3.BaseHTTPResponse:
         """A response whose headers have come. connect, silence: seconds. Raises ApiError."""
         import urllib3
-        from kubernetes.client import ApiException
 
         start = time.monotonic()
+        asked = f"?{urlencode(query, quote_via=quote)}" if query else ""
+        own = {"Accept": "application/json", "User-Agent": f"kdns/{__version__}"}
+        timeout = urllib3.Timeout(connect=connect, read=silence)
         try:
-            method, url, sent, *_ = self.client.param_serialize(
-                _VERB, path, query_params=list(query.items()), header_params={**headers, "Accept": "application/json"}
+            return self.pool.request(
+                _VERB, f"{self.target.url}{path}{asked}", headers=headers | own, timeout=timeout, preload_content=False
             )
-            answer = self.client.call_api(method, url, sent, _request_timeout=(connect, silence))
-            response: urllib3.BaseHTTPResponse = answer.response
-            return response
         except urllib3.exceptions.ReadTimeoutError as error:
             waited = time.monotonic() - start
             if waited < silence:  # the handshake, for which there is as much time as for connecting
                 raise ApiError(f"{self.host}: no TLS handshake within {connect:g} s", "connection") from error
             raise self.silent(waited) from error
-        except (urllib3.exceptions.HTTPError, ApiException, http.client.HTTPException, OSError, ValueError) as error:
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise self._failure(error, connect) from error
 
     def silent(self, seconds: float) -> ApiError:
@@ -549,7 +630,7 @@ class _Session:
         causes = tuple(_causes(error))
         for cause in causes:
             if isinstance(cause, urllib3.exceptions.ProxyError):
-                proxy = urlsplit(self.client.configuration.proxy)
+                proxy = urlsplit(self.target.proxy)
                 return ApiError(f"{self.host}: proxy {_netloc(proxy.netloc)}: {_words(causes[-1])}", "connection")
             if isinstance(cause, urllib3.exceptions.NewConnectionError):
                 break  # one of ConnectTimeoutError too, whatever the cause
@@ -570,9 +651,9 @@ class _Session:
                 f"{self.host}: TLS: {_words(error)}; check that the server speaks TLS and accepts our certificate",
                 "tls",
             )
-        configuration = self.client.configuration
-        name = configuration.tls_server_name or urlsplit(configuration.host).hostname
-        signer = f"an authority of {self.authority}" if self.authority else "an authority that this system trusts"
+        target = self.target
+        name = target.name or urlsplit(target.url).hostname
+        signer = f"an authority of {target.authority}" if target.authority else "an authority that this system trusts"
         return ApiError(
             f"{self.host}: TLS: {error.verify_message}; check that the server's certificate is for {name}, is valid"
             f" now, and is signed by {signer}",
@@ -581,7 +662,7 @@ class _Session:
 
 
 def _load(access: Access) -> _Session:
-    """Read the configuration and make a client of it. Raises ApiError "configuration"."""
+    """Read the configuration. Raises ApiError "configuration"."""
     folder = None
     if access.kubeconfig:
         with contextlib.suppress(OSError):  # nothing can be written, which not every kubeconfig needs
@@ -599,37 +680,55 @@ def _load(access: Access) -> _Session:
 def _session(access: Access, folder: _Folder | None) -> _Session:
     with _importing:
         import urllib3
-        from kubernetes.client import ApiClient, Configuration
 
     title = _title(access)
-    configuration = Configuration()
     if access.kubeconfig:
-        _from_kubeconfig(configuration, access, folder)
+        target = _from_kubeconfig(access, folder)
     elif access.endpoint:
-        configuration.host, configuration.ssl_ca_cert = access.endpoint.rstrip("/"), access.ca or None
-        configuration.cert_file, configuration.key_file = access.cert or None, access.key or None
+        target = _with_proxy(_Target(access.endpoint.rstrip("/"), access.ca, access.cert, access.key))
     else:
-        _from_cluster(configuration, access)
-    configuration.retries = False
-    configuration.keep_alive = True
-    configuration.connection_pool_maxsize = _POOL
-    url = urlsplit(configuration.host)
+        target = _with_proxy(_from_cluster(access))
+    url = urlsplit(target.url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise _unusable(f"{title}: the server's URL is {configuration.host!r}", "a URL such as https://10.0.0.1:6443")
+        raise _unusable(f"{title}: the server's URL is {target.url!r}", "a URL such as https://10.0.0.1:6443")
     if url.scheme == "https":
-        _check_certificates(configuration, title)
-        if not configuration.verify_ssl:
+        _check_certificates(target, title)
+        if not target.verified:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    authority = (configuration.ssl_ca_cert or "") if url.scheme == "https" else ""
-    digest = hashlib.sha256(configuration.host.encode() + b"\0" + (Path(authority).read_bytes() if authority else b""))
-    client = ApiClient(configuration)
-    client.user_agent = f"kdns/{__version__}"
-    return _Session(client, title, _netloc(url.netloc), authority, digest.hexdigest(), folder)
+    authority = Path(target.authority).read_bytes() if url.scheme == "https" and target.authority else b""
+    digest = hashlib.sha256(target.url.encode() + b"\0" + authority)
+    return _Session(target, target.pool(), title, _netloc(url.netloc), digest.hexdigest(), folder)
 
 
-def _from_kubeconfig(configuration: Any, access: Access, folder: _Folder | None) -> None:
-    from kubernetes.config import ConfigException, load_kube_config
+def _with_proxy(target: _Target) -> _Target:
+    """The same, reached as HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY of the environment say."""
+    from urllib.request import getproxies_environment
 
+    proxies = getproxies_environment()
+    proxy = proxies.get(urlsplit(target.url).scheme) or proxies.get("all", "")
+    return replace(target, proxy=proxy, direct=proxies.get("no", ""))
+
+
+def _is_direct(url: str, rules: str) -> bool:
+    """Whether one of the rules is for the host of a URL: itself, a domain that it is in, its network, or "*"."""
+    parts = urlsplit(url.lower())
+    host = parts.hostname or ""
+    for rule in filter(None, map(str.strip, rules.lower().split(","))):
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(rule, strict=False):
+                return True
+        name = rule.lstrip(".")
+        if rule == "*" or any(text == name or text.endswith(f".{name}") for text in (host, parts.netloc)):
+            return True
+    return False
+
+
+def _from_kubeconfig(access: Access, folder: _Folder | None) -> _Target:
+    with _importing:
+        from kubernetes.client import Configuration
+        from kubernetes.config import ConfigException, load_kube_config
+
+    configuration = Configuration()
     _check_file(access.kubeconfig, "kubeconfig")
     alone = _loading.acquire(timeout=_LOADING_SECONDS)
     try:
@@ -655,6 +754,17 @@ def _from_kubeconfig(configuration: Any, access: Access, folder: _Folder | None)
         raise _unusable(
             f"{_title(access)}: {'; '.join(said)}", "an exec plugin that prints an ExecCredential and returns 0"
         )
+    return _Target(
+        configuration.host,
+        configuration.ssl_ca_cert or "",
+        configuration.cert_file or "",
+        configuration.key_file or "",
+        configuration.verify_ssl,
+        configuration.tls_server_name or "",
+        configuration.proxy or "",
+        configuration.no_proxy or "",
+        lambda: configuration.get_api_key_with_prefix("BearerToken"),
+    )
 
 
 def _contexts(kubeconfig: str) -> list[str]:
@@ -666,9 +776,7 @@ def _contexts(kubeconfig: str) -> list[str]:
     return []
 
 
-def _from_cluster(configuration: Any, access: Access) -> None:
-    from kubernetes.config.incluster_config import InClusterConfigLoader
-
+def _from_cluster(access: Access) -> _Target:
     missing = [name for name in IN_CLUSTER if not os.environ.get(name)]
     if missing:
         raise _unusable(
@@ -677,7 +785,11 @@ def _from_cluster(configuration: Any, access: Access) -> None:
         )
     _check_file(access.token_file, "token of the service account")
     _check_file(access.ca_file, "authorities of the service account")
-    InClusterConfigLoader(access.token_file, access.ca_file, environ=os.environ).load_and_set(configuration)
+    if not Path(access.ca_file).read_bytes():
+        raise _unusable(f"authorities of the service account {access.ca_file}: it is empty", "certificates (PEM)")
+    host, port = (os.environ[name] for name in IN_CLUSTER)
+    where = f"[{host}]" if ":" in host else host
+    return _Target(f"https://{where}:{port}", access.ca_file, authorization=_TokenFile(access.token_file))
 
 
 def _trimmed(value: str) -> str:
@@ -686,9 +798,9 @@ def _trimmed(value: str) -> str:
     return f"{scheme} {token.strip()}".strip()
 
 
-def _check_certificates(configuration: Any, title: str) -> None:
+def _check_certificates(target: _Target, title: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority, cert, key = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
+    authority, cert, key = target.authority, target.cert, target.key
     try:
         if authority:
             context.load_verify_locations(authority)
