@@ -132,8 +132,9 @@ from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
 from kdns.observe.counters import Region
 from kdns.plugins.budget import Budget
-from kdns.plugins.chain import Next, attempt, in_task
+from kdns.plugins.chain import Next, attempt, in_loop, in_task
 from kdns.plugins.site import Site
+from kdns.upstream.steps import Run, Wait
 from kdns.wire import names, rr
 from kdns.wire.message import CD, RD, Aging, Query, Response
 from kdns.wire.relay import Relay
@@ -506,36 +507,60 @@ class _Counts:
         self.served = {kind: (self.requests, self.hits[kind]) for kind in kinds}
 
 
-class _Flight:
+class _Flight(Run):
     """A query to the rest of the chain that several clients may wait for; used in the event loop only.
 
-    seen: the generation of our zones before it began. waiting: a future for each who waits. response: when it has
-    landed. failed: what was raised instead, until somebody has told of it.
+    query, key, way, counts: of the client for whom it began. seen: the generation of our zones before that. waiting:
+    those who wait. response: when it has landed; failed: what was raised instead, until somebody has told of it. Both
+    None: it has not landed, or was cancelled.
     """
 
-    __slots__ = ("failed", "response", "seen", "task", "told", "waiting")
+    __slots__ = (
+        "cancelled", "counts", "failed", "handler", "key", "query", "response", "seen", "told", "waiting", "way",
+    )  # fmt: skip
 
-    def __init__(self, task: asyncio.Task[Response], seen: int) -> None:
-        self.task = task
+    def __init__(
+        self,
+        handler: Handler,
+        steps: Coroutine[Any, Any, Response],
+        query: Query,
+        key: bytes,
+        way: bytes,
+        counts: _Counts,
+        seen: int,
+    ) -> None:
+        super().__init__(steps)
+        self.handler = handler
+        self.query = query
+        self.key = key
+        self.way = way
+        self.counts = counts
         self.seen = seen
-        self.waiting: list[asyncio.Future[None]] = []
-        self.response = Response(rcode=rr.SERVFAIL)
+        self.waiting: list[Wait] = []
+        self.response: Response | None = None
         self.failed: Exception | None = None
+        self.cancelled = False
         self.told = False
 
-    def wait(self) -> asyncio.Future[None]:
-        """To be awaited before it lands; who is cancelled harms no other."""
-        future = self.task.get_loop().create_future()
-        self.waiting.append(future)
-        return future
+    def wait(self) -> Wait:
+        """To be awaited; who is cancelled harms no other."""
+        wait = Wait()
+        self.waiting.append(wait)
+        if self.cancelled:
+            wait.cancel()
+        elif self.response is not None or self.failed is not None:
+            wait.set(None)
+        return wait
 
-    def land(self, *, cancelled: bool = False) -> None:
-        """Let those who wait go on."""
-        for future in self.waiting:
-            if cancelled:
-                future.cancel()
-            elif not future.done():
-                future.set_result(None)
+    def ended(self, value: Any, error: BaseException | None) -> None:
+        """Keep what it brings, and let those who wait go on."""
+        self.handler.land(self, value, error)
+        for wait in self.waiting:
+            if not wait.is_done:
+                if self.cancelled:
+                    wait.cancel()
+                else:
+                    wait.set(None)
 
 
 def key_of(query: Query) -> bytes:
@@ -651,12 +676,13 @@ class Handler:
         outcome = await self._ask(query, next, key, counts)
         if isinstance(outcome, Response):
             return outcome if self._replaces(item, outcome) else None
+        await in_task()
         try:
             async with asyncio.timeout(stale.verify_timeout or None):
                 await outcome.wait()
         except TimeoutError:
             return None
-        if not self._replaces(item, outcome.response):
+        if outcome.response is None or not self._replaces(item, outcome.response):
             self._tell(outcome)
             return None
         return await self._landed(outcome, query, next)
@@ -681,7 +707,7 @@ class Handler:
             response = attempt(steps)
             if response is not None:
                 return self._keep(query, response, key, counts, seen)
-        await in_task()
+        await in_loop()
         outcome: Response | _Flight | None = self._flights.get(way) or self._meanwhile(key, counts)
         if outcome is None:
             return self._start(steps or next(query), query, key, way, counts, seen)
@@ -707,28 +733,29 @@ class Handler:
     def _start(
         self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, way: bytes, counts: _Counts, seen: int
     ) -> _Flight:
-        flight = self._flights[way] = _Flight(asyncio.create_task(steps), seen)
-        flight.task.add_done_callback(functools.partial(self._land, flight, query, key, way, counts))
+        flight = self._flights[way] = _Flight(self, steps, query, key, way, counts, seen)
+        flight.begin()
         return flight
 
-    def _land(
-        self, flight: _Flight, query: Query, key: bytes, way: bytes, counts: _Counts, task: asyncio.Task[Response]
-    ) -> None:
-        """Keep what a flight brings, and let those who wait go on."""
-        del self._flights[way]
-        try:
-            flight.response = self._keep(query, task.result(), key, counts, flight.seen)
-        except asyncio.CancelledError:
-            flight.land(cancelled=True)
-            return
-        except Exception as error:
+    def land(self, flight: _Flight, response: Response | None, error: BaseException | None) -> None:
+        """Keep what a flight brings."""
+        key = flight.key
+        del self._flights[flight.way]
+        if response is not None:
+            try:
+                flight.response = self._keep(flight.query, response, key, flight.counts, flight.seen)
+            except Exception as raised:
+                error = raised
+        if isinstance(error, Exception):
             flight.failed = error
+        elif error is not None:
+            flight.cancelled = True
+            return
         if self._options.stale is not None and self._options.stale.recheck:
             now = self._clock()
             item = self._items.find(key, now)
-            if item is not None and not self._replaces(item, flight.response):
+            if item is not None and not (flight.response is not None and self._replaces(item, flight.response)):
                 item.retry = now + self._options.stale.recheck
-        flight.land()
 
     async def _landed(self, flight: _Flight, query: Query, next: Next) -> Response:
         """A flight's response for one who has waited. The first to get it is the only one with its error.
@@ -737,13 +764,19 @@ class Handler:
         it failed.
         """
         first, flight.told = not flight.told, True
+        response = flight.response
         if first:
             if flight.failed is not None:
                 raise flight.failed
-            return flight.response if len(flight.waiting) == 1 else replace(flight.response)
-        if flight.response.relay is None and flight.response.rcode != rr.SERVFAIL:
+            if response is not None and len(flight.waiting) == 1:
+                return response
+        if response is None:
+            return Response(rcode=rr.SERVFAIL)
+        if first:
+            return replace(response)
+        if response.relay is None and response.rcode != rr.SERVFAIL:
             return await next(query)
-        return replace(flight.response, error="")
+        return replace(response, error="")
 
     def _renew(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         """Ask for an item again in the background, unless that is being done. Called in any thread."""

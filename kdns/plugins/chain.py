@@ -2,17 +2,19 @@
 
 A handler is called with the query and with what comes after it, and returns a response, its own or that of the next.
 It is a coroutine so that it may wait, but one that does not wait is run to its end right where the query was read,
-without an event loop. A handler that is about to wait for anything says `await in_task()` first.
+without an event loop. A handler that is about to wait for anything says `await in_loop()` first, or `await in_task()`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import types
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from asyncio import _get_running_loop
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
+from kdns.upstream.steps import in_loop, in_task
 from kdns.wire.message import Query, Response
+
+__all__ = ["Handler", "Next", "attempt", "in_loop", "in_task", "link"]
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
@@ -26,28 +28,14 @@ class Handler(Protocol):
         ...
 
 
-@types.coroutine
-def in_task() -> Generator[None, None, None]:
-    """Go on in a task of the event loop, where futures can be awaited. Costs nothing if that is so already."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    if task is None:
-        yield
-
-
 def attempt(steps: Coroutine[Any, Any, Response]) -> Response | None:
     """What the rest of the chain answers, if it can do so without waiting.
 
-    None if it has to wait, or may wait as this is a task already: then it goes on as a task of its own,
-    `asyncio.create_task(steps)`, or is dropped by `steps.close()`.
+    None if it has to wait, or may wait as this is the event loop already: then it goes on as a Run or a task of its
+    own, or is dropped by `steps.close()`.
     """
-    try:
-        if asyncio.current_task() is not None:
-            return None
-    except RuntimeError:
-        pass
+    if _get_running_loop() is not None:
+        return None
     try:
         steps.send(None)
     except StopIteration as end:

@@ -155,8 +155,8 @@ the upstream has set. `max_age` may be less than `expire`.
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,7 +167,7 @@ from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake, UpstreamError
 from kdns.plugins import debug, root
-from kdns.plugins.chain import Next, in_task
+from kdns.plugins.chain import Next, in_loop
 from kdns.plugins.site import Site
 from kdns.upstream.ask import Ask
 from kdns.upstream.group import Group
@@ -521,18 +521,21 @@ class Handler:
 
         around = Surroundings(site.region, site.log.plugin(NAME), site.background, wrong)
         self._forwards = tuple(_Forwarder(forward, around) for forward in options.forwards)
+        self._everywhere = all(forwarder.everywhere for forwarder in self._forwards)
 
     def covers(self, name: bytes) -> bool:
         """Whether recursion is offered for a name (lower case)."""
-        return any(forwarder.covers(name) for forwarder in self._forwards)
+        return self._everywhere or any(forwarder.covers(name) for forwarder in self._forwards)
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """The answer of the first directive that covers the name, or of a later one if it says so."""
-        covering = [forwarder for forwarder in self._forwards if forwarder.covers(query.lname)]
-        if not covering:
-            return await next(query)
-        await in_task()
-        begun = asyncio.get_running_loop().time()
+        covering = self._forwards
+        if not self._everywhere:
+            covering = tuple([forwarder for forwarder in covering if forwarder.covers(query.lname)])
+            if not covering:
+                return await next(query)
+        await in_loop()
+        begun = time.monotonic()
         for forwarder in covering[:-1]:
             response = await forwarder.ask(query, begun)
             if not forwarder.passes_on(response):
@@ -541,7 +544,7 @@ class Handler:
 
 
 class _Forwarder:
-    """One directive at work."""
+    """One directive at work. everywhere: it covers every name."""
 
     def __init__(self, forward: Forward, around: Surroundings) -> None:
         self._forward = forward
@@ -549,6 +552,7 @@ class _Forwarder:
         self._region = around.region
         self._zones = tuple(map(_wire, forward.zones))
         self._excepted = tuple(map(_wire, forward.excepted))
+        self.everywhere = names.ROOT in self._zones and not self._excepted
         self._waiting = 0
 
     def covers(self, name: bytes) -> bool:
@@ -566,7 +570,7 @@ class _Forwarder:
         return self._forward.next_on_nodata and response.rcode == rr.NOERROR and not response.relay.counts[0]
 
     async def ask(self, query: Query, begun: float) -> Response:
-        """What the upstreams answer, or SERVFAIL and why. In a task. begun: when the query came (loop.time())."""
+        """What the upstreams answer, or SERVFAIL and why. In the event loop. begun: when the query came."""
         forward = self._forward
         if forward.max_concurrent and self._waiting >= forward.max_concurrent:
             self._region.count(("count", "coredns_forward_max_concurrent_rejects_total"))

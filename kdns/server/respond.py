@@ -19,6 +19,7 @@ from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.chain import Next
 from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.server.sampling import Sampler, TopNames
+from kdns.upstream.steps import Run
 from kdns.wire import message, names, rr
 from kdns.wire.message import Aging, Encoded, Query, Response
 from kdns.zone.changes import name_hash
@@ -64,15 +65,36 @@ class Via:
         return "1" if self.family == socket.AF_INET else "2"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pending:
-    """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop."""
+class Pending(Run):
+    """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop.
 
-    steps: Coroutine[Any, Any, Response]
-    query: Query
-    via: Via
-    block: Block
-    seen: int
+    waited: what the first step has given, see Run.
+    """
+
+    __slots__ = ("block", "deliver", "query", "responder", "seen", "via", "waited")
+
+    def __init__(
+        self,
+        steps: Coroutine[Any, Any, Response],
+        responder: Responder,
+        query: Query,
+        via: Via,
+        block: Block,
+        seen: int,
+        waited: Any,
+    ) -> None:
+        super().__init__(steps)
+        self.responder = responder
+        self.query = query
+        self.via = via
+        self.block = block
+        self.seen = seen
+        self.waited = waited
+        self.deliver: Callable[[Entry], None] | None = None
+
+    def ended(self, value: Any, error: BaseException | None) -> None:
+        """Deliver the answer."""
+        self.responder.finished(self, value, error)
 
 
 class Waiting:
@@ -110,7 +132,6 @@ class Responder:
         self._dump = dump
         self._top = top if any(block.sample is not None for block in blocks.values()) else None
         self._panics = region.series(("count", "coredns_panics_total"), 1)
-        self._tasks: set[asyncio.Task[Response]] = set()  # the event loop itself holds them weakly
         self._waiting = waiting
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
 
@@ -152,24 +173,27 @@ class Responder:
     def finish(self, pending: Pending, deliver: Callable[[Entry], None]) -> None:
         """Let a pending answer be worked out, in the event loop, and deliver it there."""
 
-        def done(task: asyncio.Task[Response]) -> None:
-            self._tasks.discard(task)
-            self._waiting.queries.discard(pending)
-            if task.cancelled():
-                return
-            error = task.exception()
-            response = self.panic(error) if error is not None else task.result()
-            deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
+        pending.deliver = deliver
+        if pending.waited is None:
+            pending.go_on()
+        else:
+            pending.wait_for(pending.waited)
 
-        task = asyncio.get_running_loop().create_task(pending.steps)
-        self._tasks.add(task)
-        task.add_done_callback(done)
+    def finished(self, pending: Pending, response: Any, error: BaseException | None) -> None:
+        """Deliver what has come of a pending answer; nothing if that was cancelled, as the worker ends."""
+        self._waiting.queries.discard(pending)
+        deliver, pending.deliver = pending.deliver, None  # which refers to it
+        if isinstance(error, asyncio.CancelledError) or deliver is None:
+            return
+        if error is not None:
+            response = self.panic(error)
+        deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
 
     def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending:
         """Take the first step of the plugins, which is the last one unless they wait."""
         seen = via.cache.seen
         try:
-            steps.send(None)
+            waited = steps.send(None)
         except StopIteration as end:
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
@@ -178,7 +202,7 @@ class Responder:
             steps.close()
             self._region.count(("count", "kdns_pending_rejects_total"))
             return self._finished(query, Response(rcode=rr.SERVFAIL), via, block, seen)
-        pending = Pending(steps, query, via, block, seen)
+        pending = Pending(steps, self, query, via, block, seen, waited)
         self._waiting.queries.add(pending)
         return pending
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kdns.wire import relay
 from kdns.wire.message import HEADER, QUESTION_AT, RD
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
+class Ask(Struct, frozen=True, eq=False, gc=False):
     """A query without the ID, which each transmission has its own.
 
     body: the message from its third byte on. question: name, type and class as asked.
@@ -40,7 +40,8 @@ class Ask:
             return "query"
         if data[4:6] != b"\0\1":
             return "" if data[4:6] == b"\0\0" and data[3] & 0xF else "question"
-        return "" if relay.same_question(data, self.question) else "question"
+        question = self.question
+        return "" if data.startswith(question, QUESTION_AT) or relay.same_question(data, question) else "question"
 
 
 def plain_ask(name: bytes, rtype: int, *, recursion: bool = True) -> Ask:

@@ -16,6 +16,7 @@ from kdns.upstream.ask import Ask
 from kdns.upstream.faults import NOT_USED, TIMEOUT, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
+from kdns.upstream.steps import Wait, in_task
 
 MAX_SOCKETS = 2000
 """Queries in flight; further ones wait. A process that may have few descriptors gets half of them for this."""
@@ -45,6 +46,7 @@ class Datagrams:
     async def ask(self, ask: Ask, until: float) -> bytes:
         """The answer, from its ID on. until: of the event loop's clock; noticed by `tick`. Raises UpstreamError."""
         while len(self._open) >= self._most:
+            await in_task()
             self._room.clear()
             try:
                 async with asyncio.timeout_at(until):
@@ -56,7 +58,7 @@ class Datagrams:
         self._open.add(exchange)
         try:
             exchange.send()
-            return await exchange.future
+            answer: bytes = await exchange
         except OSError as error:
             raise UpstreamError(f"UDP: {told(error)}") from None
         finally:
@@ -64,34 +66,34 @@ class Datagrams:
             self._open.discard(exchange)
             if not self._room.is_set():
                 self._room.set()
+        return answer
 
     def tick(self, now: float) -> bool:
         """End waits whose time is over; False if no query is in flight."""
         for exchange in self._open:
-            if exchange.until <= now and not exchange.future.done():
-                text = f"no answer within {now - exchange.sent:.1f} s: {TIMEOUT}"
-                exchange.future.set_exception(UpstreamError(text))
+            if exchange.until <= now and not exchange.is_done:
+                exchange.fail(UpstreamError(f"no answer within {now - exchange.sent:.1f} s: {TIMEOUT}"))
         return bool(self._open)
 
     def close(self) -> None:
         """End all waits."""
         for exchange in self._open:
-            if not exchange.future.done():
-                exchange.future.set_exception(ConnectionLostError(NOT_USED))
+            if not exchange.is_done:
+                exchange.fail(ConnectionLostError(NOT_USED))
 
 
-class _Exchange:
-    """One query and its socket."""
+class _Exchange(Wait):
+    """One query and its socket; what is waited for is the answer."""
 
-    __slots__ = ("_ask", "_ident", "_loop", "_owner", "_socket", "future", "sent", "until")
+    __slots__ = ("_ask", "_ident", "_loop", "_owner", "_socket", "sent", "until")
 
     def __init__(self, owner: Datagrams, ask: Ask, until: float) -> None:
+        super().__init__()
         self._owner = owner
         self._ask = ask
         self._loop = asyncio.get_running_loop()
         self._ident = _ids.getrandbits(16).to_bytes(2, "big")
         self._socket: socket.socket | None = None
-        self.future: asyncio.Future[bytes] = self._loop.create_future()
         self.sent = self._loop.time()
         self.until = until
 
@@ -107,20 +109,20 @@ class _Exchange:
 
     def _readable(self, sock: socket.socket) -> None:
         for _ in range(_TURN):
-            if self.future.done():
+            if self.is_done:
                 return
             try:
                 data, peer = sock.recvfrom(_LONGEST)
             except BlockingIOError:
                 return
             except OSError as error:
-                self.future.set_exception(UpstreamError(f"UDP: {told(error)}"))
+                self.fail(UpstreamError(f"UDP: {told(error)}"))
                 return
             wrong = self._wrong(data, peer)
             if wrong:
                 self._owner.meter.discarded(wrong, data)
             else:
-                self.future.set_result(data)
+                self.set(data)
 
     def _wrong(self, data: bytes, peer: tuple[str | int, ...]) -> str:
         """Why a datagram is not the answer, "" if it is."""

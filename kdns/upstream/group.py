@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 
 from kdns.errors import ConnectionLostError, UpstreamError
@@ -49,7 +50,6 @@ class Group:
         if not upstreams:
             raise UpstreamError("; ".join(f"{target.host}: {why}" for target, why in self._unresolved.items()))
         settings = self._settings
-        loop = asyncio.get_running_loop()
         give_up = begun + max(TOTAL_SECONDS, settings.read_timeout)
         most = 2 * len(upstreams) if settings.max_attempts is None else settings.max_attempts
         failed = passed = 0
@@ -75,7 +75,7 @@ class Group:
                 continue
             upstream.failed()
             failed += 1
-            if failed == most or loop.time() >= give_up:
+            if failed == most or time.monotonic() >= give_up:
                 break
             if not most:
                 await asyncio.sleep(_PAUSE)

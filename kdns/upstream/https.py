@@ -14,6 +14,7 @@ from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
 from kdns.upstream.faults import NOT_USED, TIMEOUT
 from kdns.upstream.settings import Settings, Target
+from kdns.upstream.steps import in_task
 from kdns.wire.message import MAX_MESSAGE, QUESTION_AT
 
 PATH = "/dns-query"
@@ -55,6 +56,7 @@ class Https:
 
     async def ask(self, ask: Ask, until: float) -> bytes:
         """The answer. until: of the event loop's clock. Raises ConnectionLostError or UpstreamError."""
+        await in_task()
         client, loop = self._client, asyncio.get_running_loop()
         if client.is_closed:
             raise ConnectionLostError(NOT_USED)

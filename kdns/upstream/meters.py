@@ -51,13 +51,15 @@ class Meter:
         self.cells[cell] += 1
 
     def answered(self, rcode: int, started: int) -> None:
-        """Count an answer. started: time.perf_counter_ns() when the query was sent."""
-        rcode = min(rcode, _KNOWN_RCODES)
+        """Count an answer. started: time.monotonic_ns() when the query was sent."""
         histogram = self._durations.get(rcode)
+        if histogram is None:
+            rcode = min(rcode, _KNOWN_RCODES)
+            histogram = self._durations.get(rcode)
         if histogram is None:
             text = rr.rcode_text(rcode).removeprefix("RCODE") if rcode < _KNOWN_RCODES else "other"
             histogram = self._durations[rcode] = PROXY_REQUESTS.histogram(self._region, PROXY, self._to, text)
-        histogram.observe(time.perf_counter_ns() - started)
+        histogram.observe(time.monotonic_ns() - started)
 
     def check_failed(self) -> None:
         """Count a health check without an answer."""

@@ -1,7 +1,8 @@
 """Queries over TCP and TLS: few connections, many queries in flight on each, answers in any order (RFC 7766 6.2).
 
 A query belongs to a connection from the moment that it is asked, connected or not. All queries that are put on a
-connection in one turn of the event loop leave in one write.
+connection in one turn of the event loop leave in one write, and all answers that one read brings are given out in the
+same turn.
 
 Some servers close after a number of answers. When a connection ends with queries on it after few answers, or after as
 many as the one before, that number is noted for a while, and no connection gets more queries than that, so that none is
@@ -15,13 +16,14 @@ import contextlib
 import random
 import socket
 import ssl
-from typing import TypeAlias
+from collections.abc import Awaitable
 
 from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
 from kdns.upstream.faults import NOT_USED, TIMEOUT, told
 from kdns.upstream.meters import Meter
 from kdns.upstream.settings import Settings, Target
+from kdns.upstream.steps import Wait, in_task
 
 CONNECT_SECONDS = 1.5
 """How long a connection may take until it can be used, the TLS handshake included."""
@@ -41,8 +43,17 @@ _PROOF = 1.0
 _CLOSING = 0.02  # the end of a connection comes with the last answer, or right behind it
 
 
-_Waiter: TypeAlias = tuple[asyncio.Future[bytes], Ask, float, float]
-"""A query in flight: where its answer goes, when it was sent, how long it waits (of the event loop's clock)."""
+class Asked(Wait):
+    """A query in flight, whose answer is waited for. sent, until: when it was sent and how long it waits (of the event
+    loop's clock)."""
+
+    __slots__ = ("ask", "sent", "until")
+
+    def __init__(self, ask: Ask, sent: float, until: float) -> None:
+        super().__init__()
+        self.ask = ask
+        self.sent = sent
+        self.until = until
 
 
 class Streams:
@@ -63,24 +74,33 @@ class Streams:
         self._hits, self._misses = meter.connections(self.proto)
         self._room: asyncio.Future[None] | None = None
 
-    async def ask(self, ask: Ask, until: float) -> bytes:
-        """The answer, from its ID on. until: of the event loop's clock; noticed by `tick`.
+    def ask(self, ask: Ask, now: float, until: float) -> Awaitable[bytes]:
+        """What brings the answer, from its ID on. until: of the event loop's clock, as `now` is; noticed by `tick`.
 
-        Raises ConnectionLostError or UpstreamError.
+        Raises ConnectionLostError or UpstreamError when it is awaited.
         """
-        now = asyncio.get_running_loop().time()
         connection = self._current
         if connection is not None and len(connection.waiting) < BUSY and not self.limit and connection.takes_more(now):
-            cells = self.meter.cells
-            cells[self._hits] += 1
-            return await connection.put(ask, now, until)
+            cells, hits = self.meter.cells, self._hits
+            cells[hits] += 1
+            return connection.put(ask, now, until)
         connection = self._pick(now)
+        if connection is None:
+            return self._ask_later(ask, until)
+        self._current = connection
+        return connection.put(ask, now, until)
+
+    async def _ask_later(self, ask: Ask, until: float) -> bytes:
+        """The same when there is room."""
+        await in_task()
+        connection: Connection | None = None
         while connection is None:
             await self._wait(until)
             now = asyncio.get_running_loop().time()
             connection = self._pick(now)
         self._current = connection
-        return await connection.put(ask, now, until)
+        answer: bytes = await connection.put(ask, now, until)
+        return answer
 
     def tick(self, now: float) -> bool:
         """End waits and connections whose time is over; False if no query is in flight."""
@@ -176,7 +196,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, pool: Streams, now: float) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self.waiting: dict[int, _Waiter] = {}
+        self.waiting: dict[int, Asked] = {}
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._filled = 0
@@ -200,23 +220,24 @@ class Connection(asyncio.BufferedProtocol):
             return False
         return not pool.settings.max_age or now - self._opened < pool.settings.max_age
 
-    def put(self, ask: Ask, now: float, until: float) -> asyncio.Future[bytes]:
+    def put(self, ask: Ask, now: float, until: float) -> Asked:
         """Send a query, or keep it until there is a connection.
 
         The ID need not be hard to guess here, where nobody can answer but the other end; it only has to be free.
         """
+        waiting = self.waiting
         ident = random.getrandbits(16)
-        while ident in self.waiting:
+        while ident in waiting:
             ident = random.getrandbits(16)
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self.waiting[ident] = future, ask, now, until
+        waiting[ident] = asked = Asked(ask, now, until)
         self._put += 1
         out = self._out
         if not out and self._transport is not None:
             self._loop.call_soon(self._flush)
-        out.append((len(ask.body) + 2 << 16 | ident).to_bytes(4, "big"))
-        out.append(ask.body)
-        return future
+        body = ask.body
+        out.append((len(body) + 2 << 16 | ident).to_bytes(4, "big"))
+        out.append(body)
+        return asked
 
     def _flush(self) -> None:
         if self._out and self._transport is not None:
@@ -245,8 +266,8 @@ class Connection(asyncio.BufferedProtocol):
         """No connection came about."""
         self._ended = True
         self._pool.gone(self)
-        for future in self._taken():
-            future.set_exception(UpstreamError(text))
+        for asked in self._taken():
+            asked.fail(UpstreamError(text))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -261,39 +282,46 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take the complete messages out of the buffer, which holds at least one of any size."""
-        buffer, end, at = self._buffer, self._filled + nbytes, 0
-        answers = self._answers
-        while end - at >= 2:
-            following = at + 2 + (buffer[at] << 8 | buffer[at + 1])
-            if following > end:
-                break
-            self._take(bytes(self._view[at + 2 : following]))
-            at = following
-        if at:
-            now = self._loop.time()
-            if self._answers != answers:
-                self._heard = now
-            buffer[: end - at] = buffer[at:end]
-            if not self.waiting and not self._ended:
-                self.idle_since = now
-                self._pool.idle(self)
-        self._filled = end - at
+        self._filled = end = self._filled + nbytes
+        answered: list[tuple[Asked, bytes]] = []
+        if end >= 2 and end >= 2 + (self._buffer[0] << 8 | self._buffer[1]):
+            self._messages(bytes(self._view[:end]), answered)
         if self.waiting and self._transport is not None:
             # A server without TCP_NODELAY keeps the next answer until it has our ACK, which we would delay (tcp(7)).
             self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        for asked, answer in answered:
+            if not asked.is_done:
+                asked.set(answer)
 
-    def _take(self, data: bytes) -> None:
+    def _messages(self, data: bytes, answered: list[tuple[Asked, bytes]]) -> None:
+        """Take apart what has come, at least one message, and note what it answers."""
+        end, at = len(data), 0
+        while end - at >= 2:
+            following = at + 2 + (data[at] << 8 | data[at + 1])
+            if following > end:
+                break
+            self._take(data[at + 2 : following], answered)
+            at = following
+        self._view[: end - at] = data[at:]
+        self._filled = end - at
+        now = self._loop.time()
+        if answered:
+            self._answers += len(answered)
+            self._heard = now
+        if not self.waiting and not self._ended:
+            self.idle_since = now
+            self._pool.idle(self)
+
+    def _take(self, data: bytes, answered: list[tuple[Asked, bytes]]) -> None:
+        """Note what a message answers. data: from its ID on."""
         ident = int.from_bytes(data[:2], "big")
-        waiter = self.waiting.get(ident)
-        wrong = waiter[1].mismatch(data) if waiter is not None else "id"
-        if waiter is None or wrong:
+        asked = self.waiting.get(ident)
+        wrong = asked.ask.mismatch(data) if asked is not None else "id"
+        if asked is None or wrong:
             self._pool.meter.discarded(wrong, data)
             return
         del self.waiting[ident]
-        self._answers += 1
-        future = waiter[0]
-        if not future.done():
-            future.set_result(data)
+        answered.append((asked, data))
 
     def eof_received(self) -> None:
         self.connection_lost(None)
@@ -305,21 +333,21 @@ class Connection(asyncio.BufferedProtocol):
         self._pool.gone(self)
         if not self.waiting:
             return
-        quiet = min(sent for _, _, sent, _ in self.waiting.values()) - self._heard > _QUIET
+        quiet = min(asked.sent for asked in self.waiting.values()) - self._heard > _QUIET
         if self._answers and not quiet:
             self._pool.learn(self._answers)
         self._lose(f"the {self._pool.proto} connection was {'reset' if exc is not None else 'closed'}")
 
     def _lose(self, text: str) -> None:
-        for future in self._taken():
-            future.set_exception(ConnectionLostError(text))
+        for asked in self._taken():
+            asked.fail(ConnectionLostError(text))
 
-    def _taken(self) -> list[asyncio.Future[bytes]]:
+    def _taken(self) -> list[Asked]:
         """Those who still wait, who wait here no more."""
-        futures = [future for future, *_ in self.waiting.values() if not future.done()]
+        waiting = [asked for asked in self.waiting.values() if not asked.is_done]
         self.waiting.clear()
         self._out.clear()
-        return futures
+        return waiting
 
     def tick(self, now: float) -> None:
         """End the waits that are over.
@@ -328,13 +356,13 @@ class Connection(asyncio.BufferedProtocol):
         come too late, a new one leaves behind what waits at the server. One that is open though it has had as many
         queries as the server is said to answer shows that the server does not count.
         """
-        late = [(ident, waiter) for ident, waiter in self.waiting.items() if waiter[3] <= now]
+        late = [(ident, asked) for ident, asked in self.waiting.items() if asked.until <= now]
         dead = False
-        for ident, (future, _, sent, _) in late:
+        for ident, asked in late:
             del self.waiting[ident]
-            dead = dead or sent >= self._heard
-            if not future.done():
-                future.set_exception(UpstreamError(f"no answer within {now - sent:.1f} s: {TIMEOUT}"))
+            dead = dead or asked.sent >= self._heard
+            if not asked.is_done:
+                asked.fail(UpstreamError(f"no answer within {now - asked.sent:.1f} s: {TIMEOUT}"))
         if dead:
             self.end("the connection is dead")
         elif late and not self.waiting:

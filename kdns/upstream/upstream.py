@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +93,10 @@ class Upstream:
         with an OPT is asked once more without. give_up: of the event loop's clock, for all of this. Raises
         ConnectionLostError or UpstreamError.
         """
-        started = time.perf_counter_ns()
-        data = await self._transfer(ask, tcp, give_up)
+        started = time.monotonic_ns()
+        data = await self._transfer(ask, tcp, started / 1e9, give_up)
         if data[3] & 0xF in (rr.FORMERR, rr.NOTIMP) and ask.has_opt:
-            data = await self._transfer(ask.plain(), tcp, give_up)
+            data = await self._transfer(ask.plain(), tcp, time.monotonic(), give_up)
         try:
             answer = relay.read(data, ask.question)
         except FormatError as error:
@@ -105,28 +105,38 @@ class Upstream:
         self._meter.answered(answer.rcode, started)
         return answer
 
-    async def _transfer(self, ask: Ask, tcp: bool, give_up: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        wait = self._settings.read_timeout
+    def _transfer(self, ask: Ask, tcp: bool, now: float, give_up: float) -> Awaitable[bytes]:
+        """What brings the answer, from its ID on. now: of the event loop's clock."""
+        until = now + self._settings.read_timeout
+        if until > give_up:
+            until = give_up
         if self._https is not None:
-            return await self._https.ask(ask, min(loop.time() + wait, give_up))
+            return self._https.ask(ask, until)
         if self._streams is None:
-            try:
-                self._prepare()
-            except OSError as error:
-                raise UpstreamError(told(error)) from None
-            return await self._transfer(ask, tcp, give_up)
+            return self._prepared(ask, tcp, give_up)
         if not self._fast:
             self._tick_soon()
-        if not tcp and self._datagrams is not None:
-            data = await self._datagrams.ask(ask, min(loop.time() + wait, give_up))
-            if not data[2] & _TC:
-                return data
-            try:
-                return await self._streams.ask(ask, min(loop.time() + wait, give_up))
-            except UpstreamError:
-                return data  # better than nothing: the client may ask over TCP itself
-        return await self._streams.ask(ask, min(loop.time() + wait, give_up))
+        if tcp or self._datagrams is None:
+            return self._streams.ask(ask, now, until)
+        return self._over_udp(self._datagrams, self._streams, ask, until, give_up)
+
+    async def _prepared(self, ask: Ask, tcp: bool, give_up: float) -> bytes:
+        """The same after files for TLS could not be used."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise UpstreamError(told(error)) from None
+        return await self._transfer(ask, tcp, time.monotonic(), give_up)
+
+    async def _over_udp(self, datagrams: Datagrams, streams: Streams, ask: Ask, until: float, give_up: float) -> bytes:
+        data = await datagrams.ask(ask, until)
+        if not data[2] & _TC:
+            return data
+        now = time.monotonic()
+        try:
+            return await streams.ask(ask, now, min(now + self._settings.read_timeout, give_up))
+        except UpstreamError:
+            return data  # better than nothing: the client may ask over TCP itself
 
     def _tick_soon(self) -> None:
         """One timer looks after all waits: often while queries are in flight, seldom while connections are open."""
@@ -171,7 +181,8 @@ class Upstream:
         try:
             while not self._closed:
                 try:
-                    await self._transfer(self._probe, tcp, loop.time() + CHECK_SECONDS)
+                    now = loop.time()
+                    await self._transfer(self._probe, tcp, now, now + CHECK_SECONDS)
                 except UpstreamError as error:
                     self._failed(error)
                 else:
