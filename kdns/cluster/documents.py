@@ -92,7 +92,7 @@ class _Collector:
         if key in self.lines and self.objects[key] != item:
             text = f"{describe(key)} is in this file more than once; this one counts"
             self.problems.append(Mistake(self.file, self.line, text))
-        self.objects.put(item)
+        self.objects.rows[key] = objects.pack(item)
         self.lines[key] = self.line
 
     def content(self) -> Content:
