@@ -41,10 +41,12 @@ TURN = 100
 """Queries of a connection that are answered before others have their turn. If not one of them can be, it is closed."""
 QUIET = 1.0
 """Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
-_ACCEPTED = 100
+_ACCEPTED = 50
 """Connections that are accepted before others have their turn."""
-_EVENTS = 128
-"""Sockets that have their turn together."""
+_EVENTS = 100
+"""Sockets that are looked at together."""
+_LOOKS = 4
+"""How often they are looked at before the rest of the event loop has its turn, which costs more than a look."""
 _PAUSE = 0.5
 """Seconds without accepting when the system has no room for more."""
 _DRAIN_TURN = 0.01
@@ -86,20 +88,30 @@ class Connections:
     def _turn(self) -> None:
         """Serve the sockets on which something has happened."""
         connections, servers = self.open, self._servers
-        for fd, events in self.epoll.poll(0, _EVENTS):
-            connection = connections.get(fd)
-            if connection is not None:
-                connection.happened(events)
-            elif fd in servers:
-                servers[fd].accept()
+        for _ in range(_LOOKS):
+            found = self.epoll.poll(0, _EVENTS)
+            for fd, events in found:
+                connection = connections.get(fd)
+                if connection is not None:
+                    connection.happened(events)
+                elif fd in servers:
+                    servers[fd].accept()
+            if not found:
+                return
 
     def add(self, fd: int, connection: Connection) -> None:
         """Note a new connection; another one is closed if there are too many."""
         if len(self.open) >= CONNECTIONS:
-            oldest = next((other for other in self.open.values() if not other.pending), next(iter(self.open.values())))
-            oldest.evict()
+            self._idlest().evict()
         self.open[fd] = connection
         self.region.cells[self._gauge] = len(self.open)
+
+    def _idlest(self) -> Connection:
+        """The one that has been idle longest, if possible one whose queries all have their answers."""
+        for connection in self.open.values():
+            if not connection.pending:
+                return connection
+        return next(iter(self.open.values()))
 
     def remove(self, fd: int, connection: Connection) -> None:
         """Note that a connection ends."""
