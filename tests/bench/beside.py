@@ -42,8 +42,8 @@ class Plan:
     servers: Sequence[str]
 
 
-FULL = Plan(rounds=5, seconds=3, fresh=200_000, servers=SERVERS)
-SHORT = Plan(rounds=2, seconds=0.5, fresh=30_000, servers=(KDNS, peers.FLOOR, peers.KNOT, peers.UNBOUND))
+FULL = Plan(rounds=5, seconds=2, fresh=150_000, servers=SERVERS)
+SHORT = Plan(rounds=2, seconds=0.5, fresh=15_000, servers=(KDNS, peers.FLOOR, peers.KNOT, peers.UNBOUND))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,8 @@ def measure(folder: Path, cluster: Cluster, plan: Plan, parts: Sequence[str], sa
             if name not in (KDNS, PYTHON):
                 found.starts[name] = Start(begun.answered, begun.ready, begun.pss, 0)
             servers.append(target)
-        rounds = _Rounds(folder, cluster, plan, servers, parts)
+        rounds = _Rounds(folder, cluster, plan, servers, parts, say)
         for number in range(plan.rounds):
-            say(f"{' and '.join(part.upper() for part in parts)}: round {number + 1} of {plan.rounds}")
             rounds.run(number)
         found.runs.update(rounds.runs)
         found.memory.update({target.name: targets.memory(target) for target in servers})
@@ -101,7 +100,13 @@ class _Rounds:
     to round the servers' order is turned."""
 
     def __init__(
-        self, folder: Path, cluster: Cluster, plan: Plan, servers: Sequence[Target], parts: Sequence[str]
+        self,
+        folder: Path,
+        cluster: Cluster,
+        plan: Plan,
+        servers: Sequence[Target],
+        parts: Sequence[str],
+        say: Callable[[str], None],
     ) -> None:
         self.runs: dict[str, dict[str, list[Run]]] = {}
         self._folder = folder
@@ -109,20 +114,23 @@ class _Rounds:
         self._plan = plan
         self._servers = servers
         self._parts = parts
+        self._say = say
+        self._number = 0
         self._drive = native.build(native.DRIVE, folder)
         self._tcp_load = tcp_load.build(folder)
         self._repeated = queries.write_repeated(folder / "repeated", cluster)
 
     def run(self, number: int) -> None:
-        """A round of all."""
+        """A round of all. number: from 0."""
+        self._number = number + 1
         servers = self._servers if number % 2 == 0 else self._servers[::-1]
         if "udp" in self._parts:
-            self._udp(servers, number + 1)
+            self._udp(servers)
         if "tcp" in self._parts:
             self._tcp([server for server in servers if server.name in OVER_TCP])
 
-    def _udp(self, servers: Sequence[Target], seed: int) -> None:
-        repeated, seconds = self._repeated, self._plan.seconds
+    def _udp(self, servers: Sequence[Target]) -> None:
+        repeated, seconds, seed = self._repeated, self._plan.seconds, self._number
         for server in servers:
             load.measure(server, repeated, ["-n", "2"])  # the names that never repeat have driven these out of caches
         self._each(REPEATED, servers, lambda server: load.measure(server, repeated, ["-l", str(seconds)]))
@@ -145,6 +153,7 @@ class _Rounds:
         return tcp_load.measure(self._tcp_load, server, self._repeated, options)
 
     def _each(self, workload: str, servers: Sequence[Target], run: Callable[[Target], Run]) -> None:
+        self._say(f"round {self._number} of {self._plan.rounds}: {workload}")
         found = self.runs.setdefault(workload, {server.name: [] for server in self._servers if server in servers})
         for server in servers:
             found[server.name].append(run(server))

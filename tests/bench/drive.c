@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { BATCH = 64, WINDOW = 128, IDS = 65536, SIZE = 4096, PATIENCE_MS = 500 };
+enum { BATCH = 64, WINDOW = 128, IDS = 65536, SIZE = 4096, PATIENCE_MS = 200 };
 
 struct query {
     unsigned char *data;
