@@ -718,6 +718,23 @@ def test_with_too_many_connections_the_one_that_was_idle_longest_goes(serve: Ser
         assert server.metrics().value("kdns_tcp_connections_closed_total", reason="crowded") == 3
 
 
+@pytest.mark.usefixtures("many_files")
+def test_a_burst_of_too_many_connections_is_answered_all_the_same(serve: Serve) -> None:
+    server = serve([service("web")])
+    more = 150
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for _ in range(tcp_side.CONNECTIONS + more):
+            sockets.append(stack.enter_context(server.tcp_socket()))
+            sockets[-1].sendall(framed(plain()))
+        for sock in sockets:
+            assert rcode(read_message(sock) or b"") == "NOERROR"
+        assert [sock.recv(1) for sock in sockets[:more]] == [b""] * more
+        metrics = server.metrics()
+        assert metrics.value("kdns_tcp_connections") == tcp_side.CONNECTIONS
+        assert metrics.value("kdns_tcp_connections_closed_total", reason="crowded") == more
+
+
 # Wildcard bind
 
 WILDCARD = """\
