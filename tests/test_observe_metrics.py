@@ -86,6 +86,7 @@ OURS = {
     "kdns_tcp_connections_closed_total": ("counter", {"reason"}),
     "kdns_loop_detected": ("gauge", {"zone"}),
     "kdns_hosts_unreadable": ("gauge", {"hostsfile"}),
+    "kdns_compiled": ("gauge", set()),
     "kdns_manifest_errors": ("gauge", set()),
     "kdns_memory_limit_bytes": ("gauge", set()),
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
@@ -115,6 +116,7 @@ PROGRAMMING_BUCKETS = (
 STATE = SupervisorState(
     version="0.1.0",
     revision="abc",
+    compiled=True,
     plugins=(("dns://:53", "cluster.local.", "kubernetes"),),
     config_sha512="f00",
     workers=2,
@@ -281,6 +283,7 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "kdns_store_bytes") == 4096
     assert value(text, "kdns_kubernetes_data_age_seconds") == 1.5
     assert value(text, "kdns_kubernetes_objects", kind="Service") == 5
+    assert value(text, "kdns_compiled") == 1
     assert value(text, "kdns_manifest_errors") == 1
     assert value(text, "kdns_top_names", name="web.test.", type="A", rcode="NOERROR") == 12.5
     assert value(text, "kdns_top_names", name='a"\\255\\010.test.') == 0.1

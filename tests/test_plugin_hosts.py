@@ -210,7 +210,7 @@ def test_a_path_of_any_bytes_can_be_a_label(tmp_path: Path) -> None:
     hosts.Handler(hosts.Options(f"{tmp_path}/\udcff\u2028", reload=0), ground.site)
     totals = Totals()
     totals.add_region(ground.region)
-    state = SupervisorState("1", "", (), "", 1, ())
+    state = SupervisorState("1")
     _, body = Exposition(totals, lambda: state).render()
     label = rf'{{hostsfile="{tmp_path}/\\udcff\\u2028"}}'
     assert f"kdns_hosts_unreadable{label} 1.0\n" in body.decode()

@@ -94,9 +94,9 @@ def test_arrows_between_rooms_point_one_way(path: Path) -> None:
     if room.endswith(".py"):
         if room == "__main__.py":
             return
-        allowed = {"errors"}
+        allowed = {"errors", "speed"}
     else:
-        allowed = ROOMS[room] | {room, "errors", "__version__"}
+        allowed = ROOMS[room] | {room, "errors", "speed", "__version__"}
     used = {name.split(".")[1] for name in imports(path) if name.startswith("kdns.")}
     assert used <= allowed
 
@@ -130,7 +130,8 @@ def third_party(paths: list[Path]) -> set[str]:
 
 
 def test_what_kdns_imports_is_what_it_depends_on() -> None:
-    assert third_party(SOURCES) == modules(distributions(PYPROJECT["project"]["dependencies"]))
+    compiler = {"cython"}  # asked for by what is compiled, and not missed by what is not
+    assert third_party(SOURCES) - compiler == modules(distributions(PYPROJECT["project"]["dependencies"]))
 
 
 def test_what_the_tests_import_is_declared_and_what_is_declared_is_used() -> None:

@@ -18,11 +18,11 @@ def version(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON o
     import lmdb
 
     import kdns
-    from kdns.wire import message
+    from kdns import speed
 
     facts = {
         "kdns": kdns.__version__,
-        "compiled": not message.__file__.endswith(".py"),
+        "compiled": speed.is_compiled(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "lmdb": ".".join(map(str, lmdb.version())),

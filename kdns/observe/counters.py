@@ -78,9 +78,10 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _OVER = len(SIZE_BUCKETS)
 _SLOW = len(TIME_BUCKETS)
 _BUCKET_TEXT = (*map(str, range(_OVER)), "+")
-_BUCKET_OF = b"".join(
+BUCKET_OF = b"".join(
     bytes([bucket]) * (high - low) for bucket, (low, high) in enumerate(pairwise((-1, *SIZE_BUCKETS, 0xFFFF)))
-)  # by size from 0 to 65535: one look-up instead of a search
+)
+"""The index into SIZE_BUCKETS by size, from 0 to 65535: one look-up instead of a search."""
 
 
 class _Series(NamedTuple):
@@ -372,8 +373,8 @@ class QueryCounters:
             rcode_text,
             plugin,
             do,
-            _BUCKET_OF[request_bytes],
-            _BUCKET_OF[response_bytes],
+            BUCKET_OF[request_bytes],
+            BUCKET_OF[response_bytes],
         )
         index = self._index.get(wanted)
         return self._new(wanted) if index is None else index

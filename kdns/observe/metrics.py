@@ -40,11 +40,12 @@ class SupervisorState:
     stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
     ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
     a mistake, and what they said before is served, or something is left out. top_names: what is asked for most, with
-    the option `top_names`.
+    the option `top_names`. compiled: whether what is on the way of a query is.
     """
 
     version: str
     revision: str = ""
+    compiled: bool = False
     plugins: tuple[tuple[str, str, str], ...] = ()
     config_sha512: str = ""
     workers: int = 0
@@ -384,6 +385,10 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
             ("version", "revision", "goversion"),
         ),
         {build: 1},
+    )
+    yield _gauge(
+        Family("kdns_compiled", "1 if what is on the way of a query runs compiled, 0 if it runs as Python.", ()),
+        {(): int(state.compiled)},
     )
     yield _gauge(
         Family(

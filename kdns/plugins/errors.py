@@ -90,7 +90,7 @@ from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
-from kdns.plugins.chain import Next
+from kdns.plugins.chain import Next, Passing
 from kdns.plugins.site import Site
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
@@ -204,6 +204,10 @@ class Handler:
         self._lock = threading.Lock()
         if self._counted:
             site.background(self._watch())
+
+    def passing(self, zone: bytes, server: str) -> Passing:
+        """They are no errors."""
+        return Passing()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers."""

@@ -527,6 +527,13 @@ class Handler:
         """Whether recursion is offered for a name (lower case)."""
         return self._everywhere or any(forwarder.covers(name) for forwarder in self._forwards)
 
+    def covers_below(self, zone: bytes) -> bool | None:
+        """What `covers` says of a zone (lower case) and of every name below it; None if that is not the same."""
+        for forwarder in self._forwards:
+            if forwarder.differs_below(zone):
+                return None
+        return self.covers(zone)
+
     async def __call__(self, query: Query, next: Next) -> Response:
         """The answer of the first directive that covers the name, or of a later one if it says so."""
         covering = self._forwards
@@ -560,6 +567,13 @@ class _Forwarder:
         if not any(names.is_subdomain(name, zone) for zone in self._zones):
             return False
         return name in self._zones or not any(names.is_subdomain(name, zone) for zone in self._excepted)
+
+    def differs_below(self, zone: bytes) -> bool:
+        """Whether `covers` may say something else of a name below a zone (lower case) than of the zone."""
+        known = (*self._zones, *self._excepted)
+        if any(names.is_subdomain(other, zone) and other != zone for other in known):
+            return True
+        return zone in self._zones and any(names.is_subdomain(zone, other) for other in self._excepted)
 
     def passes_on(self, response: Response) -> bool:
         """Whether the answer of the next directive is wanted instead of this one."""

@@ -415,9 +415,10 @@ class Handler:
     """
 
     def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
-        self._options = options
+        self.options = options
+        self.views = tuple(views)
         self._ask = ask
-        self._views = names.Zones({view.origin: view for view in views})
+        self._views = names.Zones({view.origin: view for view in self.views})
         self._store = store
         self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
 
@@ -487,12 +488,12 @@ class Handler:
 
     def _find(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
         """The RRsets of a name; none for one that only exists; None if it does not exist."""
-        if self._options.zonal and _ZONAL in name:
+        if self.options.zonal and _ZONAL in name:
             return self._zonal(store, view, name, response)
         found = view.find(store, name)
-        if found is None and self._options.pods == "insecure":
+        if found is None and self.options.pods == "insecure":
             return self._pod(store, view, name, response)
-        if found == () and self._options.zonal and view.exists(store, _EVERYWHERE + _ZONAL + name):
+        if found == () and self.options.zonal and view.exists(store, _EVERYWHERE + _ZONAL + name):
             return None  # a headless Service without ready endpoints: nothing but its topology zones is below it
         return found
 
@@ -554,7 +555,7 @@ class Handler:
         rdata = pod_address(labels[0])
         if rdata is None or not view.exists(store, namespace):
             return None
-        return (RRset(rr.address_type(rdata), self._options.ttl, (rdata,)),)
+        return (RRset(rr.address_type(rdata), self.options.ttl, (rdata,)),)
 
     def _zonal(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
         """ZONE.pin._zone.S.N.svc.Z and ZONE.prefer._zone.S.N.svc.Z.

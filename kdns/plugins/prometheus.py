@@ -34,6 +34,7 @@ prometheus [ADDRESS] {
 ## Metrics
 
 * `coredns_build_info{version, revision, goversion}`
+* `kdns_compiled{}`: 1 if what is on the way of a query runs compiled, 0 if it runs as Python
 * `coredns_dns_requests_total{server, zone, view, proto, family, type}`
 * `coredns_dns_responses_total{server, zone, view, rcode, plugin}`
 * `coredns_dns_request_duration_seconds{server, zone, view}`

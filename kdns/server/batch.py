@@ -17,6 +17,11 @@ import socket
 import struct
 from typing import NamedTuple
 
+try:
+    import cython
+except ImportError:
+    from kdns.server import interpreted as cython
+
 SIZE = 64
 SLOT = 1 << 16
 MSG_WAITFORONE = 0x10000
@@ -50,17 +55,37 @@ class _Header(ctypes.Structure):
     _fields_ = (("message", _Message), ("length", ctypes.c_uint32))
 
 
+_HEADER = ctypes.sizeof(_Header)
+
+
 class _Vector(ctypes.Structure):
     """struct iovec."""
 
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_recvmmsg = _libc.recvmmsg
-_recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-_sendmmsg = _libc.sendmmsg
-_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+if not cython.compiled:  # else they are in batch.pxd, with the same meaning
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _libc.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+    _libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+
+    def receive_many(fd: int, headers: int, count: int, flags: int) -> int:
+        """recvmmsg(2) with the address of `count` headers: how many datagrams came, or the error's number, negative."""
+        received: int = _libc.recvmmsg(fd, headers, count, flags, None)
+        return received if received >= 0 else -ctypes.get_errno()
+
+    def send_many(fd: int, headers: int, count: int, flags: int) -> int:
+        """sendmmsg(2): how many datagrams were sent, or the error's number, negative."""
+        sent: int = _libc.sendmmsg(fd, headers, count, flags)
+        return sent if sent >= 0 else -ctypes.get_errno()
+
+    def slots(memory: mmap.mmap, _: int) -> mmap.mmap:
+        """All slots, to read slices from, in memory that begins at an address."""
+        return memory
+
+    def write(data: mmap.mmap, at: int, text: bytes) -> None:
+        """Put bytes into the slots."""
+        data[at : at + len(text)] = text
 
 
 def ask_for_packet_info(sock: socket.socket) -> None:
@@ -72,21 +97,19 @@ def ask_for_packet_info(sock: socket.socket) -> None:
 
 
 class Batch:
-    """The slots of one UDP socket.
-
-    data: all slots, SLOT bytes each. lengths: bytes received, by slot. reply_lengths: bytes to send, by slot.
-    """
+    """The slots of one UDP socket, SLOT bytes each. lengths: bytes received, by slot."""
 
     __slots__ = (
-        "_control", "_controllens", "_fd", "_full", "_headers", "_indexes", "_names", "_room", "_vectors",
-        "_zeros", "data", "family", "lengths", "packet_info", "reply_lengths",
+        "_address", "_answer_lengths", "_control", "_controllens", "_data", "_fd", "_full", "_headers", "_indexes",
+        "_memory", "_names", "_received", "_room", "_vectors", "_zeros", "family", "lengths", "packet_info",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, packet_info: bool) -> None:
         self._fd = sock.fileno()
         self.family = sock.family
         self.packet_info = packet_info
-        self.data = mmap.mmap(-1, SIZE * SLOT)
+        self._received = SIZE
+        self._memory = mmap.mmap(-1, SIZE * SLOT)
         names = ctypes.create_string_buffer(SIZE * _NAME)
         control = ctypes.create_string_buffer(SIZE * _CONTROL)
         self._names = memoryview(names).cast("B")
@@ -94,7 +117,8 @@ class Batch:
         self._vectors = (_Vector * SIZE)()
         self._headers = (_Header * SIZE)()
         capacity = (_IPV4_CONTROL if self.family == socket.AF_INET else _IPV6_CONTROL) if packet_info else 0
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._data = slots(self._memory, base)
         for i in range(SIZE):
             self._vectors[i] = _Vector(base + i * SLOT, SLOT)
             self._headers[i].message = _Message(
@@ -105,33 +129,63 @@ class Batch:
                 ctypes.addressof(control) + i * _CONTROL if packet_info else None,
                 capacity,
             )
+        self._address = ctypes.addressof(self._headers)
         headers = memoryview(self._headers).cast("B")
         assert len(headers) == SIZE * 64
         self.lengths = headers.cast("I")[14::16]
         self._controllens = headers.cast("Q")[5::8]
-        self.reply_lengths = memoryview(self._vectors).cast("B").cast("Q")[1::2]
-        self._room = memoryview(bytes(self.reply_lengths.tobytes())).cast("Q")
-        self._full = memoryview(bytes(self._controllens.tobytes())).cast("Q")
+        self._full = memoryview(bytearray(headers.cast("Q")[5::8].tobytes())).cast("Q")
+        vectors = memoryview(self._vectors).cast("B").cast("Q")
+        self._answer_lengths = vectors[1::2]
+        self._room = memoryview(bytearray(vectors[1::2].tobytes())).cast("Q")
         # The interface by which a query came need not be the one by which the answer has to leave.
         index = 4 if self.family == socket.AF_INET else 8
         self._indexes = self._control.cast("I")[index :: _CONTROL // 4]
-        self._zeros = memoryview(bytes(4 * SIZE)).cast("I")
+        self._zeros = memoryview(bytearray(4 * SIZE)).cast("I")
 
     def receive(self, flags: int) -> int:
         """Wait for a datagram and take as many as are there; returns their number.
 
         Raises InterruptedError on a signal, BlockingIOError with MSG_DONTWAIT when there is none, and OSError.
         """
-        self.reply_lengths[:] = self._room
+        last = self._received
+        self._answer_lengths[:last] = self._room[:last]
         if self.packet_info:
-            self._controllens[:] = self._full
-        count: int = _recvmmsg(self._fd, ctypes.addressof(self._headers), SIZE, flags, None)
+            self._controllens[:last] = self._full[:last]
+        self._received = 0
+        count = receive_many(self._fd, self._address, SIZE, flags)
         if count < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise OSError(-count, os.strerror(-count))
+        self._received = count
         if self.packet_info:
-            self._indexes[:] = self._zeros
+            self._indexes[:count] = self._zeros[:count]
         return count
+
+    def query(self, slot: int) -> bytes:
+        """What came in a slot."""
+        at = slot * SLOT
+        return self._data[at : at + self.lengths[slot]]
+
+    def key(self, slot: int) -> bytes:
+        """What came in a slot, without the ID."""
+        at = slot * SLOT
+        size = self.lengths[slot]
+        return self._data[at + 2 : at + size] if size > 2 else b""
+
+    def answer(self, slot: int, response: bytes) -> int:
+        """Put a response without its ID behind the query's own; returns its length with it. Raises ValueError."""
+        length = len(response) + 2
+        if length > SLOT:
+            raise ValueError(f"a response of {length} bytes")
+        write(self._data, slot * SLOT + 2, response)
+        self._answer_lengths[slot] = length
+        return length
+
+    def answered(self, slot: int, most: int) -> bytes:
+        """The first `most` bytes of the response in a slot; empty without one."""
+        at = slot * SLOT
+        length = self._answer_lengths[slot]
+        return self._data[at : at + min(length, most)] if length < SLOT else b""
 
     def send(self, start: int, end: int, flags: int = 0) -> int:
         """Send the answers in the slots from `start` up to `end`; returns how many the kernel refused.
@@ -140,12 +194,11 @@ class Batch:
         sent.
         """
         refused = 0
-        headers = ctypes.addressof(self._headers)
         while start < end:
-            sent: int = _sendmmsg(self._fd, headers + start * ctypes.sizeof(_Header), end - start, flags)
+            sent = send_many(self._fd, self._address + start * _HEADER, end - start, flags)
             if sent > 0:
                 start += sent
-            elif ctypes.get_errno() != errno.EINTR:
+            elif sent != -errno.EINTR:
                 start += 1
                 refused += 1
         return refused
@@ -177,9 +230,8 @@ class Batch:
 
     def load(self, slot: int, response: bytes, envelope: Envelope) -> None:
         """Make a slot ready to be sent."""
-        at = slot * SLOT
-        self.data[at : at + len(response)] = response
-        self.reply_lengths[slot] = len(response)
+        write(self._data, slot * SLOT, response)
+        self._answer_lengths[slot] = len(response)
         self._names[slot * _NAME : (slot + 1) * _NAME] = envelope.name
         if self.packet_info:
             at = slot * _CONTROL

@@ -3,7 +3,7 @@
 The key is the query without its ID: two queries that are equal but for the ID get the same answer. One cache serves
 one socket, so that protocol, address family and server block are the same for equal queries.
 
-A query is remembered, as one bit by its hash, before its answer is kept: what is asked only once (the usual miss under
+A query is remembered, as one byte of its hash, before its answer is kept: what is asked only once (the usual miss under
 a search suffix, or a flood of random names) takes no room from what is asked again and again.
 
 What a plugin keeps for a time of its own (`cache`) is answered from here too, with TTLs that count down, until the
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kdns.observe.counters import Region
 from kdns.plugins.budget import Budget
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 ENTRIES = 16384
 BYTES = 8 << 20
 ASKED = 1 << 16
-"""Slots for the hashes of queries; when half of them are taken, all are cleared."""
+"""Slots for the queries that have come, a byte of the hash of the last one in each."""
+_MARK_AT = 32
 OVERHEAD = 240
 """About what an entry takes beside its key and response, in bytes."""
 AGING = 220
@@ -129,7 +130,7 @@ class Countdown:
         return current
 
 
-class Entry(NamedTuple):
+class Entry:
     """What answers a query.
 
     response: the message behind its ID; empty if a Countdown has it. cell: where the query is counted. turns: what
@@ -137,11 +138,16 @@ class Entry(NamedTuple):
     the names that it depends on.
     """
 
-    response: bytes
-    cell: int
-    turns: Turns | Countdown | None
-    block: Block
-    hashes: tuple[int, ...]
+    __slots__ = ("block", "cell", "hashes", "response", "turns")
+
+    def __init__(
+        self, response: bytes, cell: int, turns: Turns | Countdown | None, block: Block, hashes: tuple[int, ...]
+    ) -> None:
+        self.response = response
+        self.cell = cell
+        self.turns = turns
+        self.block = block
+        self.hashes = hashes
 
     def answer(self, query: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, started: int) -> bytes:
         """The whole response to a query, counted and logged: for answers that go out one by one.
@@ -168,7 +174,7 @@ class PacketCache:
     """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key, now)`."""
 
     __slots__ = (
-        "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_marked", "_most", "_old_bytes", "_old_index",
+        "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_most", "_old_bytes", "_old_index",
         "_stale", "_young_index", "old", "seen", "young",
     )  # fmt: skip
 
@@ -184,7 +190,6 @@ class PacketCache:
         self._old_bytes = 0
         self._most = min(BYTES, budget.limit // PART)
         self._asked = bytearray(ASKED)
-        self._marked = 0
         self._lock = threading.Lock()
         self._cells = _Cells(region)
         self._budget = budget
@@ -197,14 +202,12 @@ class PacketCache:
 
     def wants(self, key: bytes) -> bool:
         """True if the query has come before, and its answer is worth keeping."""
-        slot = hash(key) & ASKED - 1
-        if self._asked[slot]:
+        number = hash(key)
+        slot = number & ASKED - 1
+        mark = number >> _MARK_AT & 0xFF
+        if self._asked[slot] == mark:
             return True
-        if self._marked == ASKED // 2:
-            self._asked = bytearray(ASKED)
-            self._marked = 0
-        self._asked[slot] = 1
-        self._marked += 1
+        self._asked[slot] = mark
         return False
 
     def from_old(self, key: bytes, now: int) -> Entry | None:

@@ -12,7 +12,7 @@ import socket
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kdns.errors import FormatError
 from kdns.observe.counters import QueryCounters, Region
@@ -23,6 +23,9 @@ from kdns.upstream.steps import Run
 from kdns.wire import message, names, rr
 from kdns.wire.message import Aging, Encoded, Query, Response
 from kdns.zone.changes import name_hash
+
+if TYPE_CHECKING:
+    from kdns.server.direct import Direct
 
 WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int], str, float], None]
 """Logs a query: query, response, client, local address, protocol, seconds."""
@@ -52,17 +55,21 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Via:
-    """The socket by which a query came. family: AF_INET or AF_INET6. local: where it is bound."""
+    """The socket by which a query came. family: AF_INET or AF_INET6. local: where it is bound.
+
+    direct: is asked first, None if there is none or it was asked already.
+    """
 
     proto: str
     family: int
     local: tuple[str, int]
     cache: PacketCache
+    direct: Direct | None = None
 
     @property
     def family_label(self) -> str:
-        """As CoreDNS's metrics write it: 1 for IPv4, 2 for IPv6."""
-        return "1" if self.family == socket.AF_INET else "2"
+        """As metrics call the family."""
+        return family_label(self.family)
 
 
 class Pending(Run):
@@ -97,6 +104,11 @@ class Pending(Run):
         self.responder.finished(self, value, error)
 
 
+def family_label(family: int) -> str:
+    """As CoreDNS's metrics write it: 1 for IPv4, 2 for IPv6."""
+    return "1" if family == socket.AF_INET else "2"
+
+
 class Waiting:
     """The queries of a worker that wait, and how many may."""
 
@@ -112,7 +124,8 @@ class Responder:
 
     label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. waiting: of
     all addresses of the worker. dump: takes messages that are no queries, and what is to be said of them (`debug`).
-    top: the names that the worker is asked for most, None without `top_names`.
+    top: the names that the worker is asked for most, None without `top_names`. direct: makes what answers without the
+    plugins, for a protocol and an address family as metrics call them.
     """
 
     def __init__(
@@ -124,7 +137,9 @@ class Responder:
         waiting: Waiting,
         dump: Callable[[str, bytes], None] | None = None,
         top: TopNames | None = None,
+        direct: Callable[[str, str], Direct | None] = lambda proto, family: None,
     ) -> None:
+        self.direct = direct
         self._label = label
         self._blocks = names.Zones(blocks)
         self._region = region
@@ -137,6 +152,13 @@ class Responder:
 
     def respond(self, data: bytes, via: Via, client: tuple[str, int], local: tuple[str, int]) -> Entry | Pending | None:
         """The answer to a message, or None if it gets none. local: the address that was asked."""
+        if via.direct is not None:
+            try:
+                entry = via.direct.answer(data[2:], via.cache)
+            finally:
+                via.direct.leave()
+            if entry is not None:
+                return entry
         if len(data) < message.QUESTION_AT or data[2] & 0x80:
             self._malformed("short" if len(data) < message.QUESTION_AT else "response", data, client)
             return None

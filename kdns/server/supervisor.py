@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdns
+from kdns import speed
 from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
@@ -594,6 +595,7 @@ class Supervisor:
                 objects[kind] = objects.get(kind, 0) + count
         return SupervisorState(
             version=kdns.__version__,
+            compiled=speed.is_compiled(),
             plugins=tuple(
                 (server.label, key.zone, name)
                 for server in running.plan.servers

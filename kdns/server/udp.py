@@ -52,9 +52,11 @@ class UdpServer:
         self._sampler = responder.sampler()
         self._changes = changes
         self._region = region
+        self._cells = region.cells
         self._loop = loop
         self.cache = PacketCache(changes, region, budget)
         self._via = Via("udp", sock.family, sock.getsockname()[:2], self.cache)
+        self._direct = responder.direct("udp", self._via.family_label)
         self._refused = region.series(("count", "kdns_dropped_total", "reason", "send"), 1)
         self._hits = region.series(("count", "kdns_packet_cache_hits_total"), 1)
         self._misses = region.series(("count", "kdns_packet_cache_misses_total"), 1)
@@ -123,69 +125,79 @@ class UdpServer:
         try:
             self._answer(count, started, waiting)
         finally:
+            if self._direct is not None:
+                self._direct.leave()
             if waiting:
                 self._loop.call_soon_threadsafe(self._finish_later, waiting, started)
         return True
 
     def _answer(self, count: int, started: int, waiting: list[tuple[Pending, Envelope]]) -> None:
         """Answer what is in the batch. What has to wait for its answer goes to `waiting`."""
-        batch, cache, cells = self._batch, self.cache, self._region.cells
-        data, reply_lengths = batch.data, batch.reply_lengths
+        batch, cache, cells = self._batch, self.cache, self._cells
+        lengths = batch.lengths
         young = cache.young
         first = 0  # of the slots with answers that are not sent yet
         misses = 0
         block: Block | None = None
+        write_down: WriteDown | None = None  # of `block`
         same = 0  # how many answers in a row are of `block`
-        logged: list[tuple[int, WriteDown, bytes, bytes]] = []
-        for slot, size in enumerate(batch.lengths[:count].tolist()):
-            at = slot * SLOT
-            key = data[at + 2 : at + size]
+        logged: list[tuple[int, WriteDown, bytes]] = []
+        for slot in range(count):
+            key = batch.key(slot)
             entry = young.get(key)
-            if entry is None or (entry[2] is not None and entry[2].until <= started):
+            if entry is None or (entry.turns is not None and entry.turns.until <= started):
                 misses += 1
-                entry = self._miss(slot, data[at : at + size], started, waiting)
+                entry = self._miss(slot, key, started, waiting)
                 young = cache.young
                 if entry is None:
                     self._send(first, slot)
                     first = slot + 1
                     continue
-            response, cell, turns, owner, _ = entry
-            if turns is not None:
-                response = turns.next(response, started)
-            length = len(response) + 2
-            data[at + 2 : at + length] = response
-            reply_lengths[slot] = length
-            cells[cell] += 1
-            cells[cell + 1] += size
-            cells[cell + 2] += length
+            owner = entry.block
             if owner is not block:
                 if block is not None:
                     block.counters.duration(time.monotonic_ns() - started, same)
                 block = owner
+                write_down = owner.log
                 same = 0
             same += 1
-            if owner.log is not None:
-                logged.append((slot, owner.log, data[at : at + 2] + key, data[at : at + length]))
+            if write_down is not None:
+                logged.append((slot, write_down, batch.query(slot)))
+            response = entry.response if entry.turns is None else entry.turns.next(entry.response, started)
+            length = batch.answer(slot, response)
+            cell = entry.cell
+            size = lengths[slot]
+            cells[cell] += 1
+            cells[cell + 1] += size
+            cells[cell + 2] += length
+        if self._direct is not None:
+            self._direct.leave()
         self._send(first, count)
         elapsed = time.monotonic_ns() - started
         if block is not None:
             block.counters.duration(elapsed, same)
-        cells[self._misses] += misses
         hits = count - misses
+        cells[self._misses] += misses
         cells[self._hits] += hits
         if self._sampler is not None:
-            slot = int(random() * count)
-            if reply_lengths[slot] != SLOT:  # it is answered: not every one is, or not yet
-                self._sampler.offer(data[slot * SLOT : slot * SLOT + LONGEST], count, started)
-        for slot, write_down, query, reply in logged:
-            write_down(query, reply, batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
+            answer = batch.answered(int(random() * count), LONGEST)
+            if answer:  # not every one is, or not yet
+                self._sampler.offer(answer, count, started)
+        for slot, write, query in logged:
+            write(query, batch.answered(slot, SLOT), batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
 
-    def _miss(self, slot: int, query: bytes, started: int, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
-        """What the young generation of the cache does not have."""
-        entry = self.cache.from_old(query[2:], started)
+    def _miss(self, slot: int, key: bytes, started: int, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
+        """What the young generation of the cache does not have. key: the query without its ID."""
+        entry = self.cache.from_old(key, started)
         if entry is not None:
             return entry
-        result = self._responder.respond(query, self._via, self._batch.client(slot), self._local(slot))
+        if self._direct is not None:
+            entry = self._direct.answer(key, self.cache)
+            if entry is not None:
+                return entry
+        result = self._responder.respond(
+            self._batch.query(slot), self._via, self._batch.client(slot), self._local(slot)
+        )
         if isinstance(result, Pending):
             waiting.append((result, self._batch.envelope(slot)))
             return None

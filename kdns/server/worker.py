@@ -29,7 +29,8 @@ from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, tim
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
-from kdns.server import cgroups, memory
+from kdns.server import cgroups, direct, memory
+from kdns.server.direct import Direct, Served
 from kdns.server.plan import Plan, Server
 from kdns.server.respond import Block, Responder, Waiting, WriteDown
 from kdns.server.sampling import Sampler, TopNames
@@ -82,12 +83,13 @@ def _prefer_to_be_killed() -> None:
 
 
 class Chains(NamedTuple):
-    """The plugins of a server block, as a Block has them: usual is its chain."""
+    """The plugins of a server block, as a Block has them: usual is its chain. handlers: by directive, in order."""
 
     usual: Next
     chaos: Next | None
     log: WriteDown | None
     recursive: Callable[[bytes], bool] | None
+    handlers: dict[str, Handler]
 
 
 class Worker:
@@ -226,12 +228,14 @@ class Worker:
 
     def _responder(self, server: Server, chains: list[Chains]) -> Responder:
         blocks = {}
+        served = {}
         for key, index in server.routes:
             found = chains[index]
             metrics = self._plan.blocks[index].plugins.get(prometheus.NAME)
             counters = QueryCounters(self._region, server.label, key.zone, shown=metrics is not None)
             sampler = self._sampler if metrics is not None and metrics.top_names else None
-            blocks[names.lower(names.from_text(key.zone))] = Block(
+            zone = names.lower(names.from_text(key.zone))
+            blocks[zone] = block = Block(
                 counters,
                 found.usual,
                 found.chaos,
@@ -239,9 +243,20 @@ class Worker:
                 found.recursive,
                 sampler.one if sampler is not None else None,
             )
+            served[zone] = Served(server.label, block, found.handlers)
         debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
         dump = partial(debug.dump, logs.Log(self._sink, debug=True).plugin(debug.NAME)) if debugging else None
-        return Responder(server.label, blocks, self._region, self._failed, self._waiting, dump, self._top)
+        return Responder(
+            server.label, blocks, self._region, self._failed, self._waiting, dump, self._top, self._direct(served)
+        )
+
+    def _direct(self, served: dict[bytes, Served]) -> Callable[[str, str], Direct | None]:
+        """What answers without the plugins, by protocol and address family; None if they do not let it."""
+        reader = self._store
+        directory = direct.directory(served)
+        if reader is None or directory is None:
+            return lambda proto, family: None
+        return lambda proto, family: Direct(directory, reader, self._region, proto, family)
 
     def _limits(self, server: Server) -> timeouts.Limits:
         configs = [self._plan.blocks[index] for index in sorted(server.blocks)]
@@ -263,7 +278,11 @@ class Worker:
         write_down = self._write_down(log.Logger(options)) if options is not None else None
         forwarding = handlers.get(forward.NAME)
         return Chains(
-            chain, chaotic, write_down, forwarding.covers if isinstance(forwarding, forward.Handler) else None
+            chain,
+            chaotic,
+            write_down,
+            forwarding.covers if isinstance(forwarding, forward.Handler) else None,
+            {name: handler for name, handler in handlers.items() if handler is not None},
         )
 
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:

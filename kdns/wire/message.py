@@ -254,6 +254,11 @@ def _options(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def opt(do: bool, udp_size: int = DEFAULT_UDP) -> bytes:
+    """An OPT record of ours without options."""
+    return _OPT.pack(0, rr.OPT, udp_size, DO if do else 0, 0)
+
+
 def option(code: int, data: bytes) -> bytes:
     """One EDNS option in wire format."""
     return _TYPE_CLASS.pack(code, len(data)) + data
@@ -372,15 +377,11 @@ class _Writer:
 
         The SOA's owner is above the question's name, and its names lie in the zone: all of them end in one pointer.
         """
-        pieces = _soa_pieces(owner, rrset.rdatas[0]) if rrset.type == rr.SOA else None
         at = len(self.query.lname) - len(owner)
-        if pieces is None or at < 0 or self.query.lname[at:] != owner:
+        if rrset.type != rr.SOA or at < 0 or self.query.lname[at:] != owner:
             return self.section([(owner, rrset)], False)
-        zone = (_POINTER | QUESTION_AT + at).to_bytes(2, "big")
-        mname, rname, numbers = pieces
-        size = len(mname) + len(rname) + len(numbers) + 4
-        fixed = _FIXED.pack(rr.SOA, rrset.klass, rrset.ttl, size)
-        return int(self._add(b"".join((zone, fixed, mname, zone, rname, zone, numbers))))
+        record = soa_record(owner, rrset, QUESTION_AT + at)
+        return int(self._add(record)) if record else self.section([(owner, rrset)], False)
 
     def _addresses(self, owner: bytes, rrset: RRset, rotate: bool) -> int:
         """Records of one size each, whose owner is written once and pointed at from then on."""
@@ -471,6 +472,17 @@ class _Writer:
         while step < end and at + step < _POINTER_END:
             self.offsets.setdefault(name[step:], at + step)
             step += 1 + name[step]
+
+
+def soa_record(zone: bytes, rrset: RRset, at: int) -> bytes:
+    """A zone's SOA record, in a message with the zone's name at an offset; empty unless its names end in the zone."""
+    pieces = _soa_pieces(zone, rrset.rdatas[0])
+    if pieces is None:
+        return b""
+    mname, rname, numbers = pieces
+    pointer = (_POINTER | at).to_bytes(2, "big")
+    fixed = _FIXED.pack(rr.SOA, rrset.klass, rrset.ttl, len(mname) + len(rname) + len(numbers) + 4)
+    return b"".join((pointer, fixed, mname, pointer, rname, pointer, numbers))
 
 
 @lru_cache(maxsize=1024)

@@ -107,34 +107,45 @@ def lower(name: bytes) -> bytes:
 def is_subdomain(name: bytes, zone: bytes) -> bool:
     """True if the name is the zone or lies below it. Both in the same case."""
     at = len(name) - len(zone)
-    if at < 0 or name[at:] != zone:
-        return False
+    return at >= 0 and name.endswith(zone) and is_between_labels(name, at)
+
+
+def is_between_labels(name: bytes, at: int) -> bool:
+    """True if a label of the name, or its root, begins at an offset."""
     step = 0
     while step < at:
         step += 1 + name[step]
     return step == at
 
 
+def longest(by_zone: dict[bytes, T], sizes: list[int], name: bytes) -> T | None:
+    """The value of the longest zone at or above a name; None if there is none. sizes: of the zones, falling."""
+    octets = name
+    end = len(name)
+    for size in sizes:
+        at = end - size
+        if at >= 0:
+            value = by_zone.get(octets[at:end])
+            if value is not None and is_between_labels(name, at):
+                return value
+    return None
+
+
 class Zones(Generic[T]):
     """Values by zone, to be found by any name at or below it; the longest zone wins (RFC 1034 4.3.2 2).
 
-    zones: lower case names with their values.
+    zones, by_zone: lower case names with their values. sizes: their lengths, falling.
     """
 
-    __slots__ = ("_sizes", "_values")
+    __slots__ = ("by_zone", "sizes")
 
     def __init__(self, zones: Mapping[bytes, T]) -> None:
-        self._values = dict(zones)
-        self._sizes = sorted({len(zone) for zone in zones}, reverse=True)
+        self.by_zone = dict(zones)
+        self.sizes = sorted({len(zone) for zone in zones}, reverse=True)
 
     def find(self, name: bytes) -> T | None:
         """The value of the longest zone at or above a name (lower case), None if there is none."""
-        for size in self._sizes:
-            zone = name[-size:]
-            value = self._values.get(zone)
-            if value is not None and is_subdomain(name, zone):
-                return value
-        return None
+        return longest(self.by_zone, self.sizes, name)
 
 
 def zone_set(zones: Iterable[str]) -> Zones[bool]:

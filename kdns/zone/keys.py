@@ -27,11 +27,12 @@ def zone_prefix(number: int) -> bytes:
 def name_key(prefix: bytes, name: bytes, origin: bytes) -> bytes:
     """The key of a name (lower case wire format) in the zone with that key prefix and origin, above which it lies."""
     labels = []
+    octets = name
     at = 0
     end = len(name) - len(origin)
     while at < end:
         step = at + 1 + name[at]
-        labels.append(name[at + 1 : step])
+        labels.append(octets[at + 1 : step])
         at = step
     if not labels:
         return prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -16,7 +17,8 @@ from kdns.zone.store import DATABASES, Transaction, Zone
 class Reader:
     """The reading side, for the threads of one process; opened after a fork.
 
-    Use it as a context manager around look-ups: what is read inside is of one commit. One thread at a time.
+    Use it as a context manager around look-ups, or `enter` and `leave`: what is read inside is of one commit. One
+    thread at a time.
 
     generation: that of the changes when the context was entered.
     """
@@ -30,9 +32,19 @@ class Reader:
         self._mutex = threading.RLock()
         self._depth = 0
         self._txn: lmdb.Transaction[bytes]
-        self._cursor: lmdb.Cursor[bytes]
+        self._set_range: Callable[[bytes], bool]
+        self._key: Callable[[], bytes]
+        self._value: Callable[[], bytes]
 
     def __enter__(self) -> Reader:
+        self.enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Begin to read what is there now. Raises lmdb.Error."""
         self._mutex.acquire()
         self._depth += 1
         if self._depth == 1:
@@ -44,14 +56,15 @@ class Reader:
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
                     self._txn = self._env.begin()
-                self._cursor = self._txn.cursor(self._names)
+                cursor = self._txn.cursor(self._names)
+                self._set_range, self._key, self._value = cursor.set_range, cursor.key, cursor.value
             except BaseException:
                 self._depth -= 1
                 self._mutex.release()
                 raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """The end of what `enter` began."""
         self._depth -= 1
         if not self._depth:
             self._txn.abort()
@@ -59,11 +72,10 @@ class Reader:
 
     def find(self, key: bytes) -> bytes | None:
         """The sealed value of a name key; b"" for a name that only has names below it; None if it does not exist."""
-        cursor = self._cursor
-        if cursor.set_range(key):
-            found = cursor.key()
+        if self._set_range(key):
+            found = self._key()
             if found == key:
-                return cursor.value()
+                return self._value()
             if found.startswith(key):
                 return b""
         return None

@@ -1,0 +1,44 @@
+cimport cython
+
+@cython.final
+cdef class Turns:
+    cdef readonly Py_ssize_t at, bytes, end, size, start, step
+    cdef readonly object twice
+
+    cpdef object next(self, object response, long long now)
+
+@cython.final
+cdef class Countdown:
+    cdef unsigned long long[:] _cells
+    cdef Py_ssize_t _first_cell, _second_cell
+    cdef object _asked, _current, _rotation, _ttls, _turns
+    cdef long long _expires, _left
+    cdef bint _begun
+    cdef readonly Py_ssize_t bytes
+    cdef readonly long long until
+
+    @cython.locals(left=cython.longlong)
+    cpdef object next(self, object response, long long now)
+
+@cython.final
+@cython.freelist(256)
+cdef class Entry:
+    cdef readonly object response
+    cdef readonly Py_ssize_t cell
+    cdef readonly object turns, block
+    cdef readonly tuple hashes
+
+@cython.final
+cdef class PacketCache:
+    cdef object _changes, _budget, _lock, _cells
+    cdef bytearray _asked
+    cdef dict _young_index, _old_index
+    cdef Py_ssize_t _stale, _bytes, _old_bytes, _most
+    cdef public dict young, old
+    cdef public object seen
+
+    @cython.locals(number=cython.Py_hash_t, slot=cython.Py_ssize_t, mark=cython.int)
+    cpdef bint wants(self, bytes key)
+    cpdef Entry from_old(self, bytes key, long long now)
+    @cython.locals(size=cython.Py_ssize_t, before=cython.Py_ssize_t, more=cython.Py_ssize_t)
+    cpdef put(self, bytes key, Entry entry, object seen)
