@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -23,6 +25,7 @@ from kdns.wire import names
 from kdns.zone.changes import Changes
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction
 from tests.support import objects
+from tests.support.server import ROOT
 
 BROKEN = "kind: Service\nmetadata: ["
 Z = names.from_text("cluster.local.")
@@ -403,3 +406,16 @@ def test_the_same_block_has_the_same_source(bench: Bench) -> None:
     others = [bench.feed(key="example.org:53"), bench.feed(key=".:5353"), bench.feed(zones="cluster.local")]
     assert len({feed.publication.publisher.source for feed in (first, *others)}) == 4
     assert [origin for origin, _ in first.publication.zones] == [Z, names.from_text("10.in-addr.arpa.")]
+
+
+@pytest.mark.parametrize(
+    ("feed", "others"),
+    [
+        ("manifest_feed", ["kubernetes", "urllib3", "http", "kdns.cluster.watch"]),
+        ("cluster_feed", ["kubernetes", "urllib3", "yaml", "ryaml", "watchfiles", "kdns.cluster.manifests"]),
+    ],
+)
+def test_a_feed_loads_no_library_of_the_other(feed: str, others: list[str]) -> None:
+    code = f"import sys, kdns.server.feeds, kdns.server.{feed}; print([n for n in {others} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -73,6 +73,16 @@ def test_the_same_object_in_two_files_is_no_problem(tmp_path: Path) -> None:
     assert problems(ManifestSource([tmp_path])) == []
 
 
+def test_the_order_of_labels_makes_no_difference(tmp_path: Path) -> None:
+    one, other = (
+        manifest("web").replace("name: web", f"name: web\n  labels: {{{text}}}")
+        for text in ("a: x, b: y", "b: y, a: x")
+    )
+    (tmp_path / "1.yaml").write_text(one)
+    (tmp_path / "2.yaml").write_text(f"{one}---\n{other}")
+    assert problems(ManifestSource([tmp_path])) == []
+
+
 @pytest.mark.parametrize(
     ("damage", "line"), [("kind: ]\n", 1), ("kind: Service\napiVersion: v1\nmetadata: 7\n", 3), ("", 1)]
 )

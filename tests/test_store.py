@@ -254,6 +254,26 @@ def test_a_large_transaction_gives_its_memory_back(tmp_path: Path) -> None:
     assert grown < size / 2
 
 
+def test_what_a_transaction_went_through_is_mapped_no_more(store: Store) -> None:
+    def read(txn: Transaction) -> int:
+        return sum(len(data) for _, data in txn.objects("test", "Service"))
+
+    def mapped() -> int:
+        """Bytes of the store's file that this process has in memory."""
+        parts = Path("/proc/self/smaps").read_text().split(str(store.directory / "data.mdb"))[1:]
+        return sum(int(line.split()[1]) << 10 for part in parts for line in part.splitlines()[:5] if "Rss:" in line)
+
+    def put(txn: Transaction) -> None:
+        for number in range(4000):
+            txn.put_object("test", "Service", f"default/web-{number}", bytes(1000))
+
+    store.write(put)
+    assert store.read(read) == 4_000_000
+    assert mapped() > 4_000_000
+    assert store.write(read) == 4_000_000
+    assert mapped() < 1_000_000
+
+
 def test_after_a_large_transaction_everybody_goes_on(
     store: Store, follower: Callable[[Store], Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:
