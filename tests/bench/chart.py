@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 NAMES = {
     targets.KDNS: "kdns",
     targets.PYTHON: "kdns (Python)",
-    peers.FLOOR: "kernel alone",
+    peers.FLOOR: "floor (kernel)",
     peers.KNOT: "Knot DNS",
     peers.NSD: "NSD",
     peers.UNBOUND: "Unbound",
@@ -59,11 +59,6 @@ class Panel:
     bars: Sequence[Bar]
 
 
-def named(name: str, versions: Mapping[str, str]) -> str:
-    """A server as it is called, with its version; the floor has none."""
-    return NAMES[name] if name == peers.FLOOR else f"{NAMES[name]} {versions[name]}"
-
-
 def draw(
     runs: Mapping[str, Mapping[str, Sequence[Run]]],
     memory: Mapping[str, int],
@@ -86,7 +81,8 @@ def draw(
         for column, panel in enumerate(row):
             _draw_panel(root, panel, _MARGIN + column * (_WIDTH + _MARGIN), top)
         top += height + _MARGIN
-    shown = ", ".join(named(name, versions) for name in NAMES if name in versions and name != peers.FLOOR)
+    apart = (targets.PYTHON, peers.FLOOR)
+    shown = ", ".join(f"{NAMES[name]} {versions[name]}" for name in NAMES if name in versions and name not in apart)
     for number, line in enumerate((shown, caption)):
         _text(root, line, _MARGIN, top + number * _LINE, "small")
     ElementTree.indent(root)

@@ -1,10 +1,14 @@
-"""What is kept of a run: the figures as JSON, and of those the chart and a part of the README."""
+"""What is kept of a run: the figures as JSON, and of those the chart and a part of the README.
+
+`python -m tests.bench.published FILE` makes chart and README anew from the JSON of a run before.
+"""
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -46,13 +50,18 @@ def read(text: str) -> Record:
 
 def write(text: str) -> list[Path]:
     """Keep a report's JSON, and renew the chart and the README; the files that were written."""
-    record = read(text)
-    path = RESULTS / f"{re.sub('[T:]', '-', record.date[:16])}.json"
     RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.fromisoformat(read(text).date):%Y-%m-%d-%H%M}.json"
     path.write_text(text + "\n")
+    return [path, *show(path)]
+
+
+def show(path: Path) -> list[Path]:
+    """Renew the chart and the README from JSON that was kept; the files that were written."""
+    record = read(path.read_text())
     CHART.write_text(draw(record))
     README.write_text(placed(README.read_text(), section(record, path)))
-    return [path, CHART, README]
+    return [CHART, README]
 
 
 def draw(record: Record) -> str:
@@ -72,7 +81,8 @@ def placed(readme: str, text: str) -> str:
 def section(record: Record, path: Path) -> str:
     """The part of the README. path: of the JSON."""
     folder = RESULTS.relative_to(ROOT).as_posix()
-    servers = ", ".join(chart.named(name, record.versions) for name in peers.MAKERS if name in record.versions)
+    others = [name for name in peers.MAKERS if name in record.versions and name != peers.FLOOR]
+    servers = ", ".join(f"{chart.NAMES[name]} {record.versions[name]}" for name in others)
     turns = max((len(runs) for servers in record.runs.values() for runs in servers.values()), default=0)
     lines = [
         f"![CPU per query, queries a second, latency and memory of kdns and others]({folder}/{CHART.name})",
@@ -96,3 +106,7 @@ def _row(one: Verdict) -> str:
 
 def _time(value: float) -> str:
     return f"{value:.1f} µs" if value < 100 else f"{value:,.0f} µs"
+
+
+if __name__ == "__main__":
+    show(Path(sys.argv[1]))

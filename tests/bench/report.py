@@ -100,7 +100,7 @@ def _start_table(report: Report) -> Table:
         table.add_column(head, justify="right")
     for kind, start in report.starts.items():
         ready = "" if start.ready is None else f"{start.ready:.2f} s"
-        memory = (f"{value / 2**20:.0f} MiB" for value in (start.pss_synced, start.pss_loaded))
+        memory = (quantity(value, "MB") for value in (start.pss_synced, start.pss_loaded))
         table.add_row(kind, f"{start.answered:.2f} s", ready, *memory)
     return table
 

@@ -44,7 +44,7 @@ def measure(folder: Path, cluster: Cluster, plan: Plan, say: Callable[[str], Non
         say(f"starts: round {number + 1} of {plan.rounds}")
         for kind in plan.kinds:
             if kind not in (SNAPSHOT, SNAPSHOT_TWO):
-                place = folder / f"{number}-{kind}"
+                place = folder / f"{number}-{plan.kinds.index(kind)}"
                 target = Kdns(place, workers=2 if kind == JSON_TWO else 1)
                 (cluster.write_yaml if kind == YAML else cluster.write_json)(place / "manifests")
             found[kind].append(_start(target, cluster, repeated, fresh))

@@ -69,6 +69,9 @@ class Target(Protocol):
     def stop(self) -> None: ...
     def pids(self) -> list[int]: ...
     def version(self) -> str: ...
+    def said(self) -> str:
+        """What it wrote to standard output and error."""
+
     def is_ready(self) -> bool | None:
         """None: it does not tell."""
 
@@ -137,10 +140,13 @@ class Kdns:
     def version(self) -> str:
         return version(self.server.environ)
 
+    def said(self) -> str:
+        return self.server.log
+
     def is_ready(self) -> bool:
         assert self.server.process is not None
         if self.server.process.poll() is not None:
-            raise RuntimeError(f"kdns ended with {self.server.process.returncode}:\n{self.server.log}")
+            raise RuntimeError(f"kdns ended with {self.server.process.returncode}:\n{self.said()}")
         return self.server.ready().status == 200
 
 
@@ -180,10 +186,13 @@ class Other:
         found = re.search(r"\b\d+\.\d[\w.]*", done.stdout + done.stderr)
         return found[0] if found else "unknown"
 
+    def said(self) -> str:
+        return self.log.read_text()
+
     def is_ready(self) -> None:
         assert self.process is not None
         if self.process.poll() is not None:
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()}")
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.said()}")
 
 
 def start(target: Target, prefix: Sequence[str], name: str, address: str) -> Startup:
@@ -196,7 +205,7 @@ def start(target: Target, prefix: Sequence[str], name: str, address: str) -> Sta
     query = dns.message.make_query(name, "A").to_wire()
     while answered is None or (ready is None and tells):
         if time.monotonic() - begin > START_SECONDS:
-            raise RuntimeError(f"{target.name} is not ready after {START_SECONDS} s")
+            raise RuntimeError(f"{target.name} is not ready after {START_SECONDS} s:\n{target.said()}")
         if ready is None and tells:
             state = target.is_ready()
             tells = state is not None
