@@ -15,7 +15,7 @@ import dns.rcode
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Next, in_task, link
-from kdns.server.respond import MOST_PENDING, Block, Responder, Waiting
+from kdns.server.respond import MOST_PENDING, Block, Responder, Waiting, WriteDown
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
@@ -44,12 +44,12 @@ async def address(query: Query) -> Response:
 
 @asynccontextmanager
 async def serving(
-    host: str = "127.0.0.1", most: int = MOST_PENDING
+    host: str = "127.0.0.1", most: int = MOST_PENDING, log: WriteDown | None = None
 ) -> AsyncIterator[tuple[tuple[str, int], tuple[str, int], list[str], Region]]:
     """Addresses for UDP and TCP, what was reported, and the counters."""
     region, changes, reported = Region.create(), Changes.create(), list[str]()
     chain = link([Slow()], address)
-    block = Block(QueryCounters(region, "dns://:53", "."), chain, None, None)
+    block = Block(QueryCounters(region, "dns://:53", "."), chain, None, log)
     responder = Responder("dns://:53", {names.ROOT: block}, region, reported.append, Waiting(most))
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind((host, 0))
@@ -168,5 +168,24 @@ def test_stopping_waits_for_what_is_due() -> None:
                 await asyncio.sleep(0.05)
                 begun = time.monotonic()
         assert time.monotonic() - begun > 0.1
+
+    run(test)
+
+
+def test_what_breaks_while_a_tcp_query_is_answered_ends_that_connection_only() -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no room for a line")
+
+    async def test() -> None:
+        async with serving(log=broken) as (_, tcp, reported, region):
+            for count in (1, 2):
+                reader, writer = await asyncio.open_connection(*tcp[:2])
+                data = query("fast.test", 1)
+                writer.write(len(data).to_bytes(2, "big") + data)
+                assert await reader.read() == b""
+                writer.close()
+                assert region.read()["count", "coredns_panics_total"] == (count,)
+            assert "no room for a line" in reported[0]
+            assert region.read()["gauge", "kdns_tcp_connections"] == (0,)
 
     run(test)

@@ -25,7 +25,7 @@ from kdns.plugins.budget import UNBOUNDED, Budget
 from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import BACKLOG, WILDCARDS
-from kdns.server.respond import Pending, Responder, Via
+from kdns.server.respond import Block, Pending, Responder, Via
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000
@@ -168,7 +168,6 @@ class TcpServer:
     ) -> None:
         self._socket = sock
         self.responder = responder
-        self.changes = changes
         self.connections = connections
         self.limits = limits or Limits()
         self.region = connections.region
@@ -177,8 +176,12 @@ class TcpServer:
         self.local: tuple[str, int] = sock.getsockname()[:2]
         self.wildcard = self.local[0] in WILDCARDS.values()
         self.via = Via("tcp", self.family, self.local, self.cache)
+        self.counters = changes.counters
+        self.cells = self.region.cells
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
         self.misses = self.region.series(("count", "kdns_packet_cache_misses_total"), 1)
+        self.block: Block | None = None  # of the last `same` answers, whose durations are not counted yet
+        self.same = 0
         self._pause: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -220,6 +223,12 @@ class TcpServer:
             local = sock.getsockname()[:2] if self.wildcard else self.local
             Connection(self, sock, fd, client[:2], local).begin()
 
+    def count_durations(self, started: int) -> None:
+        """Count the durations of the last answers. started: `time.monotonic_ns()` when their queries were read."""
+        if self.same and self.block is not None:
+            self.block.counters.duration(time.monotonic_ns() - started, self.same)
+            self.same = 0
+
 
 class Connection:
     """One client. pending: queries that wait for their answers. held: bytes, see Connections. Times are those of
@@ -255,9 +264,9 @@ class Connection:
 
     def begin(self) -> None:
         """Answer what has come with a new connection, and look out for more."""
-        self._heard = time.monotonic()
         self._server.connections.add(self._fd, self)
         self._read()
+        self._heard = self._heard or time.monotonic()
         self._watch()
 
     def happened(self, events: int) -> None:
@@ -302,7 +311,11 @@ class Connection:
         self._heard = now / 1e9
         self._server.connections.open.move_to_end(self._fd)
         self._rest = self._rest + data if self._rest else data
-        self._proceed(now)
+        try:
+            self._proceed(now)
+        except Exception as error:  # whatever it is, others have to be served
+            self._server.responder.panic(error)
+            self.abort()
 
     def _half_close(self) -> None:
         """The client has no more questions; the answers that are due still go out."""
@@ -319,7 +332,7 @@ class Connection:
         """
         server, data = self._server, self._rest
         size = len(data)
-        if server.changes.counters[0] != server.cache.seen:
+        if server.counters[0] != server.cache.seen:
             server.cache.sync()
         at = count = unsent = 0
         replies: list[bytes] = []
@@ -351,6 +364,7 @@ class Connection:
                     unsent = 0
             elif self.pending > pending:
                 answers = True
+        server.count_durations(now)
         if replies:
             self._write(replies[0] if len(replies) == 1 else b"".join(replies))
         if self._open:
@@ -401,11 +415,10 @@ class Connection:
         entry = cache.young.get(key)
         if entry is None or (entry.turns is not None and entry.turns.until <= now):
             entry = cache.from_old(key, now)
-        cells = server.region.cells
         if entry is not None:
-            cells[server.hits] += 1
+            server.cells[server.hits] += 1
         else:
-            cells[server.misses] += 1
+            server.cells[server.misses] += 1
             result = server.responder.respond(query, server.via, self._client, self._local)
             if isinstance(result, Pending):
                 self._wait(result, query, now)
@@ -415,10 +428,25 @@ class Connection:
             entry = result
         return self._reply(query, entry, now)
 
-    def _reply(self, query: bytes, entry: Entry, started: int) -> bytes:
-        """An answer behind its length."""
-        response = entry.answer(query, self._client, self._local, "tcp", started)
-        return len(response).to_bytes(2, "big") + response
+    def _reply(self, query: bytes, entry: Entry, now: int) -> bytes:
+        """An answer behind its length; as Entry.answer, but for the durations, which TcpServer counts together."""
+        server, block = self._server, entry.block
+        response = query[:2] + (entry.response if entry.turns is None else entry.turns.next(entry.response, now))
+        size = len(query)
+        length = len(response)
+        cell = entry.cell
+        server.cells[cell] += 1
+        server.cells[cell + 1] += size
+        server.cells[cell + 2] += length
+        if block is not server.block:
+            server.count_durations(now)
+            server.block = block
+        server.same += 1
+        if block.sample is not None:
+            block.sample(response, now)
+        if block.log is not None:
+            block.log(query, response, self._client, self._local, "tcp", (time.monotonic_ns() - now) / 1e9)
+        return length.to_bytes(2, "big") + response
 
     def _wait(self, pending: Pending, query: bytes, started: int) -> None:
         self.pending += 1
@@ -428,7 +456,8 @@ class Connection:
             if self._open and not self._closing:
                 now = time.monotonic_ns()
                 self._heard = now / 1e9
-                self._write(self._reply(query, entry, started))
+                response = entry.answer(query, self._client, self._local, "tcp", started)
+                self._write(len(response).to_bytes(2, "big") + response)
                 self._resume(now)
 
         self._server.responder.finish(pending, deliver)
