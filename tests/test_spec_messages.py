@@ -8,6 +8,7 @@ import resource
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -509,8 +510,11 @@ class Waiting:
         return {reason: metrics.value("kdns_tcp_connections_closed_total", reason=reason) for reason in reasons}
 
 
-def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(server: Server) -> None:
+def test_the_idle_the_incomplete_and_the_slow_are_closed_and_the_busy_are_not(
+    server: Server, needs: Callable[..., None]
+) -> None:
     """One test, so that they wait at the same time. The limits are those without `timeouts`, and a sweep of 0.5 s."""
+    needs("ss")
     waiting = Waiting(server)
     waiting.open("half a prefix", b"\0")
     waiting.open("half a message", framed(plain())[:-1])
@@ -626,17 +630,17 @@ def reader_with_little_due(server: Server) -> tuple[socket.socket, int]:
 
 
 def in_kernel(client: socket.socket) -> int:
-    """Bytes of answers in the server's send queue and the client's receive queue (/proc/net/tcp)."""
-    ends = [f"{struct.unpack('=I', socket.inet_aton(host))[0]:08X}:{port:04X}" for host, port in
-            (client.getsockname(), client.getpeername())]  # fmt: skip
+    """Bytes of answers in the server's send queue and the client's receive queue.
+
+    ss lets the kernel look for the two sockets; /proc/net/tcp shows what other tests have left in TIME_WAIT as well.
+    """
+    near, far = client.getsockname()[1], client.getpeername()[1]
+    wanted = f"( sport = :{near} and dport = :{far} ) or ( sport = :{far} and dport = :{near} )"
+    command = ["ss", "--no-header", "--numeric", "--tcp", "exclude", "time-wait", wanted]
     found = 0
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        queued, received = (int(part, 16) for part in fields[4].split(":"))
-        if fields[1:3] == ends:
-            found += received
-        elif fields[2:0:-1] == ends:
-            found += queued
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        _, received, queued, local, _ = line.split()
+        found += int(received if local.endswith(f":{near}") else queued)
     return found
 
 
