@@ -7,6 +7,7 @@ stay the only place for everything else: what is not answered here is asked ther
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -108,12 +109,13 @@ def directory(blocks: Mapping[bytes, Served]) -> Directory | None:
     """The zones that can be answered from directly, of the server blocks by their zone; None if there is none."""
     owners = names.Zones({zone: zone for zone in blocks})
     found: dict[bytes, DirectZone | Literal[False]] = dict.fromkeys(blocks, False)
+    numbers = itertools.count()
     for zone, served in blocks.items():
         handler = served.handlers.get(kubernetes.NAME)
         if isinstance(handler, kubernetes.Handler):
             for view in handler.views:
                 if owners.find(view.origin) == zone:
-                    found[view.origin] = _zone(len(found), view, handler, served) or False
+                    found[view.origin] = _zone(next(numbers), view, handler, served) or False
     return names.Zones(found) if any(found.values()) else None
 
 
