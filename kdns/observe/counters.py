@@ -76,7 +76,7 @@ _FIRST = _OVERFLOW + MAX_WIDTH
 _ENTRY = struct.Struct("=QQ")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _OVER = len(SIZE_BUCKETS)
-_SLOW = len(TIME_BUCKETS)
+_FAST, _SLOW = TIME_BUCKETS[0], len(TIME_BUCKETS)
 _BUCKET_TEXT = (*map(str, range(_OVER)), "+")
 BUCKET_OF = b"".join(
     bytes([bucket]) * (high - low) for bucket, (low, high) in enumerate(pairwise((-1, *SIZE_BUCKETS, 0xFFFF)))
@@ -395,8 +395,12 @@ class QueryCounters:
         cells = self.cells
         if nanoseconds < 1:
             nanoseconds = 1
-        bucket = ((nanoseconds - 1) // TIME_BUCKETS[0]).bit_length()
-        i = self._duration + (bucket if bucket < _SLOW else _SLOW)
+        bucket = 0
+        bound = _FAST
+        while nanoseconds > bound and bucket < _SLOW:
+            bucket += 1
+            bound += bound
+        i = self._duration + bucket
         j = self._sum
         total = nanoseconds * count
         cells[i] += count

@@ -5,6 +5,7 @@ cdef extern from *:
     #include <errno.h>
     #include <string.h>
     #include <sys/socket.h>
+    #include <time.h>
 
     static inline int kdns_receive_many(int fd, size_t headers, unsigned int count, int flags)
     {
@@ -26,6 +27,13 @@ cdef extern from *:
         return sent;
     }
 
+    static inline long long kdns_monotonic_ns(void)
+    {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        return (long long)time.tv_sec * 1000000000 + time.tv_nsec;
+    }
+
     static inline unsigned char *kdns_slots(PyObject *memory, size_t address)
     {
         (void)memory;
@@ -39,6 +47,7 @@ cdef extern from *:
     """
     int receive_many "kdns_receive_many"(int fd, size_t headers, unsigned int count, int flags)
     int send_many "kdns_send_many"(int fd, size_t headers, unsigned int count, int flags)
+    long long monotonic_ns "kdns_monotonic_ns"()
     unsigned char *slots "kdns_slots"(object memory, size_t address)
     void write "kdns_write"(unsigned char *data, Py_ssize_t at, bytes text)
 
@@ -55,6 +64,7 @@ cdef class Batch:
 
     @cython.locals(last=cython.int, count=cython.int)
     cpdef int receive(self, int flags) except -1
+    cpdef long long now(self)
     @cython.locals(at=cython.Py_ssize_t)
     cpdef bytes query(self, Py_ssize_t slot)
     @cython.locals(at=cython.Py_ssize_t, size=cython.Py_ssize_t)

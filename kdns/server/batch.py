@@ -83,6 +83,8 @@ if not cython.compiled:  # else they are in batch.pxd, with the same meaning
         """All slots, to read slices from, in memory that begins at an address."""
         return memory
 
+    from time import monotonic_ns
+
     def write(data: mmap.mmap, at: int, text: bytes) -> None:
         """Put bytes into the slots."""
         data[at : at + len(text)] = text
@@ -160,6 +162,10 @@ class Batch:
         if self.packet_info:
             self._indexes[:count] = self._zeros[:count]
         return count
+
+    def now(self) -> int:
+        """time.monotonic_ns()."""
+        return monotonic_ns()
 
     def query(self, slot: int) -> bytes:
         """What came in a slot."""

@@ -1,5 +1,7 @@
 cimport cython
 
+from kdns.observe.counters cimport QueryCounters
+
 @cython.final
 cdef class Turns:
     cdef readonly Py_ssize_t at, bytes, end, size, start, step
@@ -28,6 +30,12 @@ cdef class Entry:
     cdef readonly object turns, block
     cdef readonly tuple hashes
 
+    @cython.locals(
+        response=bytes, counters=QueryCounters, cells="unsigned long long[:]", cell=cython.Py_ssize_t,
+        size=cython.Py_ssize_t, length=cython.Py_ssize_t,
+    )
+    cpdef bytes answer(self, bytes query, object client, object local, object proto, object started)
+
 @cython.final
 cdef class PacketCache:
     cdef object _changes, _budget, _lock, _cells
@@ -35,10 +43,10 @@ cdef class PacketCache:
     cdef dict _young_index, _old_index
     cdef Py_ssize_t _stale, _bytes, _old_bytes, _most
     cdef public dict young, old
-    cdef public object seen
+    cdef public unsigned long long seen
 
     @cython.locals(number=cython.Py_hash_t, slot=cython.Py_ssize_t, mark=cython.int)
     cpdef bint wants(self, bytes key)
     cpdef Entry from_old(self, bytes key, long long now)
     @cython.locals(size=cython.Py_ssize_t, before=cython.Py_ssize_t, more=cython.Py_ssize_t)
-    cpdef put(self, bytes key, Entry entry, object seen)
+    cpdef put(self, bytes key, Entry entry, unsigned long long seen)

@@ -11,10 +11,9 @@ import contextlib
 import signal
 import socket
 import threading
-import time
 from random import random
 
-from kdns.observe.counters import Region
+from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.budget import Budget
 from kdns.server.batch import MSG_DONTWAIT, MSG_WAITFORONE, SIZE, SLOT, Batch, Envelope, ask_for_packet_info
 from kdns.server.packet_cache import Entry, PacketCache
@@ -50,7 +49,7 @@ class UdpServer:
         self._batch = Batch(sock, wildcard)
         self._responder = responder
         self._sampler = responder.sampler()
-        self._changes = changes
+        self._generation = changes.counters
         self._region = region
         self._cells = region.cells
         self._loop = loop
@@ -118,8 +117,8 @@ class UdpServer:
             if not isinstance(error, InterruptedError | BlockingIOError):
                 self._region.count(("count", "kdns_dropped_total", "reason", "receive"))
             return False
-        started = time.monotonic_ns()
-        if self._changes.counters[0] != self.cache.seen:
+        started = self._batch.now()
+        if self._generation[0] != self.cache.seen:
             self.cache.sync()
         waiting: list[tuple[Pending, Envelope]] = []
         try:
@@ -139,6 +138,7 @@ class UdpServer:
         first = 0  # of the slots with answers that are not sent yet
         misses = 0
         block: Block | None = None
+        counters: QueryCounters | None = None  # of `block`
         write_down: WriteDown | None = None  # of `block`
         same = 0  # how many answers in a row are of `block`
         logged: list[tuple[int, WriteDown, bytes]] = []
@@ -155,9 +155,10 @@ class UdpServer:
                     continue
             owner = entry.block
             if owner is not block:
-                if block is not None:
-                    block.counters.duration(time.monotonic_ns() - started, same)
+                if counters is not None:
+                    counters.duration(batch.now() - started, same)
                 block = owner
+                counters = owner.counters
                 write_down = owner.log
                 same = 0
             same += 1
@@ -173,9 +174,9 @@ class UdpServer:
         if self._direct is not None:
             self._direct.leave()
         self._send(first, count)
-        elapsed = time.monotonic_ns() - started
-        if block is not None:
-            block.counters.duration(elapsed, same)
+        elapsed = batch.now() - started
+        if counters is not None:
+            counters.duration(elapsed, same)
         hits = count - misses
         cells[self._misses] += misses
         cells[self._hits] += hits
