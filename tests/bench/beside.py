@@ -67,8 +67,8 @@ def measure(folder: Path, cluster: Cluster, plan: Plan, parts: Sequence[str], sa
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         servers: list[Target] = []
-        for name in plan.servers:
-            target = _target(name, folder / name, cluster)
+        for number, name in enumerate(plan.servers):
+            target = _target(name, folder / str(number), cluster)
             if target is None:
                 say(f"{name} is not installed, so it is left out")
                 continue

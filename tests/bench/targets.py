@@ -23,6 +23,8 @@ from tests.support.server import ROOT, Server
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.005
+SAID = 2000
+"""Characters of what a server said last that are quoted when it does not become ready."""
 SETTLE_SECONDS = 1.0
 KDNS, PYTHON = "kdns", "kdns (Python)"
 AS_PYTHON = {"KDNS_COMPILED": "0"}
@@ -205,7 +207,7 @@ def start(target: Target, prefix: Sequence[str], name: str, address: str) -> Sta
     query = dns.message.make_query(name, "A").to_wire()
     while answered is None or (ready is None and tells):
         if time.monotonic() - begin > START_SECONDS:
-            raise RuntimeError(f"{target.name} is not ready after {START_SECONDS} s:\n{target.said()}")
+            raise RuntimeError(f"{target.name} is not ready after {START_SECONDS} s:\n{target.said()[-SAID:]}")
         if ready is None and tells:
             state = target.is_ready()
             tells = state is not None
