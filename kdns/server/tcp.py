@@ -25,7 +25,7 @@ from kdns.plugins.budget import UNBOUNDED, Budget
 from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import BACKLOG, WILDCARDS
-from kdns.server.respond import Block, Pending, Responder, Via
+from kdns.server.respond import Block, Pending, Responder, Via, family_label
 from kdns.zone.changes import Changes
 
 CONNECTIONS = 1000
@@ -175,7 +175,8 @@ class TcpServer:
         self.family = int(sock.family)
         self.local: tuple[str, int] = sock.getsockname()[:2]
         self.wildcard = self.local[0] in WILDCARDS.values()
-        self.via = Via("tcp", self.family, self.local, self.cache)
+        direct = responder.direct("tcp", family_label(self.family))
+        self.via = Via("tcp", self.family, self.local, self.cache, direct)
         self.counters = changes.counters
         self.cells = self.region.cells
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)

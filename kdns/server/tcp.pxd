@@ -1,0 +1,85 @@
+cimport cython
+
+from kdns.server.packet_cache cimport Entry, PacketCache
+
+@cython.final
+cdef class Connections:
+    cdef readonly object region, open, epoll
+    cdef readonly Py_ssize_t unsent
+    cdef dict _servers
+    cdef long long _most, _held
+    cdef Py_ssize_t _gauge
+
+    @cython.locals(connection=Connection, servers=dict, found=list, fd=cython.int, events=cython.int)
+    cpdef _turn(self)
+    cdef add(self, int fd, Connection connection)
+    @cython.locals(connection=Connection)
+    cdef Connection _idlest(self)
+    cdef remove(self, int fd, Connection connection)
+    @cython.locals(connection=Connection)
+    cdef hold(self, Connection connection, Py_ssize_t size)
+
+@cython.final
+cdef class TcpServer:
+    cdef readonly object responder, limits, region, via, local
+    cdef readonly Connections connections
+    cdef readonly PacketCache cache
+    cdef readonly int family
+    cdef readonly bint wildcard
+    cdef unsigned long long[:] counters, cells
+    cdef Py_ssize_t hits, misses, same
+    cdef object block, _socket, _pause
+
+    @cython.locals(fd=cython.int)
+    cpdef accept(self)
+    cdef count_durations(self, long long started)
+
+@cython.final
+@cython.freelist(64)
+cdef class Connection:
+    cdef readonly Py_ssize_t held, pending
+    cdef TcpServer _server
+    cdef object _socket
+    cdef tuple _client, _local
+    cdef int _fd, _watched
+    cdef long long _asked
+    cdef bint _open, _half_closed, _turn
+    cdef bytes _rest
+    cdef bytearray _unsent
+    cdef double _heard, _started, _blocked, _closing, _ended
+
+    cdef begin(self)
+    cdef happened(self, int events)
+    @cython.locals(events=cython.int)
+    cdef _watch(self)
+    @cython.locals(data=bytes, now=cython.longlong)
+    cdef _read(self)
+    cdef _half_close(self)
+    @cython.locals(
+        server=TcpServer, data=bytes, size=cython.Py_ssize_t, at=cython.Py_ssize_t, end=cython.Py_ssize_t,
+        count=cython.Py_ssize_t, unsent=cython.Py_ssize_t, pending=cython.Py_ssize_t, most=cython.longlong,
+        answers=cython.bint, reply=bytes, replies=list,
+    )
+    cdef _proceed(self, long long now)
+    cdef _keep(self, Py_ssize_t done)
+    @cython.locals(size=cython.Py_ssize_t)
+    cdef _note(self)
+    cdef _end(self)
+    cdef _say_end(self)
+    @cython.locals(server=TcpServer, cache=PacketCache, entry=Entry, key=bytes)
+    cdef bytes _take(self, bytes query, long long now)
+    @cython.locals(
+        server=TcpServer, response=bytes, size=cython.Py_ssize_t, length=cython.Py_ssize_t, cell=cython.Py_ssize_t,
+    )
+    cdef bytes _reply(self, bytes query, Entry entry, long long now)
+    @cython.locals(sent=cython.Py_ssize_t)
+    cdef _write(self, bytes data)
+    @cython.locals(sent=cython.Py_ssize_t)
+    cdef _flush(self)
+    cdef _resume(self, long long now)
+    cpdef expire(self, double now)
+    cdef close(self, reason)
+    cdef _finish(self)
+    cpdef evict(self)
+    cdef abort(self)
+    cdef _count(self, reason)
