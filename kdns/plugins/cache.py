@@ -119,11 +119,10 @@ import math
 import struct
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from cachetools import LRUCache
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -146,7 +145,7 @@ SUCCESS, DENIAL = "success", "denial"
 DEFAULT_CAPACITY, MIN_CAPACITY = 9984, 1024
 PER_ENTRY = 1280
 """Bytes that may be taken for each answer of the capacity, on average."""
-OVERHEAD = 720
+OVERHEAD = 570
 """About what an entry takes beside its key, message and list of offsets, in bytes."""
 PER_RECORD = 40
 """About what the offset of a record's TTL takes, in bytes."""
@@ -393,19 +392,55 @@ class Item:
         self.last = now
 
 
-class _Kept(LRUCache[bytes, Item]):
-    """Items of one kind, as many as fit. evicted: how many made room for others."""
+class _Kept:
+    """Items of one kind, as many as fit. size: bytes of all. evicted: how many made room for others."""
+
+    __slots__ = ("_items", "_most", "capacity", "evicted", "size")
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity * PER_ENTRY, lambda item: item.size)
+        self._items: OrderedDict[bytes, Item] = OrderedDict()  # what was not used for the longest time comes first
+        self._most = capacity * PER_ENTRY
         self.capacity = capacity
+        self.size = 0
         self.evicted = 0
 
-    def popitem(self) -> tuple[bytes, Item]:
-        """What was not used for the longest time; called by cachetools when there is no room."""
-        popped: tuple[bytes, Item] = super().popitem()
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is an item. Needs no lock."""
+        return key in self._items
+
+    def use(self, key: bytes) -> Item | None:
+        """The item, which is the last one to go from now on."""
+        item = self._items.get(key)
+        if item is not None:
+            self._items.move_to_end(key)
+        return item
+
+    def put(self, key: bytes, item: Item) -> None:
+        """Keep an item, in place of another one with this key, and evict what has no room any more."""
+        self.drop(key)
+        items = self._items
+        while items and (len(items) >= self.capacity or self.size + item.size > self._most):
+            self.evict()
+        items[key] = item
+        self.size += item.size
+
+    def drop(self, key: bytes) -> None:
+        """Forget an item, if it is there."""
+        item = self._items.pop(key, None)
+        if item is not None:
+            self.size -= item.size
+
+    def evict(self) -> int:
+        """Let go what was not used for the longest time; returns its bytes, 0 if there is nothing."""
+        if not self._items:
+            return 0
+        _, item = self._items.popitem(last=False)
+        self.size -= item.size
         self.evicted += 1
-        return popped
+        return item.size
 
 
 class Items:
@@ -427,13 +462,12 @@ class Items:
     @property
     def size(self) -> int:
         """About how many bytes all items take."""
-        return int(self._success.currsize + self._denial.currsize)
+        return self._success.size + self._denial.size
 
     def shed(self) -> int:
         """Evict of the kind that takes more what was not used for the longest time; returns its bytes."""
         with self._lock:
-            kept = max(self._success, self._denial, key=lambda kept: kept.currsize)
-            return kept.popitem()[1].size if kept else 0
+            return (self._success if self._success.size >= self._denial.size else self._denial).evict()
 
     def find(self, key: bytes, now: float) -> Item | None:
         """The item to answer with, which may have expired if `serve_stale` wants it.
@@ -441,9 +475,9 @@ class Items:
         What has records comes before what denies.
         """
         for kept in (self._success, self._denial):
-            if key in kept:
+            if kept.has(key):
                 with self._lock:
-                    item: Item | None = kept.get(key)
+                    item = kept.use(key)
                 if item is not None and now < item.expires + (0.0 if item.failure else self._longer):
                     return item
         return None
@@ -459,12 +493,10 @@ class Items:
         with self._lock:
             before = self.size
             if item.kind == SUCCESS:
-                self._denial.pop(key, None)
+                self._denial.drop(key)
             elif not self._prefer_positive:
-                self._success.pop(key, None)
-            if len(kept) >= kept.capacity and key not in kept:
-                kept.popitem()
-            kept[key] = item
+                self._success.drop(key)
+            kept.put(key, item)
             more = self.size - before
         self._budget.add(more)
         return True
@@ -480,7 +512,7 @@ class Items:
     def count(self, kind: str) -> tuple[int, int, int]:
         """Of one kind: items, about how many bytes they take, and how many were evicted so far."""
         kept = self._kept[kind]
-        return len(kept), int(kept.currsize), kept.evicted
+        return len(kept), kept.size, kept.evicted
 
 
 class _Counts:
@@ -581,6 +613,11 @@ def _flight_of(query: Query, key: bytes) -> bytes:
 class Handler:
     """Answers from what is kept, and keeps what it is answered."""
 
+    __slots__ = (
+        "_cells", "_clock", "_counts", "_disabled", "_everything", "_evicted", "_flights", "_items", "_label", "_log",
+        "_options", "_site", "_wall", "_zones",
+    )  # fmt: skip
+
     def __init__(
         self,
         options: Options,
@@ -595,6 +632,7 @@ class Handler:
         zones = options.zones or site.zones
         self._options = options
         self._site = site
+        self._cells = site.region.cells
         self._log = site.log.plugin(NAME)
         self._clock = clock
         self._wall = wall
@@ -615,26 +653,19 @@ class Handler:
         if not self._everything and self._zones.find(query.lname) is None:
             return await next(query)
         counts = self._counts.get(query.server) or self._count_for(query.server)
-        cells = counts.cells
-        cells[counts.requests] += 1
         key = key_of(query)
         now = self._clock()
-        item = self._items.find(key, now)
-        if item is None or (item.depends and self._is_outdated(item)):
-            cells[counts.misses] += 1
+        item = self._find(key, now, counts)
+        if item is None:
             outcome = await self._ask(query, next, key, counts)
             if isinstance(outcome, Response):
                 return outcome
             await outcome.wait()
-            return await self._landed(outcome, query, next)
-        cells[counts.hits[item.kind]] += 1
+            return self._landed(outcome) or await next(query)
         if now >= item.expires:
             return await self._stale(query, next, key, item, counts)
-        prefetch = self._options.prefetch
-        if prefetch is not None:
-            item.asked(now, prefetch.duration)
-            if now >= item.until and item.hits >= prefetch.amount:
-                self._renew(query, next, key, item, counts)
+        if self._options.prefetch is not None:
+            self._prefetch(self._options.prefetch, query, next, key, item, now, counts)
         return self._hit(item, now, counts)
 
     def passing(self, zone: bytes, server: str) -> Passing | None:
@@ -644,9 +675,32 @@ class Handler:
         counts = self._counts.get(server) or self._count_for(server)
         return Passing((counts.requests, counts.misses))
 
+    def _find(self, key: bytes, now: float, counts: _Counts) -> Item | None:
+        """What is kept, and may have expired, counted as a hit or a miss."""
+        item = self._items.find(key, now)
+        if item is not None and item.depends and self._is_outdated(item):
+            item = None
+        cells, requests = counts.cells, counts.requests
+        index = counts.misses if item is None else counts.hits[item.kind]
+        cells[requests] += 1
+        cells[index] += 1
+        return item
+
+    def _prefetch(
+        self, prefetch: Prefetch, query: Query, next: Next, key: bytes, item: Item, now: float, counts: _Counts
+    ) -> None:
+        """Note that an item is asked for, and renew it if that is due."""
+        item.asked(now, prefetch.duration)
+        if now >= item.until and item.hits >= prefetch.amount:
+            self._renew(query, next, key, item, counts)
+
     def _count_for(self, server: str) -> _Counts:
         counts = self._counts[server] = _Counts(self._site.region, server, self._label)
         return counts
+
+    def _count(self, counts: _Counts, index: int) -> None:
+        cells = counts.cells
+        cells[index] += 1
 
     # Answers from what is kept
 
@@ -658,7 +712,7 @@ class Handler:
         asked: Callable[[], None] | None = None
         if self._options.prefetch is not None:
             asked = functools.partial(self._asked, item, self._options.prefetch.duration)
-        return Aging(item.expires, item.until, not self._options.keepttl, counts.cells, counts.served[item.kind], asked)
+        return Aging(item.expires, item.until, not self._options.keepttl, self._cells, counts.served[item.kind], asked)
 
     def _asked(self, item: Item, pause: float) -> None:
         item.asked(self._clock(), pause)
@@ -672,8 +726,7 @@ class Handler:
             response = await self._verified(query, next, key, item, counts)
             if response is not None:
                 return response
-        cells = counts.cells
-        cells[counts.stale] += 1
+        self._count(counts, counts.stale)
         ttl = stale.response_ttl or (item.ttl if self._options.keepttl else 0)
         return _answer(item, ttl, None)
 
@@ -692,7 +745,7 @@ class Handler:
         if outcome.response is None or not self._replaces(item, outcome.response):
             self._tell(outcome)
             return None
-        return await self._landed(outcome, query, next)
+        return self._landed(outcome) or await next(query)
 
     def _replaces(self, item: Item, response: Response) -> bool:
         """Whether a stale item has been refreshed (RFC 8767 4: NOERROR and NXDOMAIN do)."""
@@ -715,7 +768,7 @@ class Handler:
             if response is not None:
                 return self._keep(query, response, key, counts, seen)
         await in_loop()
-        outcome: Response | _Flight | None = self._flights.get(way) or self._meanwhile(key, counts)
+        outcome = self._flights.get(way) or self._meanwhile(key, counts)
         if outcome is None:
             return self._start(steps or next(query), query, key, way, counts, seen)
         if steps is not None:
@@ -764,11 +817,11 @@ class Handler:
             if item is not None and not (flight.response is not None and self._replaces(item, flight.response)):
                 item.retry = now + self._options.stale.recheck
 
-    async def _landed(self, flight: _Flight, query: Query, next: Next) -> Response:
+    def _landed(self, flight: _Flight) -> Response | None:
         """A flight's response for one who has waited. The first to get it is the only one with its error.
 
-        A response that is no relay belongs to the query that it answers, so that others ask for themselves, unless
-        it failed.
+        A response that is no relay belongs to the query that it answers, so that others ask for themselves (None),
+        unless it failed.
         """
         first, flight.told = not flight.told, True
         response = flight.response
@@ -782,15 +835,14 @@ class Handler:
         if first:
             return replace(response)
         if response.relay is None and response.rcode != rr.SERVFAIL:
-            return await next(query)
+            return None
         return replace(response, error="")
 
     def _renew(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
         """Ask for an item again in the background, unless that is being done. Called in any thread."""
         if not (query.flags & RD and self._items.claim(item, self._clock())):
             return
-        cells = counts.cells
-        cells[counts.prefetches] += 1
+        self._count(counts, counts.prefetches)
         self._site.background(self._renewal(query, next, key, item, counts))
 
     async def _renewal(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> None:
@@ -858,10 +910,13 @@ class Handler:
     def _report(self, counts: _Counts) -> None:
         cells = counts.cells
         for kind, index in counts.entries.items():
-            cells[index], _, evicted = self._items.count(kind)
+            entries, _, evicted = self._items.count(kind)
+            cells[index] = entries
             more = evicted - self._evicted[kind]
-            self._evicted[kind] = evicted
-            cells[counts.evictions[kind]] += more
+            if more:
+                self._evicted[kind] = evicted
+                index = counts.evictions[kind]
+                cells[index] += more
 
 
 def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:

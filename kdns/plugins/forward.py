@@ -511,6 +511,8 @@ def _resolver(text: str) -> Target:
 class Handler:
     """Hands queries to upstreams."""
 
+    __slots__ = ("_everywhere", "_forwards")
+
     def __init__(self, options: Options, site: Site) -> None:
         wrong = None
         log = site.log.plugin(NAME)
@@ -552,6 +554,8 @@ class Handler:
 
 class _Forwarder:
     """One directive at work. everywhere: it covers every name."""
+
+    __slots__ = ("_excepted", "_forward", "_group", "_region", "_waiting", "_zones", "everywhere")
 
     def __init__(self, forward: Forward, around: Surroundings) -> None:
         self._forward = forward

@@ -25,6 +25,10 @@ class Group:
     Upstreams that are given by name are looked up in the background; the addresses of each stay until there are others.
     """
 
+    __slots__ = (
+        "_addresses", "_around", "_known", "_resolvers", "_settings", "_targets", "_turn", "_unresolved", "upstreams",
+    )  # fmt: skip
+
     def __init__(self, targets: tuple[Target, ...], settings: Settings, around: Surroundings) -> None:
         self._settings = settings
         self._around = around

@@ -19,6 +19,8 @@ _KNOWN_RCODES = 24
 class Meter:
     """The metrics of one upstream. wrong: is shown each message that is dropped, and why; None if nobody looks."""
 
+    __slots__ = ("_durations", "_region", "_to", "_wrong", "cells")
+
     def __init__(self, region: Region, to: str, wrong: Callable[[str, bytes], None] | None = None) -> None:
         self._region = region
         self.cells = region.cells

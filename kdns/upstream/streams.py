@@ -17,6 +17,7 @@ import random
 import socket
 import ssl
 from collections.abc import Awaitable
+from functools import partial
 
 from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
@@ -59,12 +60,18 @@ class Asked(Wait):
 class Streams:
     """The connections to one address. To be used in the event loop only."""
 
+    __slots__ = (
+        "_cells", "_connections", "_current", "_ended_after", "_hits", "_limited_until", "_misses", "_room", "context",
+        "limit", "meter", "proto", "settings", "target",
+    )  # fmt: skip
+
     def __init__(self, target: Target, settings: Settings, context: ssl.SSLContext | None, meter: Meter) -> None:
         """context: None for plain TCP."""
         self.target = target
         self.settings = settings
         self.context = context
         self.meter = meter
+        self._cells = meter.cells
         self.proto = "tcp" if context is None else "tcp-tls"
         self.limit = 0  # queries for each connection, 0 if there is no limit
         self._limited_until = 0.0
@@ -81,7 +88,7 @@ class Streams:
         """
         connection = self._current
         if connection is not None and len(connection.waiting) < BUSY and not self.limit and connection.takes_more(now):
-            cells, hits = self.meter.cells, self._hits
+            cells, hits = self._cells, self._hits
             cells[hits] += 1
             return connection.put(ask, now, until)
         connection = self._pick(now)
@@ -126,7 +133,7 @@ class Streams:
             self.limit = 0
         best: Connection | None = None
         for connection in self._connections:
-            if connection.takes_more(now) and (best is None or connection.load < best.load):
+            if connection.takes_more(now) and (best is None or connection.load() < best.load()):
                 best = connection
         most = MAX_LIMITED_CONNECTIONS if self.limit else MAX_CONNECTIONS
         crowded = best is None or (len(best.waiting) >= BUSY and len(self._connections) < MAX_CONNECTIONS)
@@ -138,7 +145,8 @@ class Streams:
             self.meter.count(self._misses)
             return best or opened
         if best is not None:
-            self.meter.count(self._hits)
+            cells, hits = self._cells, self._hits
+            cells[hits] += 1
         return best
 
     def _evict(self, now: float) -> None:
@@ -190,8 +198,36 @@ class Streams:
         self._ended_after = answers
 
 
-class Connection(asyncio.BufferedProtocol):
+class _Receiver(asyncio.BufferedProtocol):
+    """What the transport of a connection calls."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._connection.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.filled(nbytes)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._connection.connected(transport)
+
+    def eof_received(self) -> None:
+        self._connection.lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lost(exc)
+
+
+class Connection:
     """One connection, from the moment that it is wanted."""
+
+    __slots__ = (
+        "_answers", "_buffer", "_connecting", "_ended", "_filled", "_heard", "_loop", "_opened", "_out", "_pool",
+        "_put", "_socket", "_transport", "_view", "idle_since", "waiting",
+    )  # fmt: skip
 
     def __init__(self, pool: Streams, now: float) -> None:
         self._pool = pool
@@ -202,16 +238,16 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
         self._ended = False
         self._put = 0
         self._answers = 0
         self._opened = self._heard = self.idle_since = now
         self._connecting = self._loop.create_task(self._connect())
 
-    @property
-    def load(self) -> tuple[bool, int]:
+    def load(self) -> int:
         """Which of two connections is to be preferred, the lesser one: one that is connected, with fewer queries."""
-        return self._transport is None, len(self.waiting)
+        return len(self.waiting) + (MAX_IN_FLIGHT if self._transport is None else 0)
 
     def takes_more(self, now: float) -> bool:
         """Whether another query may be put on it."""
@@ -250,7 +286,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._loop.create_connection(
-                    lambda: self,
+                    partial(_Receiver, self),
                     target.host,
                     target.port,
                     local_addr=(settings.source, 0) if settings.source else None,
@@ -269,26 +305,28 @@ class Connection(asyncio.BufferedProtocol):
         for asked in self._taken():
             asked.fail(UpstreamError(text))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connected(self, transport: asyncio.Transport) -> None:
+        """It can be used."""
         self._transport = transport
+        self._socket = transport.get_extra_info("socket")
         self.idle_since = self._loop.time()
         if self._ended:
             transport.abort()
         self._flush()
 
-    def get_buffer(self, _: int) -> memoryview:
+    def room(self) -> memoryview:
+        """Where to put what comes: a buffer that holds at least one message of any size."""
         return self._view[self._filled :]
 
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take the complete messages out of the buffer, which holds at least one of any size."""
+    def filled(self, nbytes: int) -> None:
+        """So many bytes have come: take the complete messages out of the buffer."""
         self._filled = end = self._filled + nbytes
         answered: list[tuple[Asked, bytes]] = []
         if end >= 2 and end >= 2 + (self._buffer[0] << 8 | self._buffer[1]):
             self._messages(bytes(self._view[:end]), answered)
-        if self.waiting and self._transport is not None:
+        if self.waiting and self._socket is not None:
             # A server without TCP_NODELAY keeps the next answer until it has our ACK, which we would delay (tcp(7)).
-            self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         for asked, answer in answered:
             if not asked.is_done:
                 asked.set(answer)
@@ -323,10 +361,8 @@ class Connection(asyncio.BufferedProtocol):
         del self.waiting[ident]
         answered.append((asked, data))
 
-    def eof_received(self) -> None:
-        self.connection_lost(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self, error: Exception | None) -> None:
+        """It has ended, or the other end sends no more. error: if it was not closed."""
         if self._ended:
             return
         self._ended = True
@@ -336,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
         quiet = min(asked.sent for asked in self.waiting.values()) - self._heard > _QUIET
         if self._answers and not quiet:
             self._pool.learn(self._answers)
-        self._lose(f"the {self._pool.proto} connection was {'reset' if exc is not None else 'closed'}")
+        self._lose(f"the {self._pool.proto} connection was {'reset' if error is not None else 'closed'}")
 
     def _lose(self, text: str) -> None:
         for asked in self._taken():

@@ -48,12 +48,18 @@ class Surroundings:
 class Upstream:
     """One address that is asked. To be used in the event loop only."""
 
+    __slots__ = (
+        "_around", "_checking", "_closed", "_datagrams", "_fast", "_https", "_meter", "_probe", "_read_timeout",
+        "_settings", "_standing", "_streams", "_timer", "fails", "name", "target",
+    )  # fmt: skip
+
     def __init__(self, target: Target, settings: Settings, around: Surroundings, *, shown: bool = True) -> None:
         """target: with an IP address. shown: among the upstreams of `forward`, in metrics."""
         self.target = target
         self.name = str(target)
         self.fails = 0
         self._settings = settings
+        self._read_timeout = settings.read_timeout
         self._around = around
         self._meter = Meter(around.region, self.name, around.wrong)
         self._standing = Standing(around.region, self.name) if shown else None
@@ -107,7 +113,7 @@ class Upstream:
 
     def _transfer(self, ask: Ask, tcp: bool, now: float, give_up: float) -> Awaitable[bytes]:
         """What brings the answer, from its ID on. now: of the event loop's clock."""
-        until = now + self._settings.read_timeout
+        until = now + self._read_timeout
         if until > give_up:
             until = give_up
         if self._https is not None:
