@@ -206,7 +206,7 @@ def _records(data: bytes, at: int, before: int, additionals: int) -> Edns | None
     edns = None
     for index in range(before + additionals):
         owner = at
-        at = _skip_name(data, at)
+        at = skip_name(data, at)
         if at + 10 > len(data):
             raise FormatError("a record is cut short")
         rtype, klass, ttl, size = _FIXED.unpack_from(data, at)
@@ -223,7 +223,7 @@ def _records(data: bytes, at: int, before: int, additionals: int) -> Edns | None
     return edns
 
 
-def _skip_name(data: bytes, at: int) -> int:
+def skip_name(data: bytes, at: int) -> int:
     """The offset behind a possibly compressed name. Raises FormatError."""
     size = len(data)
     while at < size:
@@ -434,11 +434,11 @@ class _Writer:
 
     def _rdata(self, rtype: int, rdata: bytes, at: int) -> bytes:
         """rdata of NS, CNAME, PTR and SOA with its names compressed, for the offset where it will stand."""
-        first_end = _skip_name(rdata, 0)
+        first_end = skip_name(rdata, 0)
         first = self._name(rdata[:first_end], at)
         if rtype != rr.SOA:
             return first
-        second_end = _skip_name(rdata, first_end)
+        second_end = skip_name(rdata, first_end)
         return first + self._name(rdata[first_end:second_end], at + len(first)) + rdata[second_end:]
 
     def _name(self, name: bytes, at: int | None = None) -> bytes:
@@ -488,8 +488,8 @@ def soa_record(zone: bytes, rrset: RRset, at: int) -> bytes:
 @lru_cache(maxsize=1024)
 def _soa_pieces(zone: bytes, rdata: bytes) -> tuple[bytes, bytes, bytes] | None:
     """MNAME and RNAME of an SOA without the zone that they end in, and the numbers; None if they do not end in it."""
-    first = _skip_name(rdata, 0)
-    second = _skip_name(rdata, first)
+    first = skip_name(rdata, 0)
+    second = skip_name(rdata, first)
     mname, rname = rdata[:first], rdata[first:second]
     if not (names.is_subdomain(mname, zone) and names.is_subdomain(rname, zone)):
         return None
