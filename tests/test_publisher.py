@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lmdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -550,6 +551,22 @@ def test_the_age_of_the_data_is_never_negative(store: Store, monkeypatch: pytest
     assert publisher.age() == pytest.approx(0, abs=0.01)
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     assert publisher.age() == 0.0
+
+
+def test_names_of_services_fill_the_pages_of_the_store(tmp_path: Path, large: list[Object]) -> None:
+    store = Store.open(tmp_path, Changes.create(), pytest.fail)
+    publisher = Publisher(store, "main", Settings((Z,), (NET,)))
+    publisher.replace(large)
+    store.close()
+    taken: dict[bool, int] = {True: 0, False: 0}
+    with lmdb.open(str(tmp_path), readonly=True, max_dbs=8) as env:
+        database = env.open_db(b"names", create=False)
+        with env.begin() as txn:
+            pages = txn.stat(database)["leaf_pages"]
+            for key, value in txn.cursor(database):
+                taken[key.startswith(publisher.zones[Z].prefix)] += len(key) + len(value) + 10
+    in_half_full_pages = taken[False] / (4096 * 0.5)
+    assert taken[True] / (pages - in_half_full_pages) > 4096 * 0.75
 
 
 def test_a_restart_touches_nothing(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ class Publisher:
 
     def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
         """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
-        wanted = (*self.settings.forward, *self.settings.reverse)
+        # Names of Services come in the order of their keys, with which LMDB fills its pages. It fills only half of them
+        # where other keys are behind, so these zones get the last numbers.
+        wanted = (*self.settings.reverse, *self.settings.forward)
         for zone in txn.zones():
             if zone.source == self.source and zone.origin not in wanted:
                 txn.drop_zone(zone)
@@ -117,7 +119,7 @@ class Publisher:
         for zone in zones.values():
             if txn.get(zone, zone.origin) is None:
                 _Entries(self.settings, zones, Inventory(txn, self.source)).put_apex(zone, ())
-        return zones
+        return {origin: zones[origin] for origin in (*self.settings.forward, *self.settings.reverse)}
 
     # State
 
@@ -499,14 +501,14 @@ class _Rebuild:
 
     def run(self) -> None:
         entries, inventory, settings = self._entries, self._entries.inventory, self._entries.settings
-        for namespace in filter(entries.shows, inventory.all_namespaces()):
-            for origin in settings.forward:
-                self._fills[origin].put(dict.fromkeys(entries.of_namespace(origin, namespace), ()))
         own = {key for key in inventory.keys("Service") if self._service(*key.split("/"))}
         for key in inventory.keys("ServiceImport"):
             self._import(*key.split("/"))
         for key in inventory.keys("Pod"):
             self._pod(key)
+        for namespace in filter(entries.shows, inventory.all_namespaces()):
+            for origin in settings.forward:
+                self._fills[origin].put(dict.fromkeys(entries.of_namespace(origin, namespace), ()))
         self._flush_pointers()
         for fill in self._fills.values():
             fill.flush()

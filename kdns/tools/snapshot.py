@@ -87,7 +87,7 @@ class View:
         self.made = made
         self._reader = reader
         self._txn = reader.transaction()
-        self._zones = sorted(self._txn.zones(), key=lambda zone: zone.number)
+        self._zones = self._txn.zones()
         self._origins = names.Zones({zone.origin: zone for zone in reversed(self._zones)})
         self._handler = self.handler(kubernetes.Options((), pods=made.pods, ttl=made.ttl, zonal=True), _leave)
 

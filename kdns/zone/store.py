@@ -47,6 +47,7 @@ _MANY_NAMES = 20_000
 _MANY_BYTES = 1 << 20
 """Bytes of objects that it goes through before their pages are."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
+_ARPA = b"\4arpa\0"
 DATA_FILE = "data.mdb"
 
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -298,8 +299,9 @@ class Transaction:
     # Zones
 
     def zones(self) -> list[Zone]:
-        """All zones."""
-        return [msgspec.msgpack.decode(value[4:], type=Zone) for _, value in self._txn.cursor(self._zones)]
+        """All zones, in the order of their numbers, but those for reverse look-up last."""
+        found = [msgspec.msgpack.decode(value[4:], type=Zone) for _, value in self._txn.cursor(self._zones)]
+        return sorted(found, key=lambda zone: zone.origin.endswith(_ARPA))
 
     def add_zone(self, source: str, origin: bytes) -> Zone:
         """The zone of that source and origin, made if it is not there."""
