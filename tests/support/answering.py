@@ -21,14 +21,14 @@ from kdns.cluster.manifests import ManifestSource
 from kdns.corefile.config import Config
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
-from kdns.plugins import kubernetes
+from kdns.plugins import kubernetes, log
 from kdns.plugins.budget import Budget
 from kdns.server import sockets
 from kdns.server.direct import Direct, Served
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import Plan
 from kdns.server.publication import Publication
-from kdns.server.respond import Pending, Responder, Via
+from kdns.server.respond import Pending, Responder, Via, WriteDown
 from kdns.server.worker import Worker
 from kdns.wire import names
 from kdns.zone.changes import Changes
@@ -99,11 +99,12 @@ def _fail(text: str) -> None:
 
 class Answering(Worker):
     """A worker for one listening address. region: its counters. reported: what was reported of plugins that failed.
+    logged: the last line of `log`.
 
     without_direct: everything goes through the plugins.
     """
 
-    def __init__(self, ground: Ground, reader: Reader, *, without_direct: bool = False) -> None:
+    def __init__(self, ground: Ground, reader: Reader, *, without_direct: bool = False, proto: str = "udp") -> None:
         """reader: of the ground's store, which can be opened once in a process."""
         servers = sockets.servers(ground.config.blocks, {})
         plan = Plan(0, ground.config.blocks, servers, ground.zones, "", "token")
@@ -111,6 +112,7 @@ class Answering(Worker):
         control, self._peer = socket.socketpair()
         super().__init__(plan, [control.detach(), os.dup(self.region.fd), ground.changes.fd])
         self.reported: list[str] = []
+        self.logged: str | None = None
         self.changes = self._changes
         self.reader = self._store = reader
         self._without_direct = without_direct
@@ -118,12 +120,14 @@ class Answering(Worker):
         self._reached = self._reach(chains)
         self.responder: Responder = self._responder(servers[0], chains)
         self.cache = PacketCache(self._changes, self._region, Budget())
-        self.via = Via("udp", socket.AF_INET, LOCAL, self.cache)
-        self.direct = self.responder.direct("udp", self.via.family_label)
+        self.via = Via(proto, socket.AF_INET, LOCAL, self.cache)
+        self.direct = self.responder.direct(proto, self.via.family_label)
 
-    def respond(self, data: bytes) -> Entry | Pending | None:
+    def respond(
+        self, data: bytes, client: tuple[str, int] = CLIENT, local: tuple[str, int] = LOCAL
+    ) -> Entry | Pending | None:
         """The answer of the plugins to a message, or what says that it gets none, or has to wait for one."""
-        return self.responder.respond(data, self.via, CLIENT, LOCAL)
+        return self.responder.respond(data, self.via, client, local)
 
     def counted(self) -> Counted:
         """What has been counted, but for how long it took."""
@@ -141,6 +145,12 @@ class Answering(Worker):
 
     def _failed(self, text: str) -> None:
         self.reported.append(text)
+
+    def _write_down(self, logger: log.Logger) -> WriteDown:
+        def write(*said: Any) -> None:
+            self.logged = logger.line(*said)
+
+        return write
 
     def __enter__(self) -> Self:
         return self

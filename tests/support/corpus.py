@@ -123,7 +123,7 @@ def packets(count: int, choice: random.Random, longest: int = 4096) -> Iterator[
         else:
             data = bytearray(choice.choice(seeds))
             for _ in range(choice.choice((1, 1, 1, 2, 3, 8))):
-                _mutate(data, choice, seeds)
+                mutate(data, choice, seeds)
             yield bytes(data[:longest])
 
 
@@ -133,7 +133,8 @@ def _random(choice: random.Random) -> bytes:
     return ID + QUERY + body if choice.random() < 0.5 else body
 
 
-def _mutate(data: bytearray, choice: random.Random, seeds: list[bytes]) -> None:
+def mutate(data: bytearray, choice: random.Random, seeds: list[bytes]) -> None:
+    """Change one thing about a message. seeds: others, whose ends it may get."""
     kind = choice.randrange(12)
     at = choice.randrange(len(data) + 1)
     if kind == 0 and at < len(data):

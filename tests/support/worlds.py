@@ -110,7 +110,7 @@ WORLDS: dict[str, World] = {
     "server blocks": World(
         _block(FORWARD, "cache")
         + _block(_kubernetes(), "errors", zone=Z)
-        + _block("whoami", zone=f"default.svc.{Z}")
+        + _block("hosts {\n10.9.9.9 web.default.svc.cluster.local\n}", zone=f"default.svc.{Z}")
         + _block(_kubernetes(zones="example.org"), FORWARD, zone="example.org")
         + _block(_kubernetes("ttl 77", zones=f"pod.{Z}"), zone=f"pod.{Z}"),
         direct=(f"web.a-b.svc.{Z}", f"gone.svc.{Z}", POD, "web.default.svc.example.org", ELSEWHERE),

@@ -1,0 +1,103 @@
+"""Builds what `make fuzz` runs: the compiled modules with sanitizers, in a copy of the tree, and a program around them.
+
+Nothing is built in place: a module with sanitizers can be loaded by nothing but the program that has their runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HARNESS = Path(__file__).with_name("harness.c")
+SANITIZERS = "address,undefined"
+_EXCEPT = "function,alignment"
+"""Of UndefinedBehaviorSanitizer: Python calls functions by pointers of other types, and reads what it has aligned."""
+BESIDE = ("wire/relay", "plugins/kubernetes", "zone/values")
+"""Modules that are always Python, and compiled here so that the fuzzer sees which of their branches it takes."""
+_COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+class BuildError(Exception):
+    """Something cannot be built; the text has the compiler's words."""
+
+
+def build(folder: Path) -> Path:
+    """Build everything, or what has changed since, in a folder; returns the program. Raises BuildError."""
+    source = folder / "src"
+    _copy(source)
+    _compile(source)
+    program = folder / "fuzz"
+    if not program.exists() or program.stat().st_mtime < HARNESS.stat().st_mtime:
+        _link(program)
+    return program
+
+
+def _copy(source: Path) -> None:
+    """Bring the copy of the tree up to date; what has not changed keeps its time, for it need not be compiled again."""
+    wanted = {path.relative_to(ROOT) for name in ("py", "pxd") for path in (ROOT / "kdns").rglob(f"*.{name}")}
+    wanted.update(map(Path, _COPIED))
+    for path in wanted:
+        data, copy = (ROOT / path).read_bytes(), source / path
+        if not copy.exists() or copy.read_bytes() != data:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(data)
+    for module in BESIDE:
+        types = source / "kdns" / f"{module}.pxd"
+        wanted.add(types.relative_to(source))
+        if not types.exists():
+            types.touch()
+    for copy in (source / "kdns").rglob("*"):
+        if copy.suffix in (".py", ".pxd") and copy.relative_to(source) not in wanted:
+            copy.unlink()
+            for stale in copy.parent.glob(f"{copy.stem}.*.so"):
+                stale.unlink()
+
+
+def _compile(source: Path) -> None:
+    flags = f"-g -UNDEBUG -fno-omit-frame-pointer -fsanitize={SANITIZERS},fuzzer-no-link -fno-sanitize={_EXCEPT}"
+    environ = {
+        "CC": "clang",
+        "CFLAGS": f"{flags} -fno-sanitize-recover=undefined",
+        "LDSHARED": "clang -shared",
+        "LDFLAGS": f"-fsanitize={SANITIZERS}",
+    }
+    said = _run([sys.executable, "setup.py", "build_ext", "--inplace"], environ, source)
+    for types in (source / "kdns").rglob("*.pxd"):
+        if not list(types.parent.glob(f"{types.stem}.*.so")):
+            raise BuildError(f"{types.relative_to(source)} is not compiled:\n{said[-3000:]}")
+
+
+def _link(program: Path) -> None:
+    have = sysconfig.get_config_vars()
+    name = f"python{have['LDVERSION']}"
+    if have["Py_ENABLE_SHARED"]:
+        library = ["-L", have["LIBDIR"], f"-Wl,-rpath,{have['LIBDIR']}", f"-l{name}"]
+    else:
+        library = [f"{have['LIBPL']}/lib{name}.a", *have["LIBS"].split(), *have["SYSLIBS"].split()]
+    include = f"-I{sysconfig.get_path('include')}"
+    sanitizers = f"-fsanitize={SANITIZERS},fuzzer"
+    # -rdynamic: the modules take the sanitizers' functions, and the fuzzer's, from the program.
+    _run(["clang", "-g", "-O1", "-Wall", "-Wextra", sanitizers, include, HARNESS, *library, "-rdynamic", "-o", program])
+
+
+def _run(command: list[str | Path], environ: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
+    if not shutil.which(command[0]):
+        raise BuildError(f"there is no {command[0]}: `make fuzz` installs it on Debian")
+    inherited = {key: value for key, value in os.environ.items() if key not in ("KDNS_COMPILED", "PYTHONPATH")}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=inherited | dict(environ or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise BuildError(f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}")
+    return done.stdout
