@@ -11,7 +11,7 @@ cdef class Connections:
     cdef Py_ssize_t _gauge
 
     @cython.locals(connection=Connection, servers=dict, found=list, fd=cython.int, events=cython.int)
-    cpdef _turn(self)
+    cpdef _look(self)
     cdef add(self, int fd, Connection connection)
     @cython.locals(connection=Connection)
     cdef Connection _idlest(self)

@@ -76,7 +76,7 @@ class Connections:
 
     def listen(self, fd: int, server: TcpServer) -> None:
         """Call a server when somebody connects to its socket."""
-        asyncio.get_running_loop().add_reader(self.epoll.fileno(), self._turn)
+        asyncio.get_running_loop().add_reader(self.epoll.fileno(), self._look)
         self._servers[fd] = server
         self.epoll.register(fd, EPOLLIN)
 
@@ -85,7 +85,7 @@ class Connections:
         self.epoll.unregister(fd)
         del self._servers[fd]
 
-    def _turn(self) -> None:
+    def _look(self) -> None:
         """Serve the sockets on which something has happened."""
         connections, servers = self.open, self._servers
         for _ in range(_LOOKS):
@@ -272,7 +272,7 @@ class Connection:
 
     def happened(self, events: int) -> None:
         """Do what epoll has found to be possible."""
-        if events & (EPOLLERR | EPOLLHUP):
+        if events & EPOLLERR or (events & EPOLLHUP and not events & EPOLLIN):
             self.abort()
             return
         if events & EPOLLOUT:
@@ -289,10 +289,14 @@ class Connection:
             events |= EPOLLOUT
         if events == self._watched or not self._open:
             return
-        if self._watched < 0:
-            self._server.connections.epoll.register(self._fd, events)
-        else:
-            self._server.connections.epoll.modify(self._fd, events)
+        epoll = self._server.connections.epoll
+        try:
+            if self._watched < 0:
+                epoll.register(self._fd, events)
+            else:
+                epoll.modify(self._fd, events)
+        except OSError:  # no memory for it, or more than one user may have
+            self.abort()
         self._watched = events
 
     def _read(self) -> None:
