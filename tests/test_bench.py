@@ -309,6 +309,16 @@ def test_the_readme_has_a_place_for_the_figures() -> None:
         published.placed(f"a\n{published.BEGIN}", "new")
 
 
+def test_the_readme_shows_what_was_recorded() -> None:
+    """Table and chart are those that the JSON gives which the README names."""
+    readme = published.README.read_text()
+    shown = readme.partition(published.BEGIN)[2].partition(published.END)[0]
+    path = published.RESULTS / re.findall(r"\(tests/bench/results/([\w-]+\.json)\)", shown)[0]
+    kept = published.read(path.read_text())
+    assert shown == published.section(kept, path)
+    assert published.CHART.read_text() == published.draw(kept)
+
+
 # What can be chosen
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -87,8 +88,13 @@ def section(record: Record, path: Path) -> str:
     lines = [
         f"![CPU per query, queries a second, latency and memory of kdns and others]({folder}/{CHART.name})",
         "",
-        f"kdns {record.versions[KDNS]} beside {servers}; {record.place}, {record.date[:10]}; medians of {turns} turns",
-        f"([all of it]({folder}/{path.name})).",
+        *textwrap.wrap(
+            f"kdns {record.versions[KDNS]} beside {servers}; {record.place}, {record.date[:10]}; medians of {turns} "
+            f"turns ([all of it]({folder}/{path.name})).",
+            120,
+            break_on_hyphens=False,
+            break_long_words=False,
+        ),
         "",
         "| what is asked | figure | kdns | beside it | ratio | aim |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -21,7 +21,7 @@ from tests.bench.cluster import Cluster
 from tests.support import procs
 from tests.support.server import ROOT, Server
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 POLL_SECONDS = 0.005
 SAID = 2000
 """Characters of what a server said last that are quoted when it does not become ready."""
