@@ -48,7 +48,7 @@ class Plan:
 
 
 FULL = Plan(rounds=5, seconds=4, fresh=150_000, watched=60)
-SHORT = Plan(rounds=2, seconds=0.5, fresh=15_000, watched=12)
+SHORT = Plan(rounds=1, seconds=0.5, fresh=15_000, watched=12)
 
 
 @dataclass(frozen=True, slots=True)
