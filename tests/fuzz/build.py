@@ -15,9 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HARNESS = Path(__file__).with_name("harness.c")
-SANITIZERS = "address,undefined"
-_EXCEPT = "function,alignment"
-"""Of UndefinedBehaviorSanitizer: Python calls functions by pointers of other types, and reads what it has aligned."""
+SANITIZERS = "address,bool,bounds,float-cast-overflow,integer-divide-by-zero,return,shift,unreachable"
+"""Of UndefinedBehaviorSanitizer, what AddressSanitizer does not see either way and compiles in a minute."""
 BESIDE = ("wire/relay", "plugins/kubernetes", "zone/values")
 """Modules that are always Python, and compiled here so that the fuzzer sees which of their branches it takes."""
 _COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -60,10 +59,10 @@ def _copy(source: Path) -> None:
 
 
 def _compile(source: Path) -> None:
-    flags = f"-g -UNDEBUG -fno-omit-frame-pointer -fsanitize={SANITIZERS},fuzzer-no-link -fno-sanitize={_EXCEPT}"
+    flags = f"-g -UNDEBUG -fno-omit-frame-pointer -fsanitize={SANITIZERS},fuzzer-no-link"
     environ = {
         "CC": "clang",
-        "CFLAGS": f"{flags} -fno-sanitize-recover=undefined",
+        "CFLAGS": f"{flags} -fno-sanitize-recover=all",
         "LDSHARED": "clang -shared",
         "LDFLAGS": f"-fsanitize={SANITIZERS}",
     }

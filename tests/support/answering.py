@@ -21,14 +21,14 @@ from kdns.cluster.manifests import ManifestSource
 from kdns.corefile.config import Config
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
-from kdns.plugins import kubernetes, log
+from kdns.plugins import kubernetes
 from kdns.plugins.budget import Budget
 from kdns.server import sockets
 from kdns.server.direct import Direct, Served
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import Plan
 from kdns.server.publication import Publication
-from kdns.server.respond import Pending, Responder, Via, WriteDown
+from kdns.server.respond import Pending, Responder, Via
 from kdns.server.worker import Worker
 from kdns.wire import names
 from kdns.zone.changes import Changes
@@ -97,9 +97,21 @@ def _fail(text: str) -> None:
     raise AssertionError(text)
 
 
+class _Nowhere(Log):
+    """What is logged is forgotten."""
+
+    def plugin(self, name: str) -> Log:
+        return self
+
+    def raw(self, text: str) -> None:
+        pass
+
+    def _say(self, level: str, text: str, key: str, kind: str = "") -> None:
+        pass
+
+
 class Answering(Worker):
     """A worker for one listening address. region: its counters. reported: what was reported of plugins that failed.
-    logged: the last line of `log`.
 
     without_direct: everything goes through the plugins.
     """
@@ -111,8 +123,8 @@ class Answering(Worker):
         self.region = Region.create()
         control, self._peer = socket.socketpair()
         super().__init__(plan, [control.detach(), os.dup(self.region.fd), ground.changes.fd])
+        self._log = _Nowhere(Sink())
         self.reported: list[str] = []
-        self.logged: str | None = None
         self.changes = self._changes
         self.reader = self._store = reader
         self._without_direct = without_direct
@@ -145,12 +157,6 @@ class Answering(Worker):
 
     def _failed(self, text: str) -> None:
         self.reported.append(text)
-
-    def _write_down(self, logger: log.Logger) -> WriteDown:
-        def write(*said: Any) -> None:
-            self.logged = logger.line(*said)
-
-        return write
 
     def __enter__(self) -> Self:
         return self
