@@ -81,7 +81,9 @@ cdef bytes _flight_of(object query, bytes key)
 
 @cython.final
 cdef class Handler:
-    cdef object _options, _site, _cells, _log, _clock, _wall, _zones
+    cdef double _recheck
+    cdef bint _keepttl
+    cdef object _options, _prefetching, _site, _cells, _log, _clock, _wall, _zones
     cdef bint _everything
     cdef dict _disabled, _evicted, _counts
     cdef readonly dict _flights

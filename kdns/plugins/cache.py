@@ -115,13 +115,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import struct
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from math import ceil, inf
 from typing import Any
 
 from kdns.corefile import values
@@ -153,7 +153,7 @@ MAX_TTL = 2**31 - 1
 _FIVE_MINUTES = 300.0
 _KEY = struct.Struct("!HHB")
 _SIGNATURE = struct.Struct("!II")
-_NEVER = -math.inf
+_NEVER = -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Prefetch:
 
     def threshold(self, ttl: int) -> int:
         """Seconds before its end from which on an answer is asked for again."""
-        return math.ceil(ttl * self.percentage / 100)
+        return ceil(ttl * self.percentage / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +374,7 @@ class Item:
         self.clear_flags = response.clear_flags
         self.kind = kind
         self.failure = failure
-        self.ttl = math.ceil(seconds)
+        self.ttl = ceil(seconds)
         self.until = self.expires = now + seconds
         self.size = OVERHEAD + len(relay.body) + PER_RECORD * len(relay.ttls)
         self.hits = 0
@@ -384,7 +384,7 @@ class Item:
 
     def left(self, now: float) -> int:
         """The TTL that it shows before it expires."""
-        return min(self.ttl, math.ceil(self.expires - now))
+        return min(self.ttl, ceil(self.expires - now))
 
     def asked(self, now: float, pause: float) -> None:
         """Note a query for it. pause: seconds without any after which the count starts again."""
@@ -614,8 +614,8 @@ class Handler:
     """Answers from what is kept, and keeps what it is answered."""
 
     __slots__ = (
-        "_cells", "_clock", "_counts", "_disabled", "_everything", "_evicted", "_flights", "_items", "_label", "_log",
-        "_options", "_site", "_wall", "_zones",
+        "_cells", "_clock", "_counts", "_disabled", "_everything", "_evicted", "_flights", "_items", "_keepttl",
+        "_label", "_log", "_options", "_prefetching", "_recheck", "_site", "_wall", "_zones",
     )  # fmt: skip
 
     def __init__(
@@ -631,6 +631,9 @@ class Handler:
         """
         zones = options.zones or site.zones
         self._options = options
+        self._prefetching = options.prefetch
+        self._keepttl = options.keepttl
+        self._recheck = options.stale.recheck if options.stale is not None else 0.0
         self._site = site
         self._cells = site.region.cells
         self._log = site.log.plugin(NAME)
@@ -664,8 +667,8 @@ class Handler:
             return self._landed(outcome) or await next(query)
         if now >= item.expires:
             return await self._stale(query, next, key, item, counts)
-        if self._options.prefetch is not None:
-            self._prefetch(self._options.prefetch, query, next, key, item, now, counts)
+        if self._prefetching is not None:
+            self._prefetch(self._prefetching, query, next, key, item, now, counts)
         return self._hit(item, now, counts)
 
     def passing(self, zone: bytes, server: str) -> Passing | None:
@@ -705,14 +708,14 @@ class Handler:
     # Answers from what is kept
 
     def _hit(self, item: Item, now: float, counts: _Counts) -> Response:
-        ttl = item.ttl if self._options.keepttl else item.left(now)
+        ttl = item.ttl if self._keepttl else item.left(now)
         return _answer(item, ttl, self._aging(item, counts) if now < item.until else None)
 
     def _aging(self, item: Item, counts: _Counts) -> Aging:
         asked: Callable[[], None] | None = None
-        if self._options.prefetch is not None:
-            asked = functools.partial(self._asked, item, self._options.prefetch.duration)
-        return Aging(item.expires, item.until, not self._options.keepttl, self._cells, counts.served[item.kind], asked)
+        if self._prefetching is not None:
+            asked = functools.partial(self._asked, item, self._prefetching.duration)
+        return Aging(item.expires, item.until, not self._keepttl, self._cells, counts.served[item.kind], asked)
 
     def _asked(self, item: Item, pause: float) -> None:
         item.asked(self._clock(), pause)
@@ -727,7 +730,7 @@ class Handler:
             if response is not None:
                 return response
         self._count(counts, counts.stale)
-        ttl = stale.response_ttl or (item.ttl if self._options.keepttl else 0)
+        ttl = stale.response_ttl or (item.ttl if self._keepttl else 0)
         return _answer(item, ttl, None)
 
     async def _verified(self, query: Query, next: Next, key: bytes, item: Item, counts: _Counts) -> Response | None:
@@ -811,11 +814,11 @@ class Handler:
         elif error is not None:
             flight.cancelled = True
             return
-        if self._options.stale is not None and self._options.stale.recheck:
+        if self._recheck:
             now = self._clock()
             item = self._items.find(key, now)
             if item is not None and not (flight.response is not None and self._replaces(item, flight.response)):
-                item.retry = now + self._options.stale.recheck
+                item.retry = now + self._recheck
 
     def _landed(self, flight: _Flight) -> Response | None:
         """A flight's response for one who has waited. The first to get it is the only one with its error.
@@ -873,15 +876,15 @@ class Handler:
         if relay is None or verdict is None:
             return response
         kind, failure, seconds = verdict
-        response.ttl = math.ceil(seconds)
+        response.ttl = ceil(seconds)
         if not seconds or self._disabled[kind].find(query.lname) or not self._holds(query, relay):
             return response
         now = self._clock()
         item = Item(response, relay, kind, failure, seconds, now)
         item.size += len(key)
         item.seen = seen
-        if self._options.prefetch is not None:
-            item.until = max(now, item.expires - self._options.prefetch.threshold(item.ttl))
+        if self._prefetching is not None:
+            item.until = max(now, item.expires - self._prefetching.threshold(item.ttl))
         if self._items.put(key, item, now):
             response.cacheable = now < item.until
             response.aging = self._aging(item, counts) if response.cacheable else None

@@ -15,5 +15,6 @@ cdef class _Forwarder:
     cdef object _forward, _region
     cdef readonly Group _group
     cdef tuple _zones, _excepted
-    cdef Py_ssize_t _waiting
+    cdef Py_ssize_t _waiting, _most
+    cdef bint _force_tcp, _prefer_udp
     cdef readonly bint everywhere

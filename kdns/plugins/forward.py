@@ -156,10 +156,10 @@ the upstream has set. `max_age` may be less than `expire`.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -544,7 +544,7 @@ class Handler:
             if not covering:
                 return await next(query)
         await in_loop()
-        begun = time.monotonic()
+        begun = monotonic()
         for forwarder in covering[:-1]:
             response = await forwarder.ask(query, begun)
             if not forwarder.passes_on(response):
@@ -555,10 +555,16 @@ class Handler:
 class _Forwarder:
     """One directive at work. everywhere: it covers every name."""
 
-    __slots__ = ("_excepted", "_forward", "_group", "_region", "_waiting", "_zones", "everywhere")
+    __slots__ = (
+        "_excepted", "_force_tcp", "_forward", "_group", "_most", "_prefer_udp", "_region", "_waiting", "_zones",
+        "everywhere",
+    )  # fmt: skip
 
     def __init__(self, forward: Forward, around: Surroundings) -> None:
         self._forward = forward
+        self._most = forward.max_concurrent or _MOST
+        self._force_tcp = forward.settings.force_tcp
+        self._prefer_udp = forward.settings.prefer_udp
         self._group = Group(forward.targets, forward.settings, around)
         self._region = around.region
         self._zones = tuple(map(_wire, forward.zones))
@@ -589,16 +595,14 @@ class _Forwarder:
 
     async def ask(self, query: Query, begun: float) -> Response:
         """What the upstreams answer, or SERVFAIL and why. In the event loop. begun: when the query came."""
-        forward = self._forward
-        if forward.max_concurrent and self._waiting >= forward.max_concurrent:
+        if self._waiting >= self._most:
             self._region.count(("count", "coredns_forward_max_concurrent_rejects_total"))
-            text = f"more than {forward.max_concurrent} queries at a time (max_concurrent)"
+            text = f"more than {self._most} queries at a time (max_concurrent)"
             return Response(rcode=rr.REFUSED, plugin=NAME, error=text)
         if self._waiting >= MOST_WAITING:
             self._region.count(("count", "kdns_pending_rejects_total"))
             return Response(rcode=rr.SERVFAIL, plugin=NAME, recursion=True)
-        settings = forward.settings
-        tcp = settings.force_tcp or (query.proto != "udp" and not settings.prefer_udp)
+        tcp = self._force_tcp or (not self._prefer_udp and query.proto != "udp")
         ask = Ask(message.upstream_query(query, 0)[2:], message.question(query))
         self._waiting += 1
         try:

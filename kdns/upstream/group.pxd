@@ -3,8 +3,10 @@ cimport cython
 
 @cython.final
 cdef class Group:
-    cdef object _settings, _around, _targets, _resolvers
-    cdef dict _known, _addresses, _unresolved
+    cdef double _patience
+    cdef object _max_attempts, _failover, _settings, _around, _targets, _resolvers
+    cdef dict _known, _addresses
+    cdef readonly dict _unresolved
     cdef Py_ssize_t _turn
     cdef readonly list upstreams
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Iterator
+from time import monotonic
 
 from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
@@ -26,11 +26,15 @@ class Group:
     """
 
     __slots__ = (
-        "_addresses", "_around", "_known", "_resolvers", "_settings", "_targets", "_turn", "_unresolved", "upstreams",
+        "_addresses", "_around", "_failover", "_known", "_max_attempts", "_patience", "_resolvers", "_settings",
+        "_targets", "_turn", "_unresolved", "upstreams",
     )  # fmt: skip
 
     def __init__(self, targets: tuple[Target, ...], settings: Settings, around: Surroundings) -> None:
         self._settings = settings
+        self._patience = max(TOTAL_SECONDS, settings.read_timeout)
+        self._max_attempts = settings.max_attempts
+        self._failover = settings.failover
         self._around = around
         self._targets = targets
         self._known: dict[Target, Upstream] = {}
@@ -53,9 +57,8 @@ class Group:
         upstreams = self._order()
         if not upstreams:
             raise UpstreamError("; ".join(f"{target.host}: {why}" for target, why in self._unresolved.items()))
-        settings = self._settings
-        give_up = begun + max(TOTAL_SECONDS, settings.read_timeout)
-        most = 2 * len(upstreams) if settings.max_attempts is None else settings.max_attempts
+        give_up = begun + self._patience
+        most = 2 * len(upstreams) if self._max_attempts is None else self._max_attempts
         failed = passed = 0
         lost = False
         last: Relay | None = None
@@ -74,12 +77,12 @@ class Group:
                 why = f"{upstream.name}: {error}"
             else:
                 passed += 1
-                if last.rcode not in settings.failover or passed >= len(upstreams):
+                if last.rcode not in self._failover or passed >= len(upstreams):
                     return last
                 continue
             upstream.failed()
             failed += 1
-            if failed == most or time.monotonic() >= give_up:
+            if failed == most or monotonic() >= give_up:
                 break
             if not most:
                 await asyncio.sleep(_PAUSE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from time import monotonic_ns
 
 from kdns.observe.counters import PROXY_REQUESTS, Histogram, Region
 from kdns.wire import rr
@@ -61,7 +62,7 @@ class Meter:
         if histogram is None:
             text = rr.rcode_text(rcode).removeprefix("RCODE") if rcode < _KNOWN_RCODES else "other"
             histogram = self._durations[rcode] = PROXY_REQUESTS.histogram(self._region, PROXY, self._to, text)
-        histogram.observe(time.monotonic_ns() - started)
+        histogram.observe(monotonic_ns() - started)
 
     def check_failed(self) -> None:
         """Count a health check without an answer."""

@@ -11,7 +11,7 @@ A coroutine may take its first steps in any thread, without an event loop; befor
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop
+from asyncio import _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any
@@ -25,7 +25,7 @@ class _InLoop:
 
 class _InTask:
     def __await__(self) -> Generator[None, None, None]:
-        while _get_running_loop() is None or asyncio.current_task() is None:
+        while _get_running_loop() is None or current_task() is None:
             yield
 
 
@@ -140,7 +140,7 @@ class Run:
 
     def begin(self) -> None:
         """Take the steps up to the first wait. Called by a task, they become one of their own."""
-        if asyncio.current_task() is None:
+        if current_task() is None:
             self.go_on()
         else:
             self._become_task()

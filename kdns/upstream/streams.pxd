@@ -18,6 +18,7 @@ cdef class Streams:
     cdef readonly list _connections
     cdef Connection _current
     cdef double _limited_until
+    cdef readonly double max_age
     cdef Py_ssize_t _ended_after, _hits, _misses
     cdef object _room
 

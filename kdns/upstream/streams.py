@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import ssl
 from collections.abc import Awaitable
 from functools import partial
+from random import getrandbits
 
 from kdns.errors import ConnectionLostError, UpstreamError
 from kdns.upstream.ask import Ask
@@ -62,13 +62,14 @@ class Streams:
 
     __slots__ = (
         "_cells", "_connections", "_current", "_ended_after", "_hits", "_limited_until", "_misses", "_room", "context",
-        "limit", "meter", "proto", "settings", "target",
+        "limit", "max_age", "meter", "proto", "settings", "target",
     )  # fmt: skip
 
     def __init__(self, target: Target, settings: Settings, context: ssl.SSLContext | None, meter: Meter) -> None:
         """context: None for plain TCP."""
         self.target = target
         self.settings = settings
+        self.max_age = settings.max_age
         self.context = context
         self.meter = meter
         self._cells = meter.cells
@@ -254,7 +255,7 @@ class Connection:
         pool = self._pool
         if self._ended or (pool.limit and self._put >= pool.limit) or len(self.waiting) >= MAX_IN_FLIGHT:
             return False
-        return not pool.settings.max_age or now - self._opened < pool.settings.max_age
+        return not pool.max_age or now - self._opened < pool.max_age
 
     def put(self, ask: Ask, now: float, until: float) -> Asked:
         """Send a query, or keep it until there is a connection.
@@ -262,9 +263,9 @@ class Connection:
         The ID need not be hard to guess here, where nobody can answer but the other end; it only has to be free.
         """
         waiting = self.waiting
-        ident = random.getrandbits(16)
+        ident = getrandbits(16)
         while ident in waiting:
-            ident = random.getrandbits(16)
+            ident = getrandbits(16)
         waiting[ident] = asked = Asked(ask, now, until)
         self._put += 1
         out = self._out
@@ -406,7 +407,7 @@ class Connection:
             self._pool.idle(self)
         elif not self.waiting:
             settings = self._pool.settings
-            if now - self.idle_since >= settings.expire or 0 < settings.max_age <= now - self._opened:
+            if now - self.idle_since >= settings.expire or 0 < self._pool.max_age <= now - self._opened:
                 self.end("")
             elif self._pool.limit and self._put >= self._pool.limit and now - self.idle_since > _PROOF:
                 self._pool.limit = 0

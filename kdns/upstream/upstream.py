@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from kdns.errors import FormatError, UpstreamError
@@ -17,8 +17,8 @@ from kdns.upstream.faults import told
 from kdns.upstream.meters import Meter, Standing
 from kdns.upstream.settings import Settings, Target
 from kdns.upstream.streams import Streams
-from kdns.wire import relay, rr
-from kdns.wire.relay import Relay
+from kdns.wire import rr
+from kdns.wire.relay import Relay, read
 
 if TYPE_CHECKING:
     from kdns.upstream.https import Https
@@ -29,6 +29,8 @@ _TICK = 0.05
 _SLOW_TICK = 0.5
 _SHORTEST_PAUSE = 0.01
 _TC = 0x02
+_NO_EDNS = (rr.FORMERR, rr.NOTIMP)
+"""What servers say that do not understand an OPT."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,12 +101,12 @@ class Upstream:
         with an OPT is asked once more without. give_up: of the event loop's clock, for all of this. Raises
         ConnectionLostError or UpstreamError.
         """
-        started = time.monotonic_ns()
+        started = monotonic_ns()
         data = await self._transfer(ask, tcp, started / 1e9, give_up)
-        if data[3] & 0xF in (rr.FORMERR, rr.NOTIMP) and ask.has_opt:
-            data = await self._transfer(ask.plain(), tcp, time.monotonic(), give_up)
+        if data[3] & 0xF in _NO_EDNS and ask.has_opt:
+            data = await self._transfer(ask.plain(), tcp, monotonic(), give_up)
         try:
-            answer = relay.read(data, ask.question)
+            answer = read(data, ask.question)
         except FormatError as error:
             self._meter.discarded("malformed", data)
             raise UpstreamError(f"malformed answer: {error}") from None
@@ -132,13 +134,13 @@ class Upstream:
             self._prepare()
         except OSError as error:
             raise UpstreamError(told(error)) from None
-        return await self._transfer(ask, tcp, time.monotonic(), give_up)
+        return await self._transfer(ask, tcp, monotonic(), give_up)
 
     async def _over_udp(self, datagrams: Datagrams, streams: Streams, ask: Ask, until: float, give_up: float) -> bytes:
         data = await datagrams.ask(ask, until)
         if not data[2] & _TC:
             return data
-        now = time.monotonic()
+        now = monotonic()
         try:
             return await streams.ask(ask, now, min(now + self._settings.read_timeout, give_up))
         except UpstreamError:
