@@ -170,7 +170,7 @@ from kdns.corefile.options import Reader
 from kdns.corefile.values import Selector
 from kdns.errors import ConfigValueError, Mistake
 from kdns.plugins import root
-from kdns.plugins.chain import Next, in_task
+from kdns.plugins.chain import Next, in_loop
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
@@ -446,7 +446,7 @@ class Handler:
 
         Where nobody answers for the target the chain stays as it is. After a failure the client is to try again.
         """
-        await in_task()
+        await in_loop()
         found = await self._ask(query)
         if not found.plugin:
             return response
