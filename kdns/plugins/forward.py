@@ -580,7 +580,7 @@ class _Forwarder:
 
     def differs_below(self, zone: bytes) -> bool:
         """Whether `covers` may say something else of a name below a zone (lower case) than of the zone."""
-        known = (*self._zones, *self._excepted)
+        known = self._zones + self._excepted
         if any(names.is_subdomain(other, zone) and other != zone for other in known):
             return True
         return zone in self._zones and any(names.is_subdomain(zone, other) for other in self._excepted)
