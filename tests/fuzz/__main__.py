@@ -98,7 +98,7 @@ def fuzz(program: Path, target: str, seconds: int) -> Outcome:
     said = _start(program, target, options, {})
     states = _STATES.findall(said)
     executed = _EXECUTED.search(said)
-    failed = re.search(r"\nexit status \d+$", said) is not None
+    failed = re.search(r"\nexit status -?\d+$", said) is not None
     written = _ARTIFACT.search(said)
     reported = _REPORTED.search(said)
     return Outcome(

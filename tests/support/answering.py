@@ -97,19 +97,6 @@ def _fail(text: str) -> None:
     raise AssertionError(text)
 
 
-class _Nowhere(Log):
-    """What is logged is forgotten."""
-
-    def plugin(self, name: str) -> Log:
-        return self
-
-    def raw(self, text: str) -> None:
-        pass
-
-    def _say(self, level: str, text: str, key: str, kind: str = "") -> None:
-        pass
-
-
 class Answering(Worker):
     """A worker for one listening address. region: its counters. reported: what was reported of plugins that failed.
 
@@ -123,7 +110,9 @@ class Answering(Worker):
         self.region = Region.create()
         control, self._peer = socket.socketpair()
         super().__init__(plan, [control.detach(), os.dup(self.region.fd), ground.changes.fd])
-        self._log = _Nowhere(Sink())
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)
+        self._sink = Sink(self._nowhere)
+        self._log = Log(self._sink)
         self.reported: list[str] = []
         self.changes = self._changes
         self.reader = self._store = reader
@@ -162,6 +151,8 @@ class Answering(Worker):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sink.flush()
+        os.close(self._nowhere)
         self._control.close()
         self._peer.close()
         self._connections.epoll.close()
