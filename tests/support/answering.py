@@ -130,6 +130,10 @@ class Answering(Worker):
         """The answer of the plugins to a message, or what says that it gets none, or has to wait for one."""
         return self.responder.respond(data, self.via, client, local)
 
+    def give_up(self, pending: Pending) -> None:
+        """Forget a query that has to wait."""
+        self._waiting.queries.discard(pending)
+
     def counted(self) -> Counted:
         """What has been counted, but for how long it took."""
         return {
