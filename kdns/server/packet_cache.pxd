@@ -2,6 +2,8 @@ cimport cython
 
 from kdns.observe.counters cimport QueryCounters
 
+cdef int _VERSIONS
+
 @cython.final
 cdef class Turns:
     cdef readonly Py_ssize_t at, bytes, end, size, start, step
@@ -29,6 +31,7 @@ cdef class Entry:
     cdef readonly Py_ssize_t cell
     cdef readonly object turns, block
     cdef readonly tuple hashes
+    cdef public unsigned long long seen, stamp
 
     @cython.locals(
         response=bytes, counters=QueryCounters, cells="unsigned long long[:]", cell=cython.Py_ssize_t,
@@ -40,13 +43,20 @@ cdef class Entry:
 cdef class PacketCache:
     cdef object _changes, _budget, _lock, _cells
     cdef bytearray _asked
-    cdef dict _young_index, _old_index
-    cdef Py_ssize_t _stale, _bytes, _old_bytes, _most
+    cdef unsigned long long[:] _versions
+    cdef Py_ssize_t _bytes, _old_bytes, _most
     cdef public dict young, old
     cdef public unsigned long long seen
 
     @cython.locals(number=cython.Py_hash_t, slot=cython.Py_ssize_t, mark=cython.int)
     cpdef bint wants(self, bytes key)
-    cpdef Entry from_old(self, bytes key, long long now)
+    @cython.locals(entry=Entry)
+    cpdef Entry find(self, bytes key, long long now)
+    cdef bint _holds(self, Entry entry) except -1
+    @cython.locals(stamp=cython.ulonglong, number=cython.ulonglong)
+    cdef unsigned long long _stamp(self, tuple hashes) except? 0
+    cdef _drop(self, bytes key)
     @cython.locals(size=cython.Py_ssize_t, before=cython.Py_ssize_t, more=cython.Py_ssize_t)
     cpdef put(self, bytes key, Entry entry, unsigned long long seen)
+    @cython.locals(versions="unsigned long long[:]", number=cython.ulonglong, before=cython.Py_ssize_t)
+    cpdef sync(self)

@@ -9,6 +9,9 @@ a search suffix, or a flood of random names) takes no room from what is asked ag
 What a plugin keeps for a time of its own (`cache`) is answered from here too, with TTLs that count down, until the
 plugin wants to be asked again. Times are those of `time.monotonic_ns()`.
 
+When names change, no entry is touched. Their changes are counted by hash, and an entry that is asked for after that is
+looked at once: it holds if the sum of its names' counts is what it was.
+
 Two generations of entries bound the cache without a list of uses: new entries go into `young`; when that is full it
 becomes `old`, and what was in `old` until then is dropped. A hit in `old` moves the entry to `young`. All caches of a
 worker share a budget of bytes besides.
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from typing import TYPE_CHECKING
 
 from kdns.observe.counters import Region
@@ -30,20 +34,21 @@ if TYPE_CHECKING:
     from kdns.server.respond import Block
 
 ENTRIES = 16384
-BYTES = 8 << 20
+BYTES = 5 << 20
 ASKED = 1 << 16
 """Slots for the queries that have come, a byte of the hash of the last one in each."""
 _MARK_AT = 32
-OVERHEAD = 240
+OVERHEAD = 280
 """About what an entry takes beside its key and response, in bytes."""
 AGING = 220
 """About what a Countdown takes beside its response, in bytes."""
-PER_NAME = 150
-"""About what each name takes that an entry depends on, in bytes: its hash, and its place in the index."""
+PER_NAME = 40
+"""What each name takes that an entry depends on, in bytes: its hash."""
+VERSIONS = 1 << 14
+"""How many counts of changes there are; names whose hashes have the same rest share one."""
+_VERSIONS = VERSIONS
 PART = 8
 """A generation takes no more than this part of the worker's budget, and an entry no more than this part of it."""
-_STALE = 1000
-"""An index is made anew when it has so many keys, and one for each entry, whose entries are gone."""
 
 
 class Turns:
@@ -135,10 +140,11 @@ class Entry:
 
     response: the message behind its ID; empty if a Countdown has it. cell: where the query is counted. turns: what
     changes from one answer to the next, see Turns and Countdown. block: the server block that it belongs to. hashes: of
-    the names that it depends on.
+    the names that it depends on. seen, stamp: the cache's generation when it was last known to hold, and the sum of the
+    names' changes then.
     """
 
-    __slots__ = ("block", "cell", "hashes", "response", "turns")
+    __slots__ = ("block", "cell", "hashes", "response", "seen", "stamp", "turns")
 
     def __init__(
         self, response: bytes, cell: int, turns: Turns | Countdown | None, block: Block, hashes: tuple[int, ...]
@@ -148,6 +154,8 @@ class Entry:
         self.turns = turns
         self.block = block
         self.hashes = hashes
+        self.seen = 0
+        self.stamp = 0
 
     def answer(self, query: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, started: int) -> bytes:
         """The whole response to a query, counted and logged: for answers that go out one by one.
@@ -171,11 +179,15 @@ class Entry:
 
 
 class PacketCache:
-    """The cache of one socket. Look-ups need no lock: `young.get(key)`, then `from_old(key, now)`."""
+    """The cache of one socket.
+
+    young: what came last, or was asked for last. A look-up needs no lock: `young.get(key)`, whose result holds if its
+    `seen` is the cache's and it is not over; else `find(key, now)` tells.
+    """
 
     __slots__ = (
-        "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_most", "_old_bytes", "_old_index",
-        "_stale", "_young_index", "old", "seen", "young",
+        "_asked", "_budget", "_bytes", "_cells", "_changes", "_lock", "_most", "_old_bytes", "_versions", "old", "seen",
+        "young",
     )  # fmt: skip
 
     def __init__(self, changes: Changes, region: Region, budget: Budget) -> None:
@@ -183,9 +195,7 @@ class PacketCache:
         self.seen = changes.generation
         self.young: dict[bytes, Entry] = {}
         self.old: dict[bytes, Entry] = {}
-        self._young_index: dict[int, list[bytes]] = {}
-        self._old_index: dict[int, list[bytes]] = {}
-        self._stale = 0  # keys in the young index that have no entry any more, at most
+        self._versions = array("Q", bytes(8 * VERSIONS))
         self._bytes = 0  # of the young generation
         self._old_bytes = 0
         self._most = min(BYTES, budget.limit // PART)
@@ -210,13 +220,43 @@ class PacketCache:
         self._asked[slot] = mark
         return False
 
-    def from_old(self, key: bytes, now: int) -> Entry | None:
-        """An entry of the old generation, which becomes young by this; None if it is over, or there is none."""
-        entry = self.old.get(key)
-        if entry is None or (entry.turns is not None and entry.turns.until <= now):
+    def find(self, key: bytes, now: int) -> Entry | None:
+        """An entry that holds and is not over. One of the old generation becomes young by this."""
+        entry = self.young.get(key) or self.old.get(key)
+        if entry is None:
             return None
-        self.put(key, entry, self.seen)
+        if entry.seen != self.seen and not self._holds(entry):
+            self._drop(key)
+            return None
+        if entry.turns is not None and entry.turns.until <= now:
+            return None
+        if key not in self.young:
+            self.put(key, entry, self.seen)
         return entry
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether none of the names that an entry depends on has changed since it was last looked at."""
+        if self._stamp(entry.hashes) != entry.stamp:
+            return False
+        entry.seen = self.seen
+        return True
+
+    def _stamp(self, hashes: tuple[int, ...]) -> int:
+        """What rises with each change of one of these names."""
+        stamp = 0
+        for number in hashes:
+            stamp += self._versions[number % _VERSIONS]
+        return stamp
+
+    def _drop(self, key: bytes) -> None:
+        """Drop an entry that does not hold any more."""
+        with self._lock:
+            before = self.size
+            self._bytes -= _take(self.young, key)
+            self._old_bytes -= _take(self.old, key)
+            self._invalidated(1)
+            less = before - self.size
+        self._budget.add(-less)
 
     def put(self, key: bytes, entry: Entry, seen: int) -> None:
         """Keep an entry that was made of what the store held when `seen` was the cache's generation.
@@ -231,17 +271,10 @@ class PacketCache:
             if len(self.young) >= ENTRIES or self._bytes + size > self._most:
                 self._turn()
             self._old_bytes -= _take(self.old, key)
-            known = self.young.get(key)
-            if known is not None:
-                self._bytes -= _size(key, known)
-                if known.hashes != entry.hashes:
-                    self._stale += len(known.hashes)
+            self._bytes += size - _take(self.young, key)
+            entry.seen = seen
+            entry.stamp = self._stamp(entry.hashes)
             self.young[key] = entry
-            self._bytes += size
-            if known is None or known.hashes != entry.hashes:
-                for value in entry.hashes:
-                    self._young_index.setdefault(value, []).append(key)
-            self._tidy()
             more = self.size - before
         self._budget.add(more)
 
@@ -256,46 +289,34 @@ class PacketCache:
 
     def _turn(self) -> None:
         self._evict_old()
-        self.old, self._old_index, self._old_bytes = self.young, self._young_index, self._bytes
-        self.young, self._young_index, self._bytes, self._stale = {}, {}, 0, 0
+        self.old, self._old_bytes = self.young, self._bytes
+        self.young, self._bytes = {}, 0
 
     def _evict_old(self) -> None:
         cells, evicted = self._cells, len(self.old)
         cells.region.cells[cells.evictions] += evicted
-        self.old, self._old_index, self._old_bytes = {}, {}, 0
+        self.old, self._old_bytes = {}, 0
 
     def sync(self) -> None:
-        """Drop what the store's writer says has changed since the last time."""
+        """Learn what the store's writer says has changed since the last time."""
         with self._lock:
             before = self.size
-            entries = len(self.young) + len(self.old)
             self.seen, hashes = self._changes.since(self.seen)
             if hashes is None:
-                self.young, self.old, self._young_index, self._old_index = {}, {}, {}, {}
-                self._bytes = self._old_bytes = self._stale = 0
+                self._invalidated(len(self.young) + len(self.old))
+                self.young, self.old = {}, {}
+                self._bytes = self._old_bytes = 0
             else:
-                for value in hashes:
-                    size, stale = _drop(self.young, self._young_index, value)
-                    self._bytes -= size
-                    self._stale += stale
-                    self._old_bytes -= _drop(self.old, self._old_index, value)[0]
-                self._tidy()
-            dropped = entries - len(self.young) - len(self.old)
-            cells = self._cells
-            cells.region.cells[cells.invalidations] += dropped
+                versions = self._versions
+                for number in hashes:
+                    versions[number % _VERSIONS] += 1
             less = before - self.size
         if less:
             self._budget.add(-less)
 
-    def _tidy(self) -> None:
-        """Forget keys whose entries are gone. An entry that depends on two names goes with one of them, and is still in
-        the index for the other, again each time that it is put."""
-        if self._stale > len(self.young) + _STALE:
-            self._young_index = {}
-            for key, entry in self.young.items():
-                for value in entry.hashes:
-                    self._young_index.setdefault(value, []).append(key)
-            self._stale = 0
+    def _invalidated(self, count: int) -> None:
+        cells = self._cells
+        cells.region.cells[cells.invalidations] += count
 
     def report(self) -> tuple[int, int]:
         """Entries, and about how many bytes they take."""
@@ -320,17 +341,3 @@ def _take(entries: dict[bytes, Entry], key: bytes) -> int:
     """Take an entry out; returns its bytes, 0 if it is not there."""
     entry = entries.pop(key, None)
     return 0 if entry is None else _size(key, entry)
-
-
-def _drop(entries: dict[bytes, Entry], index: dict[int, list[bytes]], value: int) -> tuple[int, int]:
-    """Drop the entries that depend on a name with this hash.
-
-    Returns their bytes, and how often their keys are in the index for other names.
-    """
-    size = stale = 0
-    for key in index.pop(value, ()):
-        entry = entries.pop(key, None)
-        if entry is not None:
-            size += _size(key, entry)
-            stale += len(entry.hashes) - 1
-    return size, stale

@@ -418,8 +418,8 @@ class Connection:
         cache = server.cache
         key = query[2:]
         entry = cache.young.get(key)
-        if entry is None or (entry.turns is not None and entry.turns.until <= now):
-            entry = cache.from_old(key, now)
+        if entry is None or entry.seen != cache.seen or (entry.turns is not None and entry.turns.until <= now):
+            entry = cache.find(key, now)
         if entry is not None:
             server.cells[server.hits] += 1
         else:

@@ -21,11 +21,11 @@ cdef class UdpServer:
     @cython.locals(count=cython.int, started=cython.longlong)
     cdef bint _turn(self, int flags) except -1
     @cython.locals(
-        batch=Batch, cache=PacketCache, young=dict, lengths="unsigned int[:]", cells="unsigned long long[:]",
+        batch=Batch, cache=PacketCache, young=dict, seen=cython.ulonglong, lengths="unsigned int[:]", cells="unsigned long long[:]",
         slot=cython.int, first=cython.int, misses=cython.Py_ssize_t, hits=cython.Py_ssize_t, same=cython.Py_ssize_t,
         key=bytes, entry=Entry, response=bytes, length=cython.Py_ssize_t, size=cython.Py_ssize_t,
         cell=cython.Py_ssize_t, counters=QueryCounters, elapsed=cython.longlong,
     )
     cdef _answer(self, int count, long long started, list waiting)
-    cdef Entry _miss(self, int slot, bytes key, long long started, list waiting)
+    cdef Entry _miss(self, int slot, bytes key, list waiting)
     cdef _send(self, int start, int end)

@@ -134,7 +134,7 @@ class UdpServer:
         """Answer what is in the batch. What has to wait for its answer goes to `waiting`."""
         batch, cache, cells = self._batch, self.cache, self._cells
         lengths = batch.lengths
-        young = cache.young
+        young, seen = cache.young, cache.seen
         first = 0  # of the slots with answers that are not sent yet
         misses = 0
         block: Block | None = None
@@ -145,9 +145,11 @@ class UdpServer:
         for slot in range(count):
             key = batch.key(slot)
             entry = young.get(key)
-            if entry is None or (entry.turns is not None and entry.turns.until <= started):
-                misses += 1
-                entry = self._miss(slot, key, started, waiting)
+            if entry is None or entry.seen != seen or (entry.turns is not None and entry.turns.until <= started):
+                entry = cache.find(key, started)
+                if entry is None:
+                    misses += 1
+                    entry = self._miss(slot, key, waiting)
                 young = cache.young
                 if entry is None:
                     self._send(first, slot)
@@ -187,11 +189,8 @@ class UdpServer:
         for slot, write, query in logged:
             write(query, batch.answered(slot, SLOT), batch.client(slot), self._local(slot), "udp", elapsed / 1e9)
 
-    def _miss(self, slot: int, key: bytes, started: int, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
-        """What the young generation of the cache does not have. key: the query without its ID."""
-        entry = self.cache.from_old(key, started)
-        if entry is not None:
-            return entry
+    def _miss(self, slot: int, key: bytes, waiting: list[tuple[Pending, Envelope]]) -> Entry | None:
+        """What the cache does not have. key: the query without its ID."""
         if self._direct is not None:
             entry = self._direct.answer(key, self.cache)
             if entry is not None:
