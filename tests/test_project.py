@@ -49,6 +49,7 @@ NOT_IMPORTED = {
     "mypy": "run as a program",
     "pytest-xdist": "an option of pytest",
     "ruff": "run as a program",
+    "types-cachetools": "read by mypy",
     "types-psutil": "read by mypy",
     "types-PyYAML": "read by mypy",
 }

@@ -28,7 +28,6 @@ cdef class _Kept:
     cdef readonly Py_ssize_t capacity, size, evicted
 
     cdef bint has(self, bytes key) except -1
-    @cython.locals(item=Item)
     cdef Item use(self, bytes key)
     cdef put(self, bytes key, Item item)
     @cython.locals(item=Item)

@@ -118,11 +118,12 @@ import functools
 import struct
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from typing import Any
+
+from cachetools import LRUCache
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -398,7 +399,7 @@ class _Kept:
     __slots__ = ("_items", "_most", "capacity", "evicted", "size")
 
     def __init__(self, capacity: int) -> None:
-        self._items: OrderedDict[bytes, Item] = OrderedDict()  # what was not used for the longest time comes first
+        self._items: LRUCache[bytes, Item] = LRUCache(capacity)
         self._most = capacity * PER_ENTRY
         self.capacity = capacity
         self.size = 0
@@ -413,10 +414,7 @@ class _Kept:
 
     def use(self, key: bytes) -> Item | None:
         """The item, which is the last one to go from now on."""
-        item = self._items.get(key)
-        if item is not None:
-            self._items.move_to_end(key)
-        return item
+        return self._items.get(key)
 
     def put(self, key: bytes, item: Item) -> None:
         """Keep an item, in place of another one with this key, and evict what has no room any more."""
@@ -437,7 +435,7 @@ class _Kept:
         """Let go what was not used for the longest time; returns its bytes, 0 if there is nothing."""
         if not self._items:
             return 0
-        _, item = self._items.popitem(last=False)
+        _, item = self._items.popitem()
         self.size -= item.size
         self.evicted += 1
         return item.size
