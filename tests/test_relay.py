@@ -117,6 +117,47 @@ def test_an_opt_before_other_records_is_taken_out_and_pointers_behind_it_still_h
     assert not got.options
 
 
+def leading(start: bytes, target: int, *, opt: bytes = b"", behind: bytes = b"") -> bytes:
+    """A response to `query()`: an answer, an OPT, a record, and one whose owner is `start` and a pointer.
+
+    target: where that leads to, from the beginning of the answer.
+    """
+    asked = query()
+    answer = b"\xc0\x0c" + struct.pack("!HHIH", rr.A, 1, 0x00036161, 4) + b"\x01a\0\0"
+    records = answer + opt + behind
+    pointer = struct.pack("!H", 0xC000 | asked.question_end + target)
+    last = start + pointer + struct.pack("!HHIH", rr.TXT, 1, 5, 2) + b"\1x"
+    counts = struct.pack("!HHHH", 1, 1, 0, bool(opt) + bool(behind) + 1)
+    return b"\0\0\x81\x80" + counts + asked.data[12 : asked.question_end] + records + last
+
+
+PLAIN_OPT = b"\0" + struct.pack("!HHIH", rr.OPT, 1232, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(leading(b"\3web", 6), id="a TTL, which counts down"),
+        pytest.param(leading(b"", 6), id="a TTL, by nothing but the pointer"),
+        pytest.param(leading(b"\3web", 12), id="an address, which takes turns with others"),
+        pytest.param(leading(b"", 16, opt=PLAIN_OPT), id="the OPT, which is taken out"),
+        pytest.param(
+            leading(b"", 38, opt=PLAIN_OPT, behind=b"\0" + struct.pack("!HHIH", rr.TXT, 1, 5, 2) + b"\xc0\x0c"),
+            id="data behind the OPT, whose pointer does not move",
+        ),
+    ],
+)
+def test_a_name_does_not_lead_through_what_changes_later(data: bytes) -> None:
+    with pytest.raises(FormatError, match="points into"):
+        relay.read(data, message.question(query()))
+
+
+def test_a_name_may_lead_into_other_data() -> None:
+    txt = b"\0" + struct.pack("!HHIH", rr.TXT, 1, 5, 3) + b"\1a\0"
+    found = relay.read(leading(b"\3web", 27, behind=txt), message.question(query()))
+    assert [owner for owner, *_ in found.records()][-1] == b"\3web\1a\0"
+
+
 def test_the_header_is_the_clients_and_aa_and_ad_the_upstreams() -> None:
     asked = query()
     sent = response(asked, [("web.example.com.", 9, "A", "192.0.2.1")])

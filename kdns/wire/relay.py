@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, structs
@@ -164,7 +165,7 @@ class _Walk:
 
     __slots__ = (
         "aliases", "counts", "data", "flags", "name", "negative_ttl", "opt", "owners", "pointers", "qtype", "question",
-        "rcode", "ttl", "ttls",
+        "rcode", "runs", "ttl", "ttls",
     )  # fmt: skip
 
     def __init__(self, data: bytes, question: bytes, flags: int, counts: list[int]) -> None:
@@ -182,6 +183,7 @@ class _Walk:
         self.owners: set[bytes] = set()  # those of the asked type
         self.opt: tuple[int, int] | None = None
         self.pointers: list[int] = []  # where they stand, behind the OPT
+        self.runs: list[tuple[int, int, bool]] = []  # what pointers lead to, see `_name`
 
     def relay(self) -> Relay:
         at = QUESTION_AT + len(self.question)
@@ -190,6 +192,8 @@ class _Walk:
                 at = self._record(at, section)
         if at != len(self.data):
             raise FormatError(f"{len(self.data) - at} bytes behind the message")
+        for start, end, goes_on in self.runs:
+            self._check_run(start, end, goes_on)
         answered = self.rcode == rr.NOERROR and self._answered()
         denies = self.rcode == rr.NXDOMAIN or (self.rcode == rr.NOERROR and not answered)
         return Relay(
@@ -212,7 +216,7 @@ class _Walk:
             if self.opt is not None:
                 self.pointers.append(start)
         else:
-            owner, at = _name(data, start, self.pointers if self.opt is not None else None)
+            owner, at = _name(data, start, self.pointers if self.opt is not None else None, self.runs)
             owner = owner.lower()
         if at + _DATA_AT > len(data):
             raise FormatError("a record is cut short")
@@ -255,11 +259,29 @@ class _Walk:
         for _ in range(count):
             if at >= end:
                 raise FormatError("a name in a record's data is missing")
-            name, at = _name(self.data, at, self.pointers if self.opt is not None else None)
+            name, at = _name(self.data, at, self.pointers if self.opt is not None else None, self.runs)
             found.append(name)
         if at + behind != end:
             raise FormatError(f"data of type {rr.type_text(rtype)} is malformed")
         return found
+
+    def _check_run(self, start: int, end: int, goes_on: bool) -> None:
+        """Raises FormatError if a name leads through what is not the same later: TTLs count down, addresses take turns,
+        the OPT is taken out. Pointers are to lead to names (RFC 1035 4.1.4), but in rdata nobody knows where they are.
+        """
+        record = bisect_left(self.ttls, end + _TTL_AT) - 1
+        if record >= 0:
+            at = self.ttls[record]
+            behind = at + 6
+            if int.from_bytes(self.data[at - _TTL_AT : at - 2], "big") in _SIZES:
+                behind += _SIZES[self.data[at - 3]]
+            if behind > start:
+                raise FormatError("a name points into a record's numbers")
+        opt = self.opt
+        if opt is None or opt[0] >= end:
+            return
+        if start < opt[1] or (goes_on and end - 2 not in self.pointers):
+            raise FormatError("a name points into the OPT, or into data behind it that has a pointer")
 
     def _answered(self) -> bool:
         """Follow the CNAMEs from the question (RFC 1034 3.6.2); an owner has one, and none comes twice."""
@@ -293,10 +315,13 @@ class _Walk:
         return bytes(body)
 
 
-def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[bytes, int]:
+def _name(
+    data: bytes, at: int, pointers: list[int] | None = None, runs: list[tuple[int, int, bool]] | None = None
+) -> tuple[bytes, int]:
     """A name in full, and the offset behind where it stands. Pointers have to point backwards (RFC 1035 4.1.4).
 
-    pointers: gets the offset of the pointer that the name itself ends in. Raises FormatError.
+    pointers: gets the offset of the pointer that the name itself ends in. runs: gets where the bytes that pointers lead
+    to begin and end, and whether they end in another pointer. Raises FormatError.
     """
     parts: list[bytes] = []
     size = 1
@@ -307,6 +332,8 @@ def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[byte
     while at < end:
         length = data[at]
         if not length:
+            if behind and runs is not None:
+                runs.append((limit, at + 1, False))
             return b"".join(parts) + names.ROOT, behind or at + 1
         if length > names.MAX_LABEL:
             if length < 0xC0 or at + 1 >= end:
@@ -315,6 +342,8 @@ def _name(data: bytes, at: int, pointers: list[int] | None = None) -> tuple[byte
                 behind = at + 2
                 if pointers is not None:
                     pointers.append(at)
+            elif runs is not None:
+                runs.append((limit, at + 2, True))
             at = (length & 0x3F) << 8 | data[at + 1]
             if not QUESTION_AT <= at < limit:
                 break
