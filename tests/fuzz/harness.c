@@ -4,6 +4,7 @@
  * and this program has what they need at run time. KDNS_FUZZ_PYTHON is the interpreter of the virtualenv. An exception
  * that reaches us is a finding as much as one of AddressSanitizer's. */
 #include <Python.h>
+#include <signal.h>
 
 static PyObject *target;
 
@@ -24,6 +25,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     (void)argv;
     PyConfig_InitPythonConfig(&config);
     config.install_signal_handlers = 0; /* libFuzzer has its own */
+    signal(SIGPIPE, SIG_IGN);
     if (PyStatus_Exception(PyConfig_SetBytesString(&config, &config.program_name, getenv("KDNS_FUZZ_PYTHON"))) ||
         PyStatus_Exception(Py_InitializeFromConfig(&config)))
         abort();

@@ -77,7 +77,7 @@ def _queries() -> Iterator[bytes]:
 def _responses() -> Iterator[bytes]:
     for qtype in ("A", "AAAA", "MX", "ANY", "CNAME"):
         for use_edns in (False, True):
-            asked = dns.message.make_query("www.example.com", qtype, use_edns=0 if use_edns else -1)
+            asked = dns.message.make_query("www.example.com", qtype, use_edns=0 if use_edns else -1, id=7)
             for rcode, answer, authority in ((0, _RECORDS, (_SOA,)), (0, (), (_SOA,)), (3, (), (_SOA,)), (2, (), ())):
                 yield _response(asked, rcode, answer, authority, ())
             chain = (("www.example.com.", 5, "CNAME", "web.example.net."), ("web.example.net.", 6, "A", "192.0.2.3"))
