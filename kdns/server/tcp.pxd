@@ -10,7 +10,7 @@ cdef class Connections:
     cdef long long _most, _held
     cdef Py_ssize_t _gauge
 
-    @cython.locals(connection=Connection, servers=dict, found=list, fd=cython.int, events=cython.int)
+    @cython.locals(connection=Connection, server=TcpServer, servers=dict, found=list, listening=list, fd=cython.int, events=cython.int)
     cpdef _look(self)
     cdef add(self, int fd, Connection connection)
     @cython.locals(connection=Connection)

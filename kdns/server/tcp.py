@@ -90,12 +90,16 @@ class Connections:
         connections, servers = self.open, self._servers
         for _ in range(_LOOKS):
             found = self.epoll.poll(0, _EVENTS)
+            listening = []
             for fd, events in found:
                 connection = connections.get(fd)
                 if connection is not None:
                     connection.happened(events)
                 elif fd in servers:
-                    servers[fd].accept()
+                    listening.append(servers[fd])
+            # Last: a new connection may get the descriptor of one that was closed meanwhile, but not its events.
+            for server in listening:
+                server.accept()
             if not found:
                 return
 
