@@ -63,7 +63,7 @@ async def serving(
     udp.start()
     tcp.start()
     yield ("127.0.0.1", datagrams.getsockname()[1]), streams.getsockname(), reported, region
-    tcp.stop()
+    await tcp.stop()
     await udp.stop()
     await connections.drain(1)
     datagrams.close()

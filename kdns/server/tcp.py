@@ -196,11 +196,16 @@ class TcpServer:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections have it from their listener
         self.connections.listen(self._socket.fileno(), self)
 
-    def stop(self, *, leaving: bool = False) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """Accept no more; what is connected stays, and what waits in the socket is left to others that share it.
 
         leaving: nobody else will read it. What waits is accepted, and the kernel refuses what comes from then on.
         """
+        # Not in the caller's task: plugins that answer would take it for theirs, see `in_task`.
+        asyncio.get_running_loop().call_soon(self._stop, leaving)
+        await asyncio.sleep(0)
+
+    def _stop(self, leaving: bool) -> None:
         if leaving:
             for _ in range(BACKLOG // _ACCEPTED + 1):
                 self.accept()

@@ -199,7 +199,7 @@ class Worker:
             for udp in self._udp:
                 udp.turn_away()
         for tcp in self._tcp:
-            tcp.stop(leaving=leaving)
+            await tcp.stop(leaving=leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(udp.stop() for udp in self._udp))
