@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from kdns.server.packet_cache import Entry
 from kdns.wire import message, names, rr
 from kdns.zone.reader import Reader
+from kdns.zone.store import DATABASES
 from tests.support import worlds
 from tests.support.answering import Answering, Ground
 from tests.support.corpus import SEEDS
@@ -170,3 +172,22 @@ def test_messages_that_broken_clients_send(pairs: dict[str, Pair]) -> None:
         for data in SEEDS.values():
             pair.ask(data)
         pair.check()
+
+
+def test_what_cannot_be_read_is_told_by_the_plugins(tmp_path: Path) -> None:
+    ground = worlds.build(tmp_path, next(iter(WORLDS.values())))
+    with lmdb.open(str(ground.path), max_dbs=8) as store, store.begin(write=True) as txn:
+        zones = store.open_db(DATABASES[1], txn=txn)
+        for key in [key for key, _ in txn.cursor(zones)]:
+            txn.put(key, b"crc!\xc1", db=zones)
+    reader = Reader(ground.path, ground.changes)
+    with Answering(ground, reader) as worker:
+        data = query(names.from_text(WEB), rr.A)
+        assert worker.direct is not None
+        assert worker.direct.answer(data[2:], worker.cache) is None
+        worker.direct.leave()
+        entry = worker.respond(data)
+        assert isinstance(entry, Entry)
+        assert entry.response[1] & 0xF == rr.SERVFAIL
+        assert len(worker.reported) == 1
+    reader.close()
