@@ -27,6 +27,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help install compile packages bench-packages fuzz-packages run test test-both lint format bench fuzz image lock \
 	clean
 
+.DELETE_ON_ERROR:
+
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 22
 
@@ -67,7 +69,7 @@ bench-packages: $(STAMP) ## install dnsperf and the servers that `make bench` me
 fuzz-packages: $(STAMP) ## install the compiler that `make fuzz` needs (Debian; as root)
 	@$(call need,$(FUZZ_TOOLS))
 
-run: install ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
+run: compile ## serve the sample cluster on 127.0.0.1:5300 until Ctrl-C
 	@exec $(BIN)/kdns demo
 
 test: packages ## run the tests of what compiles as Python, then all tests compiled, mypy and ruff among them
@@ -78,12 +80,12 @@ test-both: packages ## run all tests at both speeds
 	@$(MAKE) --no-print-directory compile
 	@$(call pytest)
 
-lint: install ## mypy --strict, ruff check, ruff format
+lint: $(STAMP) ## mypy --strict, ruff check, ruff format
 	$(BIN)/mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: install ## let ruff put the code in order
+format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -96,7 +98,7 @@ fuzz: install fuzz-packages ## let libFuzzer at what reads the network, with san
 image: ## build the container image, with docker, podman or buildah
 	@deploy/docker/build
 
-lock: install ## renew the locks of what is in the image, and of what builds it
+lock: $(STAMP) ## renew the locks of what is in the image, and of what builds it
 	@$(PIP) 'uv>=0.13,<0.14'
 	@set -e; for lock in requirements=pyproject.toml build=deploy/docker/build.in; do \
 	  for platform in x86_64 aarch64; do \
