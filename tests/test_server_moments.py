@@ -1,12 +1,14 @@
-"""What happens in one moment: descriptors that are used again, and queries that are read when the server ends."""
+"""What happens in one moment: descriptors that are used again, queries that are read when the server ends, sockets that
+have no room."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import dns.message
 import pytest
@@ -17,9 +19,14 @@ from kdns.plugins.chain import Next, in_task, link
 from kdns.server import tcp
 from kdns.server.respond import Block, Responder, Waiting
 from kdns.server.tcp import Connections, TcpServer
+from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
 from kdns.zone.changes import Changes
+from kdns.zone.reader import Reader
+from tests.support import netns
+from tests.support.answering import Answering, publish
+from tests.support.objects import service
 from tests.support.server import read_message
 from tests.test_server_tcp import framed
 from tests.test_waiting import run
@@ -100,3 +107,57 @@ def test_what_waits_to_be_accepted_when_the_server_ends_may_take_its_time() -> N
                 assert answer[3] & 0xF == rr.NOTIMP
 
     run(test)
+
+
+ROOT = ("dev", "lo", "root")
+COREFILE = """\
+.:53 {
+    kubernetes cluster.local {
+        manifests $manifests
+    }
+    forward . 127.0.0.1:9
+}
+"""
+
+
+def test_while_a_socket_has_no_room_the_store_can_be_read(tmp_path: Path, needs: Callable[..., None]) -> None:
+    needs("tc")
+    try:
+        netns.require()
+    except netns.NetnsUnavailableError as error:
+        pytest.skip(str(error))
+    ground = publish(tmp_path, [service("web", ips=("10.96.1.1",))], COREFILE)
+    known = dns.message.make_query("web.default.svc.cluster.local", "A").to_wire()
+    forwarded = dns.message.make_query("example.com", "A").to_wire()
+    reader = Reader(ground.path, ground.changes)
+
+    def read() -> bool:
+        with reader:
+            return True
+
+    async def test(space: netns.Netns) -> None:
+        with (
+            Answering(ground, reader) as worker,
+            space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+            space.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            sock.bind(("127.0.0.1", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            client.connect(sock.getsockname())
+            for data in (*[known] * 40, forwarded):
+                client.send(data)
+            space.run("tc", "qdisc", "add", *ROOT, "tbf", "rate", "8bit", "burst", "1600", "limit", "1000000")
+            loop = asyncio.get_running_loop()
+            udp = UdpServer(sock, worker.responder, worker.changes, worker.region, loop, Budget())
+            udp.start()
+            await asyncio.sleep(0.3)
+            try:
+                reading = asyncio.to_thread(read)
+                assert await asyncio.wait_for(asyncio.shield(reading), 2)
+            finally:
+                space.run("tc", "qdisc", "del", *ROOT)
+                await udp.stop()
+
+    with netns.Netns("kdns") as space:
+        run(lambda: test(space))
+    reader.close()

@@ -152,6 +152,8 @@ class UdpServer:
                     entry = self._miss(slot, key, waiting)
                 young = cache.young
                 if entry is None:
+                    if first < slot and self._direct is not None:
+                        self._direct.leave()  # a socket without room blocks, and others want to read the store
                     self._send(first, slot)
                     first = slot + 1
                     continue
