@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,10 +121,33 @@ def test_what_has_changed_has_to_be_compiled_again(tree: Path, suffix: str) -> N
     assert speed.fault(tree) == "kdns/below/two.py has changed since it was compiled"
 
 
+def _set(node: ast.ClassDef) -> set[str]:
+    """The attributes that a class gives to `self`."""
+    return {
+        found.attr
+        for found in ast.walk(node)
+        if isinstance(found, ast.Attribute)
+        and isinstance(found.ctx, ast.Store)
+        and isinstance(found.value, ast.Name)
+        and found.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("source", speed.typed(), ids=lambda path: path.stem)
+def test_every_attribute_of_a_class_with_types_has_one(source: Path) -> None:
+    """Compiled, it would not be there."""
+    parts = re.split(r"^cdef class (\w+)\b.*:$", source.with_suffix(".pxd").read_text(), flags=re.MULTILINE)
+    types = dict(zip(parts[1::2], parts[2::2], strict=True))
+    classes = {node.name: node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.ClassDef)}
+    assert types.keys() <= classes.keys()
+    for name, text in types.items():
+        assert _set(classes[name]) <= set(re.findall(r"\w+", text)), name
+
+
 def test_tests_of_answers_run_at_both_speeds_and_those_of_other_things_at_one() -> None:
     both = {path.name for path in (ROOT / "tests").glob("test_*.py") if speed.concerns(path)}
     answers = {"names", "packet_cache", "direct", "message", "store", "zone_keys", "server_tcp", "spec_messages"}
-    answers |= {"spec_records", "spec_options", "cache", "upstream_streams", "relay", "hostile", "speed"}
+    answers |= {"spec_records", "spec_options", "cache", "upstream_streams", "relay", "hostile", "fuzz", "speed"}
     others = {"deploy_chart", "project", "readme", "watch", "node_network", "migrate", "apiserver", "image"}
     assert {f"test_{name}.py" for name in answers} <= both
     assert not {f"test_{name}.py" for name in others} & both

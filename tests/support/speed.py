@@ -68,8 +68,8 @@ ELSEWHERE = (
 def concerns(path: Path) -> bool:
     """Whether the tests of a file are of what compiles, so that they have to pass at both speeds.
 
-    They are if the file, or what it imports of `tests.support`, imports a module that compiles, or if it starts
-    servers; they are not if it imports something of ELSEWHERE.
+    They are if the file, or what it imports of `tests.support` and `tests.fuzz`, imports a module that compiles, or if
+    it starts servers; they are not if it imports something of ELSEWHERE.
     """
     own = set(_imports(path))
     if any(name == other or name.startswith(f"{other}.") for name in own for other in ELSEWHERE):
@@ -79,12 +79,12 @@ def concerns(path: Path) -> bool:
 
 
 def _reached(path: Path) -> set[str]:
-    """What a file imports, with what that imports of `tests.support`."""
+    """What a file imports, with what that imports of `tests.support` and `tests.fuzz`."""
     found, waiting = set[str](), [path]
     while waiting:
         for name in _imports(waiting.pop()):
             source = ROOT / f"{name.replace('.', '/')}.py"
-            if name not in found and name.startswith("tests.support.") and source.exists():
+            if name not in found and name.startswith(("tests.support.", "tests.fuzz.")) and source.exists():
                 waiting.append(source)
             found.add(name)
     return found
