@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -34,9 +35,10 @@ cluster.local:1053 10.96.0.0/16:1053 {
 
 
 def kdns(*arguments: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end in the top folder."""
+    """The command, run to its end in the top folder. environ: added to the environment."""
+    given = os.environ | dict(environ or {})
     command = [sys.executable, "-m", "kdns", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=60)
 
 
 def test_check_says_what_a_sound_file_would_serve(tmp_path: Path) -> None:
