@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ FOLDER = ROOT / "build" / "fuzz"
 SECONDS = 60
 LONGEST = {"query": 1400, "wire": 1400, "response": 4096, "stream": 4096, "upstream": 4096}
 """Bytes of an input."""
+_SHOWN = 4000
+"""Characters of a report."""
+_PATIENCE = 600
+"""Seconds after which a program that should have ended is ended."""
 _ASAN = ("detect_leaks=0", "abort_on_error=0", "allocator_may_return_null=1", "detect_stack_use_after_return=0")
 """Leaks are not looked for: the interpreter keeps its modules, types and interned texts for as long as it lives."""
 _STATES = re.compile(r"^#\d+.* cov: (\d+) ft: (\d+)", re.MULTILINE)
@@ -51,7 +56,7 @@ def environment(target: str) -> dict[str, str]:
         "ASAN_OPTIONS": ":".join(_ASAN),
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # Python's own allocator would hide where an object ends
-        "PYTHONPATH": f"{FOLDER / 'src'}:{ROOT}",
+        "PYTHONPATH": f"{FOLDER / 'modules'}:{ROOT}",
         "KDNS_FUZZ_PYTHON": sys.executable,
         "KDNS_FUZZ_WORLDS": str(FOLDER / "worlds"),
         "KDNS_FUZZ_TARGET": target,
@@ -64,14 +69,21 @@ def again(program: Path, target: str, path: str) -> str:
     return f"env {settings} {program} {path}"
 
 
-def _start(program: Path, target: str, options: Sequence[str], more: Mapping[str, str]) -> str:
-    """Run the program; returns all that it says, whatever its exit status."""
+def _start(program: Path, target: str, options: Sequence[str], seconds: int, more: Mapping[str, str]) -> str:
+    """Run the program; returns all that it says, whatever its exit status. seconds: that it is meant to take."""
     environ = {**os.environ, **environment(target), **more}
     environ.pop("KDNS_COMPILED", None)
     command: list[str | Path] = [program, "-detect_leaks=0", *options]
-    done = subprocess.run(command, cwd=FOLDER, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = done.stdout.decode(errors="replace")
-    return said if not done.returncode else f"{said}\nexit status {done.returncode}"
+    with tempfile.TemporaryFile() as output:
+        try:
+            status = subprocess.run(
+                command, cwd=FOLDER, env=environ, stdout=output, stderr=output, timeout=seconds + _PATIENCE
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -9
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    return said if not status else f"{said}\nexit status {status}"
 
 
 def fuzz(program: Path, target: str, seconds: int) -> Outcome:
@@ -94,7 +106,7 @@ def fuzz(program: Path, target: str, seconds: int) -> Outcome:
         "-reload=0",
         str(corpus),
     )
-    said = _start(program, target, options, {})
+    said = _start(program, target, options, seconds, {})
     states = _STATES.findall(said)
     executed = _EXECUTED.search(said)
     failed = re.search(r"\nexit status -?\d+$", said) is not None
@@ -104,7 +116,7 @@ def fuzz(program: Path, target: str, seconds: int) -> Outcome:
         int(executed[1]) if executed else 0,
         int(states[-1][0]) if states else 0,
         len(list(corpus.iterdir())),
-        (reported[0] if reported else said)[-4000:] if failed else "",
+        (reported[0][:_SHOWN] if reported else said[-_SHOWN:]) if failed else "",
         written[1] if written and failed else "",
     )
 
@@ -115,7 +127,7 @@ def differences(program: Path, target: str) -> list[Path]:
     recorded = [FOLDER / f"{target}.{speed}" for speed in ("compiled", "python")]
     for path in recorded:
         path.unlink(missing_ok=True)
-    said = _start(program, target, [*map(str, inputs)], {"KDNS_FUZZ_RECORD": str(recorded[0])})
+    said = _start(program, target, [*map(str, inputs)], 0, {"KDNS_FUZZ_RECORD": str(recorded[0])})
     replay: list[str | Path] = [
         sys.executable,
         "-m",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HARNESS = Path(__file__).with_name("harness.c")
 SANITIZERS = "address,bool,bounds,float-cast-overflow,integer-divide-by-zero,return,shift,unreachable"
 """Of UndefinedBehaviorSanitizer, what AddressSanitizer does not see either way and compiles in a minute."""
-BESIDE = ("wire/relay", "plugins/kubernetes", "zone/values")
+BESIDE = ("plugins/kubernetes", "zone/values")
 """Modules that are always Python, and compiled here so that the fuzzer sees which of their branches it takes."""
 _COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 
@@ -27,10 +27,13 @@ class BuildError(Exception):
 
 
 def build(folder: Path) -> Path:
-    """Build everything, or what has changed since, in a folder; returns the program. Raises BuildError."""
+    """Build everything, or what has changed since, in a folder; returns the program. Raises BuildError.
+
+    The modules for it are in `folder/modules`.
+    """
     source = folder / "src"
     _copy(source)
-    _compile(source)
+    _compile(source, folder / "modules")
     program = folder / "fuzz"
     if not program.exists() or program.stat().st_mtime < HARNESS.stat().st_mtime:
         _link(program)
@@ -54,22 +57,24 @@ def _copy(source: Path) -> None:
     for copy in (source / "kdns").rglob("*"):
         if copy.suffix in (".py", ".pxd") and copy.relative_to(source) not in wanted:
             copy.unlink()
-            for stale in copy.parent.glob(f"{copy.stem}.*.so"):
-                stale.unlink()
 
 
-def _compile(source: Path) -> None:
-    flags = f"-g -UNDEBUG -fno-omit-frame-pointer -fsanitize={SANITIZERS},fuzzer-no-link"
+def _compile(source: Path, modules: Path) -> None:
+    """Install the copy into a folder. What compiles it comes from pyproject.toml, as it does for `make install`."""
+    flags = f"-gline-tables-only -UNDEBUG -fno-omit-frame-pointer -fsanitize={SANITIZERS},fuzzer-no-link"
     environ = {
         "CC": "clang",
         "CFLAGS": f"{flags} -fno-sanitize-recover=all",
+        "CCC_OVERRIDE_OPTIONS": "# x-g0 O1",  # what setup.py says of these: lines for reports, and compile sooner
         "LDSHARED": "clang -shared",
         "LDFLAGS": f"-fsanitize={SANITIZERS}",
     }
-    said = _run([sys.executable, "setup.py", "build_ext", "--inplace"], environ, source)
-    for types in (source / "kdns").rglob("*.pxd"):
-        if not list(types.parent.glob(f"{types.stem}.*.so")):
-            raise BuildError(f"{types.relative_to(source)} is not compiled:\n{said[-3000:]}")
+    for module in source.glob("build/lib*/**/*.py"):
+        module.unlink()  # one that is gone would be installed for ever
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--verbose", "--no-deps"]
+    said = _run([*command, "--upgrade", "--target", modules, source], environ)
+    if "compiled: yes" not in said:
+        raise BuildError(f"the modules are not compiled:\n{said[-3000:]}")
 
 
 def _link(program: Path) -> None:
@@ -85,13 +90,13 @@ def _link(program: Path) -> None:
     _run(["clang", "-g", "-O1", "-Wall", "-Wextra", sanitizers, include, HARNESS, *library, "-rdynamic", "-o", program])
 
 
-def _run(command: list[str | Path], environ: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
+def _run(command: list[str | Path], environ: Mapping[str, str] | None = None) -> str:
     if not shutil.which(command[0]):
         raise BuildError(f"there is no {command[0]}: `make fuzz` installs it on Debian")
     inherited = {key: value for key, value in os.environ.items() if key not in ("KDNS_COMPILED", "PYTHONPATH")}
     done = subprocess.run(
         command,
-        cwd=folder,
+        cwd=ROOT,
         env=inherited | dict(environ or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
