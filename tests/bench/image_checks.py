@@ -101,6 +101,14 @@ def of_files(source: Path, built: Built, again: Built, unpacked: Image, found: C
         ]
         assert missing == [], missing
 
+    def machine_code() -> None:
+        wanted = {path.relative_to(source).with_suffix("") for path in (source / "kdns").rglob("*.pxd")}
+        there = {Path(str(path.relative_to(packages)).partition(".")[0]) for path in (packages / "kdns").rglob("*.so")}
+        assert there == wanted, there ^ wanted
+        left = [str(path) for ending in ("pxd", "c", "pyx") for path in (packages / "kdns").rglob(f"*.{ending}")]
+        left += [str(path) for name in ("gcc*", "cc", "x86_64-linux-gnu-gcc*") for path in root.glob(f"usr/bin/{name}")]
+        assert left == [], left
+
     def configured() -> None:
         config = unpacked.config
         assert (config["User"], config["StopSignal"]) == ("53530:53530", "SIGTERM")
@@ -108,7 +116,7 @@ def of_files(source: Path, built: Built, again: Built, unpacked: Image, found: C
         assert config["Labels"]["org.opencontainers.image.version"] == __version__
 
     def without_pip() -> None:
-        assert not found.python.keys() & {"pip", "setuptools", "wheel"}
+        assert not found.python.keys() & {"pip", "setuptools", "wheel", "cython"}
         assert list(root.rglob("pip")) == []
 
     return [
@@ -117,6 +125,7 @@ def of_files(source: Path, built: Built, again: Built, unpacked: Image, found: C
         check("the SBOM lists the packages that are there, and no others", listed),
         check("each file of our layers belongs to a package, or is known", owned),
         check("all bytecode is there, and is used whatever times its sources have", compiled),
+        check("what compiles is compiled, and what that takes is not there", machine_code),
         check("user, signal and version", configured),
         check("nothing that installs packages", without_pip),
     ]
@@ -179,6 +188,7 @@ def _commands(unpacked: Image, folder: Path) -> None:
         version = container.run("kdns", "version").stdout
         assert f"kdns      {__version__}" in version
         assert "CPython 3.13" in version
+        assert "compiled  yes" in version
         sample = "/opt/kdns/lib/python3.13/site-packages/kdns/cli/sample"
         for words, shown in (
             (f"records --manifests {sample}", "web.shop.svc.cluster.local."),
