@@ -74,6 +74,46 @@ def test_a_test_cannot_start_what_does_not_know_its_speed(monkeypatch: pytest.Mo
     subprocess.run([sys.executable, "-c", ""], env={speed.VARIABLE: "0"}, check=True)
 
 
+# What types say
+
+
+def declared(path: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """Attributes and functions of each class in a file of types; those of the module as those of the class ""."""
+    found: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
+    name = ""
+    text = re.sub(r"\(\s*\n(.*?)\n\s*\)", "(...)", path.read_text(), flags=re.DOTALL)
+    for line in text.splitlines():
+        if start := re.match(r"cdef class (\w+).*:$", line):
+            name = start[1]
+            found[name] = set(), set()
+        elif words := re.match(r"( *)cp?def (?!class |extern)(.*)", line):
+            name = name if words[1] else ""
+            if function := re.search(r"(\w+)\(", words[2]):
+                found[name][1].add(function[1])
+            else:
+                found[name][0].update(part.split()[-1].lstrip("*") for part in words[2].split(","))
+    return found
+
+
+@pytest.mark.parametrize("path", speed.typed(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_types_have_every_attribute_of_a_class_and_no_function_that_is_not_there(path: Path) -> None:
+    """Without a type an attribute cannot be set; the sources alone do not show it."""
+    found = declared(path.with_suffix(".pxd"))
+    tree = ast.parse(path.read_text())
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    assert set(found) - {""} <= set(classes)
+    for name, (attributes, functions) in found.items():
+        body = classes[name].body if name else tree.body
+        assert functions <= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assigned = {
+            node.attr
+            for node in (ast.walk(classes[name]) if name else ())
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if isinstance(node.value, ast.Name) and node.value.id == "self"
+        }
+        assert assigned <= attributes, name
+
+
 # What pytest says of compiled modules that are not those of the sources
 
 
