@@ -7,6 +7,7 @@ tested in test_deploy_manifests.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import dns.query
 import pytest
 
 from tests.conftest import require
-from tests.support import deploy, objects, oci, procs
+from tests.support import deploy, objects, oci, procs, speed
 from tests.support.cluster import Cluster, Running
 from tests.support.install import Client
 from tests.support.kubelet import ACCOUNT, Pod
@@ -216,6 +217,11 @@ def test_the_nodes_pod_has_two_rights_its_arguments_and_no_token(cluster: Cluste
     assert node.container.run("ls", ACCOUNT).returncode != 0
     assert writable(node.container) == {"/run/kdns", "/dev", "/dev/shm", "/dev/mqueue"}  # noqa: S108
     assert node.container.written() == []
+
+
+def test_pods_have_the_speed_of_this_run(cluster: Cluster, node: Pod) -> None:
+    for container in [node.container, *(running.pod.container for running in cluster.pods_running)]:
+        assert json.loads(container.run("kdns", "version", "--json").stdout)["compiled"] is speed.meant()
 
 
 def test_the_node_answers_at_both_addresses_and_asks_the_cluster_by_the_services_own(
