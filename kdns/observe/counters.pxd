@@ -8,7 +8,7 @@ cdef class QueryCounters:
     cdef readonly object region
     cdef readonly unsigned long long[:] cells
     cdef object _labels
-    cdef dict _index
+    cdef readonly dict _index
     cdef Py_ssize_t _duration, _sum
 
     cpdef object key(

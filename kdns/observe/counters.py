@@ -40,6 +40,7 @@ checksum tells a reader on a processor that reorders stores that it has come too
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import mmap
@@ -250,9 +251,10 @@ class Region:
             self.fd = -1
 
     def _unmap(self) -> None:
-        self.cells.release()
         self.board.close()
-        self._map.close()
+        with contextlib.suppress(BufferError):  # who counts here compiled holds the memory, and unmaps it at the end
+            self.cells.release()
+            self._map.close()
 
     def __enter__(self) -> Self:
         return self
