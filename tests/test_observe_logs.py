@@ -267,3 +267,18 @@ def test_the_number_of_keys_is_bounded() -> None:
     said = [repeats.first(str(n), "WARNING", f"w{n}", 0) for n in range(100)]
     assert said == [True] * 3 + [False] * 97
     assert repeats.due(60) == [("WARNING", "messages of other kinds (97 more in the last 60 s)")]
+
+
+def test_a_log_that_goes_writes_no_more_into_the_number_that_was_its_descriptor(pipe: Pipe) -> None:
+    before = set(threading.enumerate())
+    sink = pipe.sink(repeat_seconds=0.1)
+    log = Log(sink)
+    for _ in range(2):
+        log.warning("it is down", key="down")
+    assert sink.flush()
+    assert "it is down" in pipe.text()
+    (thread,) = set(threading.enumerate()) - before
+    del log, sink
+    thread.join(5)
+    assert not thread.is_alive()
+    assert pipe.drain() == ""

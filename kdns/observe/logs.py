@@ -14,6 +14,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -195,7 +196,8 @@ def _chunks(lines: list[bytes]) -> Iterator[bytes]:
 class Sink:
     """Where lines go: a file descriptor, written by a thread, whole lines in writes of at most MAX_LINE bytes.
 
-    The thread starts with the first line, in whatever process that is: a process forked off has its own.
+    The thread starts with the first line, in whatever process that is: a process forked off has its own. It ends when
+    the object goes: the descriptor's number may be another file's by the time that a count of repetitions is due.
     recent: the last warnings and errors.
     """
 
@@ -207,6 +209,7 @@ class Sink:
         self._lost = lost
         self._repeat_seconds = repeat_seconds
         self._writers: dict[int, _Writer] = {}
+        weakref.finalize(self, _stop_all, self._writers).atexit = False
         self.recent = Recent()
 
     def put(self, data: bytes) -> None:
@@ -244,6 +247,11 @@ class Sink:
                 with contextlib.suppress(RuntimeError):  # no thread to be had: lines are counted as they do not fit
                     mine.start()
         return writer
+
+
+def _stop_all(writers: dict[int, _Writer]) -> None:
+    for writer in writers.values():
+        writer.stop()
 
 
 class Log:
