@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
-from kdns.plugins.chain import Next, Passing
+from kdns.plugins.chain import Next
 from kdns.wire import rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
@@ -71,9 +71,9 @@ class Handler:
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def passing(self, zone: bytes, server: str) -> Passing:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
         """Other types pass."""
-        return Passing()
+        return ()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """The HINFO record, or what the rest of the chain answers."""

@@ -132,7 +132,7 @@ from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
 from kdns.observe.counters import Region
 from kdns.plugins.budget import Budget
-from kdns.plugins.chain import Next, Passing, attempt, in_loop, in_task
+from kdns.plugins.chain import Next, attempt, in_loop, in_task
 from kdns.plugins.site import Site
 from kdns.upstream.steps import Run, Wait
 from kdns.wire import names, rr
@@ -669,12 +669,12 @@ class Handler:
             self._prefetch(self._prefetching, query, next, key, item, now, counts)
         return self._hit(item, now, counts)
 
-    def passing(self, zone: bytes, server: str) -> Passing | None:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...] | None:
         """They are asked for and not there: what the server knows itself need not be kept here."""
         if not self._everything and self._zones.find(zone) is None:
             return None
         counts = self._counts.get(server) or self._count_for(server)
-        return Passing((counts.requests, counts.misses))
+        return counts.requests, counts.misses
 
     def _find(self, key: bytes, now: float, counts: _Counts) -> Item | None:
         """What is kept, and may have expired, counted as a hit or a miss."""

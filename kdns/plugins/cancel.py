@@ -49,7 +49,7 @@ from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
-from kdns.plugins.chain import Next, Passing, attempt, in_task
+from kdns.plugins.chain import Next, attempt, in_task
 from kdns.wire import rr
 from kdns.wire.message import Query, Response
 
@@ -86,9 +86,9 @@ class Handler:
     def __init__(self, options: Options) -> None:
         self._timeout = options.timeout
 
-    def passing(self, zone: bytes, server: str) -> Passing:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
         """It has nothing to do with what need not wait."""
-        return Passing()
+        return ()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers, or SERVFAIL."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from kdns.upstream.steps import in_loop, in_task
 from kdns.wire.message import Query, Response
 
-__all__ = ["Handler", "Next", "Passing", "Transparent", "attempt", "in_loop", "in_task", "link"]
+__all__ = ["Handler", "Next", "Transparent", "attempt", "in_loop", "in_task", "link"]
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
@@ -28,23 +28,15 @@ class Handler(Protocol):
         ...
 
 
-class Passing(NamedTuple):
-    """What a handler does for an authoritative answer with at most one record, of a usual type, that it neither makes
-    nor changes nor keeps: it raises some cells by one, as long as its gate says that it lets such answers pass.
-
-    Then they need not go through the chain (`kdns.server.direct`).
-    """
-
-    counted: tuple[int, ...] = ()
-    gate: Callable[[], bool] | None = None
-
-
 @runtime_checkable
 class Transparent(Protocol):
-    """A handler that lets such answers pass."""
+    """A handler that lets some answers pass: authoritative ones with at most one record, of a usual type, that it does
+    not make, change or keep. They need not go through the chain then (`kdns.server.direct`).
+    """
 
-    def passing(self, zone: bytes, server: str) -> Passing | None:
-        """For the names of a zone (lower case) on a server; None if it does more there."""
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...] | None:
+        """The cells that each of them for a name in a zone (lower case), on a server, raises by one; None if it does
+        more there."""
         ...
 
 

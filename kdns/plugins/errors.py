@@ -90,7 +90,7 @@ from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, Mistake
-from kdns.plugins.chain import Next, Passing
+from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
@@ -205,9 +205,9 @@ class Handler:
         if self._counted:
             site.background(self._watch())
 
-    def passing(self, zone: bytes, server: str) -> Passing:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
         """They are no errors."""
-        return Passing()
+        return ()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers."""

@@ -48,7 +48,7 @@ from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
-from kdns.plugins.chain import Next, Passing
+from kdns.plugins.chain import Next
 from kdns.wire.message import Query, Response
 
 NAME = "loadbalance"
@@ -80,9 +80,9 @@ class Handler:
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def passing(self, zone: bytes, server: str) -> Passing:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
         """One record has no order."""
-        return Passing()
+        return ()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers."""

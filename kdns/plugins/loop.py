@@ -58,7 +58,7 @@ from dataclasses import dataclass
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
-from kdns.plugins.chain import Next, Passing
+from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
@@ -105,10 +105,6 @@ class Handler:
         self._loop = ""
         self._tell("")
         site.background(self._watch())
-
-    def passing(self, zone: bytes, server: str) -> Passing:
-        """All of them pass while there is no loop."""
-        return Passing(gate=lambda: not self._loop)
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers, SERVFAIL in a loop, and a mark for what has come round."""

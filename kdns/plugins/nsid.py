@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
-from kdns.plugins.chain import Next, Passing
+from kdns.plugins.chain import Next
 from kdns.wire import message
 from kdns.wire.message import Query, Response
 
@@ -80,9 +80,9 @@ class Handler:
         data = options.data or socket.gethostname() or "localhost"
         self._option = message.option(message.NSID, data.encode(errors="replace")[:MAX_DATA])
 
-    def passing(self, zone: bytes, server: str) -> Passing:
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
         """It adds to answers of queries with its option, which are not usual."""
-        return Passing()
+        return ()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers."""

@@ -5,7 +5,7 @@ from kdns.wire cimport names
 from kdns.zone.lookup cimport ZoneView
 from kdns.zone.reader cimport Reader
 
-cdef int _QUESTION_AT, _OPT_SIZE, _SAFE, _ANSWER, _NO_DATA, _NO_NAME
+cdef int _QUESTION_AT, _OPT_SIZE, _ANSWER, _NO_DATA, _NO_NAME
 cdef int _A, _AAAA, _CNAME, _OPT, _IN, _CD, _RA, _FLAGS, _LONGEST_LABEL, _LONGEST_NAME, _EXPIRED
 cdef bytes _OWNER, _CLASS, _POD
 cdef dict _KINDS
@@ -16,8 +16,7 @@ cdef class DirectZone:
     cdef readonly ZoneView view
     cdef readonly bytes origin
     cdef readonly object block
-    cdef readonly tuple counted, gates
-    cdef public bint closed
+    cdef readonly tuple counted
     cdef readonly bint recursion
     cdef bint _denies
     cdef bytes _pods
@@ -30,7 +29,7 @@ cdef class DirectZone:
 @cython.final
 cdef class Direct:
     cdef dict _by_zone
-    cdef list _gated, _sizes
+    cdef list _sizes
     cdef Reader _reader
     cdef bint _inside
     cdef unsigned long long[:] _cells

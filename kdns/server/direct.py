@@ -1,8 +1,9 @@
 """Answers straight from the zone store, for the questions that make up almost all of what no packet cache has.
 
 That is a query of class IN, with no more than an empty OPT behind its question, for a name in a zone of `kubernetes`:
-its one address, or that there is no such record or no such name. The bytes are those that the plugins would give, which
-stay the only place for everything else: what is not answered here is asked there.
+its one address, or that there is no such record or no such name (less than the 512 bytes that any client takes). The
+bytes are those that the plugins would give, which stay the only place for everything else: what is not answered here is
+asked there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from kdns.observe.counters import BUCKET_OF, TYPES, Region
 from kdns.plugins import forward, kubernetes
-from kdns.plugins.chain import Handler, Passing, Transparent
+from kdns.plugins.chain import Handler, Transparent
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block
 from kdns.wire import message, names, rr
@@ -27,8 +28,6 @@ from kdns.zone.store import EXPIRED, SYNCED
 _QUESTION_AT = 10
 """Offset of the question in a query without its ID."""
 _OPT_SIZE = 11
-_SAFE = 512
-"""What any client takes, in bytes."""
 _OWNER = b"\xc0\x0c"
 _CLASS = b"\0\1"
 _POD = b"\3pod"
@@ -53,25 +52,23 @@ class Served(NamedTuple):
 class DirectZone:
     """A zone of one server block.
 
-    index: its number on this listening address. counted: cells that every answer raises by one. gates: asked for each
-    batch of queries; nothing is answered here while one of them says no. recursion: RA for all of its names.
+    index: its number on this listening address. counted: cells that every answer raises by one. recursion: RA for all
+    of its names.
     """
 
     __slots__ = (
-        "_denies", "_pods", "_soa", "_soas", "block", "closed", "counted", "gates", "index", "origin", "recursion",
+        "_denies", "_pods", "_soa", "_soas", "block", "counted", "index", "origin", "recursion",
         "view",
     )  # fmt: skip
 
     def __init__(
-        self, index: int, view: ZoneView, options: kubernetes.Options, served: Served, passing: list[Passing]
+        self, index: int, view: ZoneView, options: kubernetes.Options, served: Served, counted: tuple[int, ...]
     ) -> None:
         self.index = index
         self.view = view
         self.origin = view.origin
         self.block = served.block
-        self.counted = tuple(cell for one in passing for cell in one.counted)
-        self.gates = tuple(one.gate for one in passing if one.gate is not None)
-        self.closed = False
+        self.counted = counted
         offered = served.handlers.get(forward.NAME)
         self.recursion = isinstance(offered, forward.Handler) and bool(offered.covers_below(view.origin))
         fall = [names.lower(names.from_text(zone)) for zone in options.fallthrough]
@@ -121,18 +118,18 @@ def directory(blocks: Mapping[bytes, Served]) -> Directory | None:
 
 def _zone(index: int, view: ZoneView, handler: kubernetes.Handler, served: Served) -> DirectZone | None:
     """A zone, if the plugins in front of `kubernetes` let its answers pass and its names are those in the store."""
-    passing: list[Passing] = []
+    counted: tuple[int, ...] = ()
     for name, other in served.handlers.items():
         if name == kubernetes.NAME:
             break
-        one = other.passing(view.origin, served.server) if isinstance(other, Transparent) else None
-        if one is None:
+        cells = other.passing(view.origin, served.server) if isinstance(other, Transparent) else None
+        if cells is None:
             return None
-        passing.append(one)
+        counted += cells
     offered = served.handlers.get(forward.NAME)
     if handler.options.zonal or (isinstance(offered, forward.Handler) and offered.covers_below(view.origin) is None):
         return None
-    return DirectZone(index, view, handler.options, served, passing)
+    return DirectZone(index, view, handler.options, served, counted)
 
 
 class Direct:
@@ -142,7 +139,6 @@ class Direct:
         "_by_zone",
         "_cells",
         "_family",
-        "_gated",
         "_heads",
         "_indexes",
         "_inside",
@@ -156,7 +152,6 @@ class Direct:
         """proto, family: as metrics call them."""
         self._by_zone = zones.by_zone
         self._sizes = zones.sizes
-        self._gated = [zone for zone in zones.by_zone.values() if zone and zone.gates]
         self._reader = reader
         self._inside = False
         self._cells = region.cells
@@ -216,7 +211,7 @@ class Direct:
             self._enter()
         view = zone.view
         view.refresh(self._reader)
-        if zone.closed or view.state == _EXPIRED:
+        if view.state == _EXPIRED:
             return None
         value = self._reader.find(name_key(view.prefix, name, zone.origin))
         if value is None:
@@ -241,8 +236,6 @@ class Direct:
             flags |= _RA
         head = self._head(flags, kind, edns)
         response = b"".join((head, octets[_QUESTION_AT:end], record, self._opts[do] if edns else b""))
-        if len(response) > _SAFE - 2:
-            return None
         cells = self._cells
         for cell in zone.counted:
             cells[cell] += 1
@@ -276,8 +269,6 @@ class Direct:
     def _enter(self) -> None:
         self._reader.enter()
         self._inside = True
-        for zone in self._gated:
-            zone.closed = not all(gate() for gate in zone.gates)
 
     def leave(self) -> None:
         """The end of a batch of queries."""
