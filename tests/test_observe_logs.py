@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdns.observe.logs import MAX_LINE, MAX_WAITING, Log, Repeats, Sink, line
+from tests.support import procs
 
 
 @dataclass
@@ -278,7 +279,14 @@ def test_a_log_that_goes_writes_no_more_into_the_number_that_was_its_descriptor(
     assert sink.flush()
     assert "it is down" in pipe.text()
     (thread,) = set(threading.enumerate()) - before
+    other, number = os.pipe()
+    os.dup2(number, pipe.write)  # which is another file's number now
+    os.set_blocking(other, False)
+    procs.wait_until(lambda: "more in the last" in pipe.drain(), 5, "the count of repetitions")
+    with pytest.raises(BlockingIOError):
+        os.read(other, 1)
     del log, sink
     thread.join(5)
     assert not thread.is_alive()
-    assert pipe.drain() == ""
+    for fd in (other, number):
+        os.close(fd)

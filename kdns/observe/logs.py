@@ -105,14 +105,17 @@ class Repeats:
 
 
 class _Writer:
-    """The queue and the thread of one process."""
+    """The queue and the thread of one process. The thread has a descriptor of its own, as long as it lives."""
 
     def __init__(self, fd: int, lost: Callable[[int], None] | None, repeats: Repeats) -> None:
         self.repeats = repeats
         self.accepted = 0
         self.finished = 0
         self.stopped = False
-        self._fd = fd
+        try:
+            self._fd = self._own = os.dup(fd)
+        except OSError:  # it is closed, or there is no number left
+            self._fd, self._own = fd, -1
         self._lost = lost
         self._queue: SimpleQueue[bytes] = SimpleQueue()
         self._refused = 0
@@ -141,6 +144,8 @@ class _Writer:
             self.finished += sum(map(bool, lines))
             self._report()
             if self.stopped and self._queue.empty():
+                if self._own >= 0:
+                    os.close(self._own)
                 return
 
     def _take(self) -> list[bytes]:
@@ -197,7 +202,8 @@ class Sink:
     """Where lines go: a file descriptor, written by a thread, whole lines in writes of at most MAX_LINE bytes.
 
     The thread starts with the first line, in whatever process that is: a process forked off has its own. It ends when
-    the object goes: the descriptor's number may be another file's by the time that a count of repetitions is due.
+    the object goes. Until then it has a descriptor of its own: the number of the one that was given may be another
+    file's by the time that a count of repetitions is due.
     recent: the last warnings and errors.
     """
 
