@@ -10,7 +10,10 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
+from typing import Final
 
+compiled: Final = False
+"""Stands for `cython.compiled` where Cython is not installed: what asks this module is not compiled."""
 _ONE_OF_THEM = "kdns.server.direct"
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 try:
     import cython
 except ImportError:
-    from kdns.server import interpreted as cython
+    from kdns import speed as cython
 
 SIZE = 64
 SLOT = 1 << 16

@@ -134,7 +134,7 @@ class UdpServer:
         """Answer what is in the batch. What has to wait for its answer goes to `waiting`."""
         batch, cache, cells = self._batch, self.cache, self._cells
         lengths = batch.lengths
-        young, seen = cache.young, cache.seen
+        young, old, seen = cache.young, cache.old, cache.seen
         first = 0  # of the slots with answers that are not sent yet
         misses = 0
         block: Block | None = None
@@ -146,11 +146,12 @@ class UdpServer:
             key = batch.key(slot)
             entry = young.get(key)
             if entry is None or entry.seen != seen or (entry.turns is not None and entry.turns.until <= started):
-                entry = cache.find(key, started)
+                if entry is not None or old:
+                    entry = cache.find(key, started)
                 if entry is None:
                     misses += 1
                     entry = self._miss(slot, key, waiting)
-                young = cache.young
+                young, old = cache.young, cache.old
                 if entry is None:
                     if first < slot and self._direct is not None:
                         self._direct.leave()  # a socket without room blocks, and others want to read the store

@@ -15,6 +15,11 @@ import struct
 
 from kdns.wire import names
 
+try:
+    import cython
+except ImportError:
+    from kdns import speed as cython
+
 _ZONE = struct.Struct("!H")
 _ESCAPE = re.compile(rb"\x01[\x01\x02]")
 
@@ -24,23 +29,32 @@ def zone_prefix(number: int) -> bytes:
     return _ZONE.pack(number)
 
 
+if not cython.compiled:  # else it is in keys.pxd, with the same meaning
+
+    def plain_key(prefix: bytes, name: bytes, end: int) -> bytes | None:
+        """The key of the name's labels before an offset; None if one of them has a byte that is written as two."""
+        labels = []
+        at = 0
+        while at < end:
+            step = at + 1 + name[at]
+            labels.append(name[at + 1 : step])
+            at = step
+        if not labels:
+            return prefix
+        labels.reverse()
+        key = b"\0".join(labels)
+        return None if b"\1" in key or key.count(b"\0") >= len(labels) else prefix + key + b"\0"
+
+
 def name_key(prefix: bytes, name: bytes, origin: bytes) -> bytes:
     """The key of a name (lower case wire format) in the zone with that key prefix and origin, above which it lies."""
-    labels = []
-    octets = name
-    at = 0
     end = len(name) - len(origin)
-    while at < end:
-        step = at + 1 + name[at]
-        labels.append(octets[at + 1 : step])
-        at = step
-    if not labels:
-        return prefix
+    key = plain_key(prefix, name, end)
+    if key is not None:
+        return key
+    labels = names.labels(name[:end] + names.ROOT)
     labels.reverse()
-    key = b"\0".join(labels)
-    if b"\1" in key or key.count(b"\0") >= len(labels):
-        key = b"\0".join([label.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1") for label in labels])
-    return prefix + key + b"\0"
+    return prefix + b"".join([label.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1") + b"\0" for label in labels])
 
 
 def key_name(key: bytes, origin: bytes) -> bytes:
