@@ -91,6 +91,7 @@ def test_a_server_block_that_binds_all_addresses_has_those_of_the_node(topology:
     with Instance(topology, tmp_path / "all", 17) as instance:
         bind(instance, "0.0.0.0")  # noqa: S104
         procs.wait_until(lambda: "Running configuration" in instance.log.partition("kdns-0")[2], 20, "the reload")
+        procs.wait_until(lambda: len(instance.workers()) == 1, 20, "the end of the old worker and its listeners")
         topology.node.run("conntrack", "-F", check=False)
         for address in IPV4.served:
             for where in (*topology.pods, topology.node):
