@@ -27,11 +27,11 @@ TYPES = (
 )  # fmt: skip
 OPTS = (
     b"",
-    message.opt(False),
-    message.opt(True),
-    message.opt(True, 512),
-    message.opt(False, 0),
-    message.opt(False, 65535),
+    message.opt_record(False),
+    message.opt_record(True),
+    message.opt_record(True, 512),
+    message.opt_record(False, 0),
+    message.opt_record(False, 65535),
     b"\0\0\x29\x04\xd0\x07\0\x80\0\0\0",  # upper bits of an rcode
     b"\0\0\x29\x04\xd0\0\0\x7f\xff\0\0",  # flags but for DO
     b"\0\0\x29\x04\xd0\0\1\0\0\0\0",  # version 1
@@ -150,7 +150,7 @@ def messages(draw: Any) -> bytes:
     opt: bytes = draw(st.sampled_from(OPTS))
     klass = draw(st.sampled_from((1, 1, 1, 1, 3, 255, 0x0101)))
     data: bytes = query(draw(asked_names()), draw(st.sampled_from(TYPES)), opt, draw(st.sampled_from(FLAGS)), klass)
-    data += draw(st.sampled_from((b"", b"", b"", b"", b"\0", message.opt(False))))
+    data += draw(st.sampled_from((b"", b"", b"", b"", b"\0", message.opt_record(False))))
     for _ in range(draw(st.sampled_from((0, 0, 0, 1, 2)))):
         at = draw(st.integers(0, len(data) - 1))
         cut = draw(st.sampled_from((0, 1, 1, 2)))

@@ -752,7 +752,7 @@ def test_before_the_first_sync_a_name_that_we_do_not_have_is_servfail_never_nxdo
         assert (answer.rcode, answer.answer, answer.authority) == ("SERVFAIL", [], [])
         assert "aa" not in answer.flags
     procs.wait_until(lambda: bool(server.query(Z, "SOA").answer), 5, "the zone's own records")
-    assert ask(server, Z, "SOA").rcode == "NOERROR"
+    assert server.query(Z, "SOA").rcode() == 0  # (its serial may rise meanwhile)
     assert f"[ERROR] plugin/errors: 2 web.{SHOP}. A: zone {Z}.: its source has not been read yet" in server.log
     (server.folder / "broken.json").write_text('{"apiVersion": "v1", "kind": "List", "items": []}')
     soon(server, f"web.{SHOP}", "A", "NXDOMAIN")

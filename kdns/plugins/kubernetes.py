@@ -411,7 +411,8 @@ def _namespace(text: str) -> str:
 class Handler:
     """Answers from the zone store.
 
-    views: the zones, as they are numbered in the store. ask: what this server answers to another query.
+    views: the zones, as they are numbered in the store. ask: what this server answers to another query. fall: the zones
+    (lower case) in which what does not exist is passed on.
     """
 
     def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
@@ -420,7 +421,7 @@ class Handler:
         self._ask = ask
         self._views = names.Zones({view.origin: view for view in self.views})
         self._store = store
-        self._fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
+        self.fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
 
     async def __call__(self, query: Query, next: Next) -> Response:
         view = self._views.find(query.lname)
@@ -429,7 +430,7 @@ class Handler:
         with self._store as store:
             view.refresh(store)
             response = self._answer(store, view, query)
-        if response.rcode == rr.NXDOMAIN and any(names.is_subdomain(query.lname, zone) for zone in self._fall):
+        if response.rcode == rr.NXDOMAIN and any(names.is_subdomain(query.lname, zone) for zone in self.fall):
             depends = response.depends
             response = await next(query)
             response.depends += depends

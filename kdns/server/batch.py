@@ -65,6 +65,8 @@ class _Vector(ctypes.Structure):
 
 
 if not cython.compiled:  # else they are in batch.pxd, with the same meaning
+    from time import monotonic_ns
+
     _libc = ctypes.CDLL(None, use_errno=True)
     _libc.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
     _libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -82,8 +84,6 @@ if not cython.compiled:  # else they are in batch.pxd, with the same meaning
     def slots(memory: mmap.mmap, _: int) -> mmap.mmap:
         """All slots, to read slices from, in memory that begins at an address."""
         return memory
-
-    from time import monotonic_ns
 
     def write(data: mmap.mmap, at: int, text: bytes) -> None:
         """Put bytes into the slots."""

@@ -62,20 +62,24 @@ class DirectZone:
     )  # fmt: skip
 
     def __init__(
-        self, index: int, view: ZoneView, options: kubernetes.Options, served: Served, counted: tuple[int, ...]
+        self,
+        index: int,
+        view: ZoneView,
+        handler: kubernetes.Handler,
+        block: Block,
+        counted: tuple[int, ...],
+        recursion: bool,
     ) -> None:
         self.index = index
         self.view = view
         self.origin = view.origin
-        self.block = served.block
+        self.block = block
         self.counted = counted
-        offered = served.handlers.get(forward.NAME)
-        self.recursion = isinstance(offered, forward.Handler) and bool(offered.covers_below(view.origin))
-        fall = [names.lower(names.from_text(zone)) for zone in options.fallthrough]
+        self.recursion = recursion
         self._denies = not any(
-            names.is_subdomain(zone, view.origin) or names.is_subdomain(view.origin, zone) for zone in fall
+            names.is_subdomain(zone, view.origin) or names.is_subdomain(view.origin, zone) for zone in handler.fall
         )
-        self._pods = _POD + view.origin if options.pods == "insecure" else b""
+        self._pods = _POD + view.origin if handler.options.pods == "insecure" else b""
         self._soa: RRset | None = None
         self._soas: dict[int, bytes] = {}
 
@@ -127,9 +131,10 @@ def _zone(index: int, view: ZoneView, handler: kubernetes.Handler, served: Serve
             return None
         counted += cells
     offered = served.handlers.get(forward.NAME)
-    if handler.options.zonal or (isinstance(offered, forward.Handler) and offered.covers_below(view.origin) is None):
+    recursion = offered.covers_below(view.origin) if isinstance(offered, forward.Handler) else False
+    if handler.options.zonal or recursion is None:
         return None
-    return DirectZone(index, view, handler.options, served, counted)
+    return DirectZone(index, view, handler, served.block, counted, recursion)
 
 
 class Direct:
@@ -157,7 +162,7 @@ class Direct:
         self._cells = region.cells
         self._proto = proto
         self._family = family
-        self._opts = (message.opt(False), message.opt(True))
+        self._opts = (message.opt_record(False), message.opt_record(True))
         self._heads: dict[int, bytes] = {}
         self._indexes: dict[int, int] = {}
 

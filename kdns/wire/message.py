@@ -254,9 +254,10 @@ def _options(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def opt(do: bool, udp_size: int = DEFAULT_UDP) -> bytes:
-    """An OPT record of ours without options."""
-    return _OPT.pack(0, rr.OPT, udp_size, DO if do else 0, 0)
+def opt_record(do: bool, udp_size: int = DEFAULT_UDP, rcode: int = 0, options: bytes = b"") -> bytes:
+    """An OPT record of ours (RFC 6891 6.1.3). options: in wire format."""
+    flags = (rcode >> 4) << 24 | (DO if do else 0)
+    return _OPT.pack(0, rr.OPT, udp_size, flags, len(options)) + options
 
 
 def option(code: int, data: bytes) -> bytes:
@@ -272,8 +273,7 @@ def encode(query: Query, response: Response) -> Encoded:
     """
     opt = b""
     if query.edns is not None:
-        flags = (response.rcode >> 4) << 24 | (DO if query.edns.do else 0)
-        opt = _OPT.pack(0, rr.OPT, query.udp_size, flags, len(response.edns_options)) + response.edns_options
+        opt = opt_record(query.edns.do, query.udp_size, response.rcode, response.edns_options)
     if response.relay is not None:
         return _relay(query, response, response.relay, opt)
     writer = _Writer(query, query.limit - len(opt))
@@ -532,5 +532,5 @@ def upstream_query(query: Query, ident: int, *, edns: bool = True) -> bytes:
     """
     opt = b""
     if query.edns is not None and edns:
-        opt = _OPT.pack(0, rr.OPT, DEFAULT_UDP, DO if query.edns.do else 0, 0)
+        opt = opt_record(query.edns.do)
     return HEADER.pack(ident, query.flags & (RD | CD) | AD, 1, 0, 0, bool(opt)) + question(query) + opt

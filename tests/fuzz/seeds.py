@@ -69,7 +69,7 @@ def _queries() -> Iterator[bytes]:
     for world in range(len(USED)):
         for number, text in enumerate(_NAMES):
             for qtype in (rr.A, _TYPES[(world + number) % len(_TYPES)]):
-                opt = (b"", message.opt(False), message.opt(True, 4096))[(world + number) % 3]
+                opt = (b"", message.opt_record(False), message.opt_record(True, 4096))[(world + number) % 3]
                 header = bytes((world, number)) + message.HEADER.pack(0, message.RD, 1, 0, 0, bool(opt))[2:]
                 yield header + names.from_text(text) + struct.pack("!HH", qtype, rr.IN) + opt
 
@@ -115,7 +115,12 @@ def tokens() -> Iterator[bytes]:
         yield names.from_text(text)
     for qtype in (*_TYPES, rr.CNAME, rr.OPT, rr.AXFR, rr.HINFO, 15, 39, 41, 65, 255):
         yield struct.pack("!HH", qtype, rr.IN)
-    yield from (message.opt(False), message.opt(True), message.opt(False, 512), b"\0\0\x29\x04\xd0\0\1\0\0\0\0")
+    yield from (
+        message.opt_record(False),
+        message.opt_record(True),
+        message.opt_record(False, 512),
+        b"\0\0\x29\x04\xd0\0\1\0\0\0\0",
+    )
     yield from (b"\xc0\x0c", b"\xc0\x10", b"\xff\xff", b"\0\3\0\0", b"\x3f" + b"a" * 63)
     yield from (SEEDS["a"][2:12], SEEDS["edns"][2:12])
 

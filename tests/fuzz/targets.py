@@ -325,7 +325,7 @@ class Responses:
 
     def _passed_on(self, found: relay.Relay, question: bytes, kind: int) -> object:
         """The answer for a client: kind has bits for EDNS, TCP, and what is left of it."""
-        opt = message.opt(False, 600) if kind & 1 else b""
+        opt = message.opt_record(False, 600) if kind & 1 else b""
         data = message.HEADER.pack(5, message.RD, 1, 0, 0, bool(opt)) + question + opt
         query = message.parse(data, "tcp" if kind & 2 else "udp", CLIENT, LOCAL, message.DEFAULT_UDP)
         kept = found.answers_only() if kind & 4 else found
