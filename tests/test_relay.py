@@ -158,6 +158,27 @@ def test_a_name_may_lead_into_other_data() -> None:
     assert [owner for owner, *_ in found.records()][-1] == b"\3web\1a\0"
 
 
+def test_a_response_taken_apart_says_the_same_but_for_ad() -> None:
+    asked = query()
+    chain = [("web.example.com.", 9, "CNAME", "x.example.com."), ("x.example.com.", 5, "A", "192.0.2.1")]
+    sent = response(asked, chain)
+    sent.flags |= dns.flags.AA | dns.flags.AD
+    found = relay.read(sent.to_wire(), message.question(asked))
+    whole = Response(relay=found, ttl=7, plugin="forward")
+    apart = message.opened(whole)
+    assert (whole.relay, apart.relay, apart.rcode, apart.authoritative) == (found, None, rr.NOERROR, True)
+    got = dns.message.from_wire(message.encode(asked, apart).wire)
+    assert texts(got.answer) == texts(passed(asked, found, ttl=7).answer)
+    assert not got.flags & dns.flags.AD
+    cut = relay.read(wire_with_tc(sent), message.question(asked))
+    assert dns.message.from_wire(message.encode(asked, message.opened(Response(relay=cut))).wire).flags & dns.flags.TC
+
+
+def wire_with_tc(sent: dns.message.Message) -> bytes:
+    sent.flags |= dns.flags.TC
+    return sent.to_wire()
+
+
 def test_the_header_is_the_clients_and_aa_and_ad_the_upstreams() -> None:
     asked = query()
     sent = response(asked, [("web.example.com.", 9, "A", "192.0.2.1")])

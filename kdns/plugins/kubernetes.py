@@ -162,8 +162,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from msgspec import structs
-
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
@@ -456,14 +454,7 @@ class Handler:
             what = "truncated" if truncated else rr.rcode_text(found.rcode)
             error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
             return Response(rcode=rr.SERVFAIL, plugin=NAME, error=error)
-        if found.relay is None:
-            response.answer += found.answer
-        else:
-            ttl = found.ttl
-            response.answer += [
-                (owner, rrset if ttl is None else structs.replace(rrset, ttl=ttl))
-                for owner, rrset in found.relay.answer()
-            ]
+        response.answer += message.opened(found).answer
         response.cacheable = False
         response.recursion = found.recursion
         return response

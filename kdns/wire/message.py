@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import structs
+
 from kdns.errors import FormatError
 from kdns.wire import names, rr
 from kdns.wire.relay import Relay, stamp
@@ -127,6 +129,34 @@ class Response:
         if self.relay is not None:
             self.rcode = self.relay.rcode
             self.authoritative = bool(self.relay.flags & AA)
+
+
+def opened(response: Response) -> Response:
+    """The same response with records that can be changed: what another server sent is taken apart.
+
+    A relay may be of others too: it, and its response, stay as they are. The AD bit, which vouches for those bytes, is
+    lost, and the packet cache does not hold the new one.
+    """
+    relay = response.relay
+    if relay is None:
+        return response
+    ttl = response.ttl
+    sections = (
+        [(owner, rrset if ttl is None else structs.replace(rrset, ttl=ttl)) for owner, rrset in section]
+        for section in relay.sections()
+    )
+    answer, authority, additional = sections
+    return replace(
+        response,
+        answer=answer,
+        authority=authority,
+        additional=additional,
+        relay=None,
+        ttl=None,
+        aging=None,
+        cacheable=False,
+        set_flags=response.set_flags | (TC if relay.truncated else 0),
+    )
 
 
 class Rotation(NamedTuple):

@@ -112,16 +112,25 @@ class Relay(Struct, frozen=True, eq=False, gc=False):
 
     def answer(self) -> list[tuple[bytes, RRset]]:
         """The answer section, its names in full: owner (lower case) and RRset."""
-        found: dict[tuple[bytes, int, int], tuple[int, list[bytes]]] = {}
-        for owner, rtype, klass, ttl, rdata in itertools.islice(self.records(), self.counts[0]):
-            key = owner.lower(), rtype, klass
-            least, rdatas = found.get(key, (ttl, []))
-            if rdata not in rdatas:
-                rdatas.append(rdata)
-            found[key] = min(least, ttl), rdatas
-        return [
-            (owner, RRset(rtype, ttl, tuple(rdatas), klass)) for (owner, rtype, klass), (ttl, rdatas) in found.items()
-        ]
+        return _rrsets(itertools.islice(self.records(), self.counts[0]))
+
+    def sections(self) -> tuple[list[tuple[bytes, RRset]], list[tuple[bytes, RRset]], list[tuple[bytes, RRset]]]:
+        """The same of answer, authority and additional section."""
+        records = self.records()
+        answer, authority, additional = (_rrsets(itertools.islice(records, count)) for count in self.counts)
+        return answer, authority, additional
+
+
+def _rrsets(records: Iterable[tuple[bytes, int, int, int, bytes]]) -> list[tuple[bytes, RRset]]:
+    """Records as `Relay.records` gives them, put together: one TTL for each RRset, the least (RFC 2181 5.2)."""
+    found: dict[tuple[bytes, int, int], tuple[int, list[bytes]]] = {}
+    for owner, rtype, klass, ttl, rdata in records:
+        key = owner.lower(), rtype, klass
+        least, rdatas = found.get(key, (ttl, []))
+        if rdata not in rdatas:
+            rdatas.append(rdata)
+        found[key] = min(least, ttl), rdatas
+    return [(owner, RRset(rtype, ttl, tuple(rdatas), klass)) for (owner, rtype, klass), (ttl, rdatas) in found.items()]
 
 
 def stamp(data: bytes, offsets: Iterable[int], ttl: int) -> bytes:
