@@ -1,8 +1,9 @@
-"""Durations, addresses, numbers, zones and label selectors."""
+"""Durations, addresses, numbers, zones, label selectors and regular expressions."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -115,7 +116,15 @@ def test_what_is_no_selector(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "convert",
-    [values.duration, values.host_port, values.zone, values.zones, values.selector, lambda t: values.integer(t, 0, 9)],
+    [
+        values.duration,
+        values.host_port,
+        values.zone,
+        values.zones,
+        values.selector,
+        values.regex,
+        lambda t: values.integer(t, 0, 9),
+    ],
 )
 @given(text=st.one_of(st.text(), st.text(alphabet="0123456789abcdefhmnsuµ.:/%[]-+=!(), ")))
 def test_any_text_has_a_value_or_is_refused(convert: Callable[[str], object], text: str) -> None:
@@ -144,3 +153,50 @@ def test_the_reverse_zones_of_a_network_cover_it_and_nothing_else(address: int, 
 def test_a_selector_is_written_as_the_kubernetes_api_takes_it(text: str) -> None:
     assert str(values.selector(text)) == text
     assert values.selector(str(values.selector(text))) == values.selector(text)
+
+
+@pytest.mark.parametrize(
+    ("expression", "text", "parts"),
+    [
+        (r"^\pN+[[:alpha:]]\Q.*\E$", "12x.*", ["12x.*"]),
+        ("(a)|(b)", "xb", ["b", "", "b"]),
+        ("(?i)É(.)", "xéö", ["éö", "ö"]),
+        (r"\C$", "ö", ["\ufffd"]),
+        ("^.$", "\udc80", ["?"]),
+        ("(?P<first>.)(.)", "abc", ["ab", "a", "b"]),
+        ("x", "abc", None),
+    ],
+)
+def test_expressions_match_as_those_of_go(expression: str, text: str, parts: list[str] | None) -> None:
+    found = values.regex(expression)
+    assert found.search(text) == parts
+    assert found.matches(text) is (parts is not None)
+    copy = pickle.loads(pickle.dumps(found))  # noqa: S301
+    assert (copy, copy.search(text)) == (found, parts)
+
+
+def test_an_expression_tells_of_its_groups() -> None:
+    found = values.regex("(a)(?P<last>b)")
+    assert (found.groups, dict(found.names), repr(found)) == (2, {"last": 2}, "Regex('(a)(?P<last>b)')")
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("(", "missing )"),
+        ("(?=x)", "invalid perl operator"),
+        (r"(.)\1", "invalid escape sequence"),
+        ("x{1001}", "invalid repetition size"),
+        (r"\pL{1000}", "pattern too large"),
+        ("\udc80", "it is not UTF-8"),
+        ("x" * 10001, "has 10001 characters"),
+    ],
+)
+def test_what_is_no_expression(expression: str, problem: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigValueError, match=re.escape(problem)):
+        values.regex(expression)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_expression_that_repeats_what_is_repeated_takes_no_time() -> None:
+    assert not values.regex("(a+)+$").matches("a" * 1000 + "b")

@@ -1,4 +1,4 @@
-"""Values in a Corefile: durations, addresses, numbers, zones, label selectors.
+"""Values in a Corefile: durations, addresses, numbers, zones, label selectors, regular expressions.
 
 Each function takes the word as written and raises ConfigValueError for one that it cannot take.
 """
@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from kdns.errors import ConfigValueError
@@ -19,6 +20,8 @@ _DURATION = re.compile(r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+(?:\.\d*)?|\.\d+)(?:n
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _MAX_SECONDS = 2**63 / 1e9
 _MAX_WORD = 100
+_MAX_REGEX = 10000
+_REGEX_MEMORY = 1 << 20
 _ZONE_CHARS = re.compile(r"[-\w./*+=]+", re.ASCII)
 _CIDR = re.compile(r"([0-9a-fA-F:.]+)/(\d{1,3})", re.ASCII)
 
@@ -176,6 +179,73 @@ def is_reverse(name: str) -> bool:
 def is_namespace(text: str) -> bool:
     """True for the name of a Kubernetes namespace (RFC 1123 label in lower case)."""
     return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text) is not None
+
+
+class Regex:
+    """A regular expression of RE2: what it takes to match one is linear in the text, whatever the text.
+
+    It is pickled as its text. ConfigValueError for one that RE2 does not take.
+    """
+
+    __slots__ = ("_compiled", "text")
+
+    def __init__(self, text: str) -> None:
+        import re2  # it takes 3 MB, and most servers have no use for it
+
+        options = re2.Options()
+        options.log_errors = False
+        options.max_mem = _REGEX_MEMORY
+        try:
+            self._compiled: Any = re2.compile(text.encode(), options)
+        except (re2.error, UnicodeEncodeError) as error:
+            reason = error.args[0]
+            problem = reason.decode(errors="replace") if isinstance(reason, bytes) else "it is not UTF-8"
+            raise ConfigValueError(
+                f"{shown(text)} is no expression: {problem}", "a regular expression of RE2, such as ^failed.*timeout$"
+            ) from None
+        self.text = text
+
+    def matches(self, text: str) -> bool:
+        """Whether it matches anywhere in a text."""
+        return self._compiled.search(text.encode("utf-8", "replace")) is not None
+
+    def search(self, text: str) -> list[str] | None:
+        """What it matches first, and what each of its groups does ("" for one that takes no part); None if it does not
+        match."""
+        match = self._compiled.search(text.encode("utf-8", "replace"))
+        if match is None:
+            return None
+        return [part.decode("utf-8", "replace") for part in (match.group(), *match.groups(b""))]
+
+    @property
+    def groups(self) -> int:
+        """How many groups it has."""
+        count: int = self._compiled.groups
+        return count
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        """The numbers of those groups that have names."""
+        return {name.decode(): number for name, number in self._compiled.groupindex.items()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Regex) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Regex({self.text!r})"
+
+    def __reduce__(self) -> tuple[type[Regex], tuple[str]]:
+        return Regex, (self.text,)
+
+
+def regex(text: str) -> Regex:
+    """A regular expression as CoreDNS takes it, of at most 10000 characters."""
+    if len(text) > _MAX_REGEX:
+        raise ConfigValueError(f"the expression has {len(text)} characters", f"at most {_MAX_REGEX}")
+    return Regex(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ errors [stdout] {
   (written only with *debug*). With `show_first` the first one is written at once, at that level, and the count only if
   there were more. It may be repeated: the first one that matches counts.
 
-**REGEXP** has at most 10000 characters, in the syntax of Python's `re`, which is that of RE2 for what is usual.
+**REGEXP** has at most 10000 characters, in the syntax of RE2.
 
 ## Metrics
 
@@ -66,8 +66,7 @@ Upstreams that do not answer make one line in five minutes:
 
 ## Differences from CoreDNS
 
-What only RE2 has in an expression (`\pN`, `[[:alpha:]]`, `\Q`) is refused. Python's `re` may take very long for one
-that repeats what is repeated, as in `(a+)+$`; the first 512 characters of a reason are looked at.
+An expression that takes more than 1 MB when it is compiled, such as `\pL{1000}`, is refused.
 
 ## See also
 
@@ -77,11 +76,9 @@ that repeats what is repeated, as in `(a+)+$`; the first 512 characters of a rea
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -89,7 +86,8 @@ from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
-from kdns.errors import ConfigValueError, Mistake
+from kdns.corefile.values import Regex
+from kdns.errors import Mistake
 from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import names, rr
@@ -98,19 +96,15 @@ from kdns.wire.message import Query, Response
 NAME = "errors"
 SITED = True
 LEVELS = ("error", "warning", "info", "debug")
-LONGEST = 10000
-"""Characters of an expression."""
-LOOKED_AT = 512
-"""Characters of a reason that an expression is tried on."""
 
 _CONSOLIDATE = "consolidate DURATION REGEXP [error|warning|info|debug] [show_first]"
 
 
 @dataclass(frozen=True, slots=True)
 class Consolidate:
-    """Errors that are counted. pattern: an expression. period: seconds; written: how the Corefile has it."""
+    """Errors that are counted: those whose reason `pattern` matches. period: seconds; written: as the Corefile has it."""
 
-    pattern: str
+    pattern: Regex
     period: float
     written: str
     level: str = "error"
@@ -143,7 +137,7 @@ def parse(directive: Directive, _block: ServerBlock, mistakes: list[Mistake]) ->
         if not args:
             return
         period = reader.value(args[0], values.duration)
-        pattern = reader.value(args[1], _pattern)
+        pattern = reader.value(args[1], values.regex)
         level, show_first = _how(reader, args[2:])
         if period is not None and pattern is not None:
             counted.append(Consolidate(pattern, period, args[0].text, level, show_first))
@@ -167,28 +161,13 @@ def _how(reader: Reader, args: tuple[Token, ...]) -> tuple[str, bool]:
     return level, show_first
 
 
-def _pattern(text: str) -> str:
-    if len(text) > LONGEST:
-        raise ConfigValueError(f"the expression has {len(text)} characters", f"at most {LONGEST}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(text, re.ASCII)
-    except (re.error, FutureWarning, RecursionError, OverflowError) as error:
-        raise ConfigValueError(
-            f"{values.shown(text)} is no expression: {error}", "a regular expression such as ^failed.*timeout$"
-        ) from None
-    return text
-
-
 class _Counted:
     """How often an expression has matched since `since` (time.monotonic())."""
 
-    __slots__ = ("count", "expression", "options", "since")
+    __slots__ = ("count", "options", "since")
 
     def __init__(self, options: Consolidate) -> None:
         self.options = options
-        self.expression = re.compile(options.pattern, re.ASCII)
         self.count = 0
         self.since = 0.0
 
@@ -244,9 +223,8 @@ class Handler:
 
     def _level(self, reason: str) -> str:
         """How to write an error; "" if it is only counted."""
-        reason = reason[:LOOKED_AT]
         for counted in self._counted:
-            if counted.expression.search(reason) is None:
+            if not counted.options.pattern.matches(reason):
                 continue
             with self._lock:
                 counted.count += 1
@@ -272,7 +250,7 @@ class Handler:
                 count, counted.count = counted.count, 0
             options = counted.options
             if count > options.show_first:
-                like = f"errors like '{options.pattern}' occurred in last {options.written}"
+                like = f"errors like '{options.pattern.text}' occurred in last {options.written}"
                 self._say(options.level, f"{count} {like}", like)
 
 

@@ -154,7 +154,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "cancel": {"The client gets SERVFAIL": always},
     "chaos": {"The default authors": _short_chaos},
     "debug": {"Lines are written": always, "An exception does not": always},
-    "errors": {"What only RE2": never, "Python's `re`": option("consolidate")},
+    "errors": {"An expression that takes": never},
     "forward": {
         "Connections carry many": always,
         "A name as upstream": _named_upstreams,
