@@ -102,7 +102,7 @@ _CONSOLIDATE = "consolidate DURATION REGEXP [error|warning|info|debug] [show_fir
 
 @dataclass(frozen=True, slots=True)
 class Consolidate:
-    """Errors that are counted: those whose reason `pattern` matches. period: seconds; written: as the Corefile has it."""
+    """Errors that are counted: those whose reason `pattern` matches. period: seconds, in the Corefile `written`."""
 
     pattern: Regex
     period: float
