@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from kdns.upstream.steps import in_loop, in_task
 from kdns.wire.message import Query, Response
 
-__all__ = ["Handler", "Next", "Transparent", "attempt", "in_loop", "in_task", "link"]
+__all__ = ["Handler", "Next", "Provider", "Transparent", "attempt", "in_loop", "in_task", "link"]
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
@@ -37,6 +37,19 @@ class Transparent(Protocol):
     def passing(self, zone: bytes, server: str) -> tuple[int, ...] | None:
         """The cells that each of them for a name in a zone (lower case), on a server, raises by one; None if it does
         more there."""
+        ...
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A handler that knows more of queries (`metadata`), under labels that begin with its directive and a slash."""
+
+    def is_of_the_name(self, label: str) -> bool:
+        """Whether the value of a label, without its beginning, is the same for all queries for a name."""
+        ...
+
+    def fact(self, label: str, name: bytes, client: str) -> str:
+        """Its value for a query for a name (lower case) of a client, an address; empty if there is none."""
         ...
 
 

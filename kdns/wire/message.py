@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec import structs
 
@@ -51,6 +51,18 @@ class Edns:
     options: dict[int, bytes]
 
 
+class Metadata(Protocol):
+    """What plugins know of a query beside its question, by labels such as `kubernetes/namespace` (`metadata`)."""
+
+    def value(self, label: str) -> str:
+        """The value of a label, worked out when it is asked for; empty if there is none."""
+        ...
+
+    def note(self, label: str, value: str) -> None:
+        """Set the value of a label, for what comes to light while the query is answered."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Query:
     """One question of a client.
@@ -58,7 +70,7 @@ class Query:
     data: the whole message. name: the question's name as asked, uncompressed; lname: in lower case.
     question_end: offset behind the question. limit: the largest response in bytes that may be sent.
     udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it. links:
-    CNAMEs that were followed until this was asked.
+    CNAMEs that were followed until this was asked. metadata: None in a server block without the directive.
     """
 
     data: bytes
@@ -77,6 +89,7 @@ class Query:
     udp_size: int = DEFAULT_UDP
     server: str = ""
     links: int = 0
+    metadata: Metadata | None = None
 
 
 class Aging(NamedTuple):
