@@ -19,6 +19,8 @@ from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
 
+pytestmark = pytest.mark.one_speed
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "zones" / "sample"
 SOUND = """\

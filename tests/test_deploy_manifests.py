@@ -34,6 +34,8 @@ from tests.support import deploy
 from tests.support.deploy import CHART, FOLDER, RENEW, Case, Objects
 from tests.support.server import ROOT
 
+pytestmark = pytest.mark.one_speed
+
 CASES = {case.name: case for case in deploy.cases()}
 PLAIN = {
     "cluster": ("cluster/rbac.yaml", "cluster/kdns.yaml"),

@@ -27,6 +27,8 @@ from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction
 from tests.support import objects
 from tests.support.server import ROOT
 
+pytestmark = pytest.mark.one_speed
+
 BROKEN = "kind: Service\nmetadata: ["
 Z = names.from_text("cluster.local.")
 

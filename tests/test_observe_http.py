@@ -29,6 +29,8 @@ from kdns.observe.http import (
 )
 from kdns.observe.metrics import Exposition, SupervisorState
 
+pytestmark = pytest.mark.one_speed
+
 LOCAL = "127.0.0.1"
 
 

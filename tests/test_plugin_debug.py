@@ -17,6 +17,8 @@ from tests.support.configs import options, refused
 from tests.support.plugins import Ground, Lines, answered, query
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 debug.test:$dns {
     bind 127.0.0.1

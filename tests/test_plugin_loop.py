@@ -20,6 +20,8 @@ from tests.support.configs import options, refused
 from tests.support.plugins import Behind, Ground, answered, query
 from tests.support.server import ROOT, Server
 
+pytestmark = pytest.mark.one_speed
+
 QUICK = """
 from kdns.plugins import loop
 loop.AGAIN = 0.3

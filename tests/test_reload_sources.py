@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import dns.rcode
+import pytest
 
 from kdns.wire import names
 from kdns.zone.changes import Changes
@@ -14,6 +15,8 @@ from kdns.zone.store import Store
 from tests.conftest import Serve
 from tests.support import procs
 from tests.support.objects import external_name, service, write_list
+
+pytestmark = pytest.mark.one_speed
 
 OTHER = """\
 .:$dns {{

@@ -9,11 +9,14 @@ import threading
 import time
 
 import dns.message
+import pytest
 
 from kdns.server.presence import Identity, Presence
 from tests.conftest import Serve
 from tests.support.pacer import Pacer
 from tests.support.server import Server, read_message
+
+pytestmark = pytest.mark.one_speed
 
 QUERY = dns.message.make_query("dns-version.cluster.local", "TXT").to_wire()
 NAMES = [("dns-version.cluster.local", "TXT"), ("nothing.cluster.local", "A")]

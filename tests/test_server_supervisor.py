@@ -17,6 +17,8 @@ from tests.conftest import Serve
 from tests.support import objects, ports, procs
 from tests.support.server import COREFILE, Server
 
+pytestmark = pytest.mark.one_speed
+
 CLUSTER = [objects.service("web", ips=["10.96.0.1"])]
 WEB = "web.default.svc.cluster.local"
 SECOND_PORT = COREFILE.replace(".:$dns {", ".:$dns .:SECOND {")

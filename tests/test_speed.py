@@ -174,6 +174,6 @@ def test_tests_of_answers_run_at_both_speeds_and_those_of_other_things_at_one() 
     both = {path.name for path in (ROOT / "tests").glob("test_*.py") if speed.concerns(path)}
     answers = {"names", "packet_cache", "direct", "message", "store", "zone_keys", "server_tcp", "spec_messages"}
     answers |= {"spec_records", "spec_options", "cache", "upstream_streams", "relay", "hostile", "fuzz", "speed"}
-    others = {"deploy_chart", "project", "readme", "watch", "node_network", "migrate", "apiserver", "image"}
+    others = {"deploy_chart", "project", "readme", "watch", "node_network", "migrate", "apiserver", "unbreakable"}
     assert {f"test_{name}.py" for name in answers} <= both
     assert not {f"test_{name}.py" for name in others} & both

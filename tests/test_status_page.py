@@ -43,6 +43,8 @@ from tests.support import objects, ports, procs, server
 from tests.support.chromium import Chromium
 from tests.support.shop import Shop, shop
 
+pytestmark = pytest.mark.one_speed
+
 COUNTS = Counts(Queries(0, None, {}, {}, {}, {}), (), (), PacketCache(0, 0, 0, 0, None), worker_restarts=0, loops=())
 WELL = Status(
     version="0.1.0",

@@ -30,6 +30,8 @@ from tests.support.configs import options, refused
 from tests.support.server import Server
 from tests.support.upstream import Asked, FakeUpstream, reply
 
+pytestmark = pytest.mark.one_speed
+
 SECOND = 1_000_000_000
 METRIC = "kdns_top_names"
 

@@ -31,6 +31,8 @@ from tests.support.objects import Object
 from tests.support.pacer import Pacer, Summary
 from tests.support.server import COREFILE, ROOT, Metrics, Server, read_message
 
+pytestmark = pytest.mark.one_speed
+
 BATCH = batch.SIZE
 """What a worker holds in hand at most, and so all that dies with it."""
 LAMEDUCK = COREFILE.replace("health $host:$health", "health $host:$health {\n        lameduck 2s\n    }")

@@ -63,15 +63,19 @@ ELSEWHERE = (
     "tests.support.apiserver", "tests.support.cluster", "tests.support.node", "tests.support.oci",
 )  # fmt: skip
 """What the tests of other things import: how objects become records, the network of a node, tools, API servers."""
+ONE_SPEED = "pytestmark = pytest.mark.one_speed"
+"""A line of a file whose tests are of processes, files or output, though they reach what compiles."""
 
 
 def concerns(path: Path) -> bool:
     """Whether the tests of a file are of what compiles, so that they have to pass at both speeds.
 
     They are if the file, or what it imports of `tests.support` and `tests.fuzz`, imports a module that compiles, or if
-    it starts servers; they are not if it imports something of ELSEWHERE.
+    it starts servers; they are not if it imports something of ELSEWHERE, or says ONE_SPEED.
     """
     own = set(_imports(path))
+    if ONE_SPEED in path.read_text().splitlines():
+        return False
     if any(name == other or name.startswith(f"{other}.") for name in own for other in ELSEWHERE):
         return False
     typed_modules = {".".join(source.relative_to(ROOT).with_suffix("").parts) for source in typed()}
