@@ -57,7 +57,7 @@ def test_check_says_what_a_sound_file_would_serve(tmp_path: Path) -> None:
 def test_check_prints_every_mistake_of_every_file(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("cluster.local {\n    kubernets\n    reload 1s 2s 3s\n}\n")
     (tmp_path / "two").write_text(SOUND)
-    (tmp_path / "three").write_text(". {\n    template IN A\n}\n")
+    (tmp_path / "three").write_text(". {\n    dnssec\n}\n")
     done = kdns("check", tmp_path / "one", tmp_path / "two", tmp_path / "three")
     assert done.returncode == 1
     places = [line.split(": ")[0] for line in done.stderr.splitlines()]

@@ -171,6 +171,16 @@ def zones(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def network(text: str) -> str:
+    """A network in CIDR notation, or one address: 10.1.2.3/8 becomes 10.0.0.0/8, 192.0.2.1 becomes 192.0.2.1/32."""
+    try:
+        if "/" not in text or _CIDR.fullmatch(text):
+            return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        pass
+    raise ConfigValueError(f"{shown(text)} is neither a network nor an address", "such as 10.0.0.0/8 or 2001:db8::1")
+
+
 def is_reverse(name: str) -> bool:
     """True for a zone of addresses: in-addr.arpa, ip6.arpa and what is below them."""
     return f".{name}".endswith((".in-addr.arpa.", ".ip6.arpa."))

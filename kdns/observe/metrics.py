@@ -72,6 +72,7 @@ class Family(NamedTuple):
 
 _CACHE = ("server", "zones", "view")
 _CACHE_KINDS = ("server", "type", "zones", "view")
+_ZONE = ("server", "zone", "view")
 COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
@@ -82,6 +83,10 @@ COUNTERS = (
         ("errortype",),
     ),
     Family("coredns_local_localhost_requests_total", "Queries for names below localhost or starting with it."),
+    Family("coredns_acl_blocked_requests_total", "Queries that acl refused.", _ZONE),
+    Family("coredns_acl_filtered_requests_total", "Queries that acl answered without records.", _ZONE),
+    Family("coredns_acl_dropped_requests_total", "Queries that acl did not answer.", _ZONE),
+    Family("coredns_acl_allowed_requests_total", "Queries that acl let pass.", ("server", "view")),
     Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
     Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),
     Family("coredns_proxy_healthcheck_failures_total", "Health checks of upstreams that failed.", ("proxy_name", "to")),

@@ -22,9 +22,7 @@ from kdns.corefile.parser import Parsed, Part, parse_file, parse_parts, parse_te
 from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import (
-    any as any_,
-)
-from kdns.plugins import (
+    acl,
     bind,
     bufsize,
     cache,
@@ -51,6 +49,9 @@ from kdns.plugins import (
     timeouts,
     whoami,
 )
+from kdns.plugins import (
+    any as any_,
+)
 
 ORDER = (
     "root", "metadata", "geoip", "cancel", "timeouts", "multisocket", "reload", "nsid", "bufsize", "bind", "debug",
@@ -64,7 +65,7 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        any_, bind, bufsize, cache, cancel, chaos, debug, errors, forward, header, health, hosts, kubernetes,
+        acl, any_, bind, bufsize, cache, cancel, chaos, debug, errors, forward, header, health, hosts, kubernetes,
         loadbalance, local, log, loop, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
     )
 }  # fmt: skip

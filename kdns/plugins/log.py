@@ -28,8 +28,8 @@ In a format these are replaced; everything else is written as it is:
 * `{proto}`: udp or tcp; `{remote}`, `{port}`: the client's address (IPv6 in brackets) and port; `{local}`: ours
 * `{size}`, `{rsize}`: bytes of the query and of the response
 * `{duration}`: from query to response, in seconds with an `s` behind
-* `{rcode}`: the response code
-* `{>rflags}`: the flags of the response, as in `qr,aa,rd`
+* `{rcode}`: the response code, `-` if no response is sent
+* `{>rflags}`: the flags of the response, as in `qr,aa,rd`, or `-` likewise
 * `{>id}`, `{>opcode}`: of the query; `{>do}`: true or false; `{>bufsize}`: the UDP size that the client offers
 * `{/log/class}`: the class as above; `{/log/type}`: NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR,
   META or UPDATE
@@ -169,8 +169,8 @@ class Logger:
     ) -> str | None:
         """The whole line without its line end, `[INFO] ` in front; None if no rule wants it.
 
-        query, response: the messages as received and sent. proto: "udp" or "tcp". seconds: from one to the other.
-        None also for a query that cannot be read.
+        query, response: the messages as received and sent, the response empty if there was none. proto: "udp" or
+        "tcp". seconds: from one to the other. None also for a query that cannot be read.
         """
         try:
             asked = message.parse(query, proto, client, local, message.MAX_MESSAGE)
@@ -220,10 +220,10 @@ _VALUES: dict[str, Callable[[_Facts], str]] = {
     ">opcode": lambda facts: str((facts.query.flags & message.OPCODE) >> 11),
     ">do": lambda facts: "true" if facts.query.edns and facts.query.edns.do else "false",
     ">bufsize": lambda facts: str(facts.bufsize()),
-    "rcode": lambda facts: rr.rcode_text(response_code(facts.response)),
+    "rcode": lambda facts: rr.rcode_text(response_code(facts.response)) if facts.response else "-",
     "rsize": lambda facts: str(len(facts.response)),
     "duration": lambda facts: _seconds(facts.seconds),
-    ">rflags": lambda facts: _flags(facts.response),
+    ">rflags": lambda facts: _flags(facts.response) if facts.response else "-",
     "/log/class": lambda facts: facts.answer_class,
     "/log/type": lambda facts: facts.kind,
 }
@@ -234,8 +234,10 @@ def response_type(asked: int, response: bytes) -> str:
     """NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR, META (NOTIFY, transfers) or UPDATE.
 
     asked: the question's type. NODATA is a NOERROR with an SOA but no answer (RFC 2308 2.2), DELEGATION one with NS
-    records alone.
+    records alone. OTHERERROR without a response, as in CoreDNS.
     """
+    if not response:
+        return "OTHERERROR"
     _, flags, _, answers, authorities, _ = message.HEADER.unpack_from(response)
     opcode = (flags & message.OPCODE) >> 11
     if opcode in (_NOTIFY, _UPDATE):

@@ -6,7 +6,7 @@ from kdns.upstream.steps cimport Run
 
 @cython.final
 cdef class Pending(Run):
-    cdef readonly object responder, query, via, block, seen, waited
+    cdef readonly object responder, query, via, block, seen, waited, started
     cdef public object deliver
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from kdns.server.direct import Direct
 
 WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int], str, float], None]
-"""Logs a query: query, response, client, local address, protocol, seconds."""
+"""Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds."""
 DROPPED = "dropped"
 """Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
 MOST_PENDING = 8192
@@ -75,10 +76,10 @@ class Via:
 class Pending(Run):
     """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop.
 
-    waited: what the first step has given, see Run.
+    waited: what the first step has given, see Run. started: `time.monotonic_ns()` before that step.
     """
 
-    __slots__ = ("block", "deliver", "query", "responder", "seen", "via", "waited")
+    __slots__ = ("block", "deliver", "query", "responder", "seen", "started", "via", "waited")
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Pending(Run):
         block: Block,
         seen: int,
         waited: Any,
+        started: int,
     ) -> None:
         super().__init__(steps)
         self.responder = responder
@@ -97,7 +99,8 @@ class Pending(Run):
         self.block = block
         self.seen = seen
         self.waited = waited
-        self.deliver: Callable[[Entry], None] | None = None
+        self.started = started
+        self.deliver: Callable[[Entry | None], None] | None = None
 
     def ended(self, value: Any, error: BaseException | None) -> None:
         """Deliver the answer."""
@@ -192,8 +195,8 @@ class Responder:
         block = self._blocks.find(name)
         return block is not None and block.sample is not None
 
-    def finish(self, pending: Pending, deliver: Callable[[Entry], None]) -> None:
-        """Let a pending answer be worked out, in the event loop, and deliver it there."""
+    def finish(self, pending: Pending, deliver: Callable[[Entry | None], None]) -> None:
+        """Let a pending answer be worked out, in the event loop, and deliver it there; None if nothing is sent."""
 
         pending.deliver = deliver
         if pending.waited is None:
@@ -209,14 +212,22 @@ class Responder:
             return
         if error is not None:
             response = self.panic(error)
+        if response.silent:
+            self._unanswered(pending.query, pending.via, pending.block, pending.started)
+            deliver(None)
+            return
         deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
 
-    def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending:
+    def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending | None:
         """Take the first step of the plugins, which is the last one unless they wait."""
         seen = via.cache.seen
+        started = time.monotonic_ns()
         try:
             waited = steps.send(None)
         except StopIteration as end:
+            if end.value.silent:
+                self._unanswered(query, via, block, started)
+                return None
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
             return self._finished(query, self.panic(error), via, block, seen)
@@ -224,7 +235,7 @@ class Responder:
             steps.close()
             self._region.count(("count", "kdns_pending_rejects_total"))
             return self._finished(query, Response(rcode=rr.SERVFAIL), via, block, seen)
-        pending = Pending(steps, self, query, via, block, seen, waited)
+        pending = Pending(steps, self, query, via, block, seen, waited, started)
         self._waiting.queries.add(pending)
         return pending
 
@@ -258,6 +269,18 @@ class Responder:
             entry = Entry(wire[2:], cell, _turns(encoded), block, hashes)
         via.cache.put(key, entry, seen)
         return entry
+
+    def _unanswered(self, query: Query, via: Via, block: Block, started: int) -> None:
+        """Count and log a query that a plugin wants no answer for, as CoreDNS does."""
+        counters, size = block.counters, len(query.data)
+        do = query.edns is not None and query.edns.do
+        cell = counters.key(via.proto, via.family_label, rr.type_text(query.type), "NOERROR", "", do, size, 0)
+        counters.cells[cell] += 1
+        counters.cells[cell + 1] += size
+        elapsed = time.monotonic_ns() - started
+        counters.duration(elapsed)
+        if block.log is not None:
+            block.log(query.data, b"", query.client, query.local, query.proto, elapsed / 1e9)
 
     def _plain(self, data: bytes, rcode: int, via: Via) -> Entry:
         """An answer to what could not be parsed."""

@@ -465,13 +465,14 @@ class Connection:
     def _wait(self, pending: Pending, query: bytes, started: int) -> None:
         self.pending += 1
 
-        def deliver(entry: Entry) -> None:
+        def deliver(entry: Entry | None) -> None:
             self.pending -= 1
             if self._open and not self._closing:
                 now = time.monotonic_ns()
                 self._heard = now / 1e9
-                response = entry.answer(query, self._client, self._local, "tcp", started)
-                self._write(len(response).to_bytes(2, "big") + response)
+                if entry is not None:
+                    response = entry.answer(query, self._client, self._local, "tcp", started)
+                    self._write(len(response).to_bytes(2, "big") + response)
                 self._resume(now)
 
         self._server.responder.finish(pending, deliver)

@@ -213,7 +213,10 @@ class UdpServer:
             self._finish(pending, envelope, started)
 
     def _finish(self, pending: Pending, envelope: Envelope, started: int) -> None:
-        def deliver(entry: Entry) -> None:
+        def deliver(entry: Entry | None) -> None:
+            if entry is None:
+                self._delivered(1)
+                return
             query = pending.query
             response = entry.answer(query.data, query.client, query.local, "udp", started)
             if not self._due:
@@ -234,7 +237,10 @@ class UdpServer:
             refused = outgoing.send(0, len(part), MSG_DONTWAIT)
             if refused:
                 self._region.cells[self._refused] += refused
-        self._pending -= len(due)
+        self._delivered(len(due))
+
+    def _delivered(self, count: int) -> None:
+        self._pending -= count
         if self._done is not None and not self._pending:
             self._done.set()
 

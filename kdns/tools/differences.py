@@ -137,6 +137,7 @@ def _encrypted_by_name(directive: Directive) -> Iterator[Token]:
 
 
 WHEN: Mapping[str, Mapping[str, When]] = {
+    "acl": {"The extended error": always, "Queries that are let": always},
     "bind": {"Addresses are compared": never, "That no address is left": never},
     "bufsize": {"The OPT record": always},
     "cache": {
@@ -213,7 +214,6 @@ WHEN: Mapping[str, Mapping[str, When]] = {
 _ELSEWHERE = "another server for these names, and a server block that forwards to it"
 _PLAIN = "plain DNS over UDP and TCP"
 INSTEAD: Mapping[str, str] = {
-    "acl": "a NetworkPolicy for who may ask; a server block without forward for names that nobody may ask for",
     "auto": _ELSEWHERE,
     "autopath": "nothing: clients go through their search lists themselves, one query for each name; fewer with a lower"
     " ndots, or a dot behind names",

@@ -24,6 +24,7 @@ QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0
 OPCODE = 0x7800
 DO = 0x8000
 NSID = 3
+EDE = 15
 MIN_UDP = 512
 DEFAULT_UDP = 1232
 MAX_MESSAGE = 65535
@@ -117,7 +118,7 @@ class Response:
     edns_options: options of our OPT in wire format, sent only if the query had an OPT.
     recursion: RA. cacheable: whether the packet cache may hold it; depends: the names in our zones that it was made
     of (lower case), whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
-    plugin: who answered. error: what `errors` logs.
+    plugin: who answered. error: what `errors` logs. silent: nothing is sent.
     """
 
     rcode: int = rr.NOERROR
@@ -137,6 +138,7 @@ class Response:
     aging: Aging | None = None
     set_flags: int = 0
     clear_flags: int = 0
+    silent: bool = False
 
     def __post_init__(self) -> None:
         if self.relay is not None:
