@@ -40,6 +40,7 @@ from kdns.plugins import (
     local,
     log,
     loop,
+    metadata,
     minimal,
     nsid,
     prometheus,
@@ -66,7 +67,7 @@ MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, errors, forward, header, health, hosts, kubernetes,
-        loadbalance, local, log, loop, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
+        loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

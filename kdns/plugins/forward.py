@@ -20,6 +20,8 @@ After 3 failed checks it is down and not asked any more until a check succeeds. 
 Each worker has connections of its own, and checks for itself. After 4.5 seconds no further upstream is tried, so that
 the client has its answer, if only SERVFAIL, before it asks again.
 
+With *metadata* in the server block, `forward/upstream` is the upstream that was asked last.
+
 ## Syntax
 
 ```
@@ -158,6 +160,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -605,8 +608,9 @@ class _Forwarder:
         tcp = self._force_tcp or (not self._prefer_udp and query.proto != "udp")
         ask = Ask(message.upstream_query(query, 0)[2:], message.question(query))
         self._waiting += 1
+        asked = None if query.metadata is None else partial(query.metadata.note, "forward/upstream")
         try:
-            return Response(relay=await self._group.ask(ask, tcp, begun), plugin=NAME, recursion=True)
+            return Response(relay=await self._group.ask(ask, tcp, begun, asked), plugin=NAME, recursion=True)
         except UpstreamError as error:
             return Response(rcode=rr.SERVFAIL, plugin=NAME, recursion=True, error=str(error))
         finally:

@@ -23,6 +23,11 @@ answers stay as they were: *ready* shows how old they are, and so do the log and
 Without data from before, nothing is answered until it has been read or `startup_timeout` is over; from then on names of
 these zones are SERVFAIL until it has been read.
 
+With *metadata* in the server block, it tells others what a name says: `kubernetes/kind` (`svc` or `pod`),
+`kubernetes/namespace`, `kubernetes/service`, `kubernetes/endpoint`, `kubernetes/port-name`, `kubernetes/protocol`,
+`kubernetes/cluster` in zones of `multicluster`, `kubernetes/zone` with `zonal`; only `kubernetes/parse-error` for a
+name that is nothing in the schema. That a name says so does not mean that it exists.
+
 ## Syntax
 
 ```
@@ -167,7 +172,7 @@ from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.corefile.values import Selector
 from kdns.errors import ConfigValueError, Mistake
-from kdns.plugins import root
+from kdns.plugins import root, schema
 from kdns.plugins.chain import Next, in_loop
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
@@ -420,6 +425,18 @@ class Handler:
         self._views = names.Zones({view.origin: view for view in self.views})
         self._store = store
         self.fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
+
+    def is_of_the_name(self, label: str) -> bool:
+        """All that is told is read from the name."""
+        return True
+
+    def fact(self, label: str, name: bytes, client: str) -> str:
+        """What a name in these zones says (`metadata`)."""
+        view = self._views.find(name)
+        if view is None:
+            return ""
+        clusterset = any(names.lower(names.from_text(zone)) == view.origin for zone in self.options.multicluster)
+        return schema.parts(name, view.origin, multicluster=clusterset, zonal=self.options.zonal).get(label, "")
 
     async def __call__(self, query: Query, next: Next) -> Response:
         view = self._views.find(query.lname)

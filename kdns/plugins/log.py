@@ -33,6 +33,8 @@ In a format these are replaced; everything else is written as it is:
 * `{>id}`, `{>opcode}`: of the query; `{>do}`: true or false; `{>bufsize}`: the UDP size that the client offers
 * `{/log/class}`: the class as above; `{/log/type}`: NOERROR, NODATA, NXDOMAIN, DELEGATION, SERVERERROR, OTHERERROR,
   META or UPDATE
+* `{/LABEL}`: a value that *metadata* knows, such as `{/kubernetes/namespace}`; `-` if there is none. What is known only
+  of a query that had to wait for its answer, as `{/forward/upstream}`, others do not have.
 * `{common}`: `{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags}
   {rsize} {duration}`
 * `{combined}`: `{common}` and ` "{>opcode}"`
@@ -65,11 +67,11 @@ Only what is denied or fails below example.org, in a format of one's own, and ev
 ## Differences from CoreDNS
 
 `{rsize}` is the size of the response as it is sent. A single argument with a `{` is a format; CoreDNS takes it for a
-name. `{/log/class}` and `{/log/type}` need no *metadata*; other metadata is not supported.
+name. `{/log/class}` and `{/log/type}` need no *metadata*.
 
 ## See also
 
-*errors*.
+*errors*, *metadata*.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ from kdns.corefile.config import Directive, ServerBlock
 from kdns.corefile.options import Reader
 from kdns.errors import FormatError, Mistake
 from kdns.wire import message, names, rr
+from kdns.wire.message import Metadata
 
 NAME = "log"
 CLASSES = ("all", "success", "denial", "error")
@@ -93,10 +96,9 @@ COMMON = (
 )
 COMBINED = COMMON + ' "{>opcode}"'
 _PLACEHOLDER = re.compile(
-    r"\{(type|name|class|proto|size|remote|port|local|>id|>opcode|>do|>bufsize|rcode|rsize|duration|>rflags|/log/class"
-    r"|/log/type)\}"
+    r"\{(type|name|class|proto|size|remote|port|local|>id|>opcode|>do|>bufsize|rcode|rsize|duration|>rflags"
+    r"|/[^{}/]+/[^{}]+)\}"
 )
-_METADATA = re.compile(r"\{/(?!log/(?:class|type)\})[^{}]*\}")
 _FLAGS = (
     (0x8000, "qr"), (0x400, "aa"), (0x200, "tc"), (0x100, "rd"), (0x80, "ra"), (0x40, "z"), (0x20, "ad"), (0x10, "cd"),
 )  # fmt: skip
@@ -129,9 +131,6 @@ def parse(directive: Directive, _block: ServerBlock, mistakes: list[Mistake]) ->
     if args and "{" in args[-1].text:
         token = args.pop()
         line = token.text.replace("{common}", COMMON).replace("{combined}", COMBINED)
-        for unknown in _METADATA.findall(line):
-            message = f"log: metadata such as {values.shown(unknown)} is not supported by this version of kdns"
-            reader.refuse(token, message, "{/log/class}, {/log/type}")
     zones = list(reader.zones(args)) or ["."]
     classes: set[str] = set()
 
@@ -152,7 +151,9 @@ def merge(found: Sequence[Options]) -> Options:
 class Logger:
     """Turns a finished query into its line."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, known: Callable[[bytes, str], Metadata] | None = None) -> None:
+        """known: what is known of a query for a name (lower case) of a client (`metadata`)."""
+        self._known = known
         self._rules: list[tuple[bytes, frozenset[str], list[str]]] = []
         for rule in options.rules:
             # Literals at even places, the names of placeholders at odd ones.
@@ -166,11 +167,13 @@ class Logger:
         local: tuple[str, int],
         proto: str,
         seconds: float,
+        known: Metadata | None = None,
     ) -> str | None:
         """The whole line without its line end, `[INFO] ` in front; None if no rule wants it.
 
         query, response: the messages as received and sent, the response empty if there was none. proto: "udp" or
-        "tcp". seconds: from one to the other. None also for a query that cannot be read.
+        "tcp". seconds: from one to the other. known: the query's metadata, if it was kept. None also for a query that
+        cannot be read.
         """
         try:
             asked = message.parse(query, proto, client, local, message.MAX_MESSAGE)
@@ -184,7 +187,9 @@ class Logger:
         answer_class = _CLASS_OF.get(kind, "error")
         if "all" not in classes and answer_class not in classes:
             return None
-        facts = _Facts(asked, response, seconds, kind, answer_class)
+        if known is None and self._known is not None:
+            known = self._known(asked.lname, client[0])
+        facts = _Facts(asked, response, seconds, kind, answer_class, known)
         return "[INFO] " + "".join(facts.text(part) if index % 2 else part for index, part in enumerate(parts))
 
 
@@ -197,9 +202,13 @@ class _Facts:
     seconds: float
     kind: str
     answer_class: str
+    known: Metadata | None
 
     def text(self, placeholder: str) -> str:
-        return _VALUES[placeholder](self)
+        value = _VALUES.get(placeholder)
+        if value is not None:
+            return value(self)
+        return (self.known.value(placeholder[1:]) if self.known is not None else "") or "-"
 
     def bufsize(self) -> int:
         if self.query.proto == "tcp":

@@ -12,7 +12,8 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kdns.errors import FormatError
@@ -28,8 +29,9 @@ from kdns.zone.changes import name_hash
 if TYPE_CHECKING:
     from kdns.server.direct import Direct
 
-WriteDown: TypeAlias = Callable[[bytes, bytes, tuple[str, int], tuple[str, int], str, float], None]
-"""Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds."""
+WriteDown: TypeAlias = Callable[..., None]
+"""Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds; known: its metadata,
+if that was kept."""
 DROPPED = "dropped"
 """Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
 MOST_PENDING = 8192
@@ -216,7 +218,11 @@ class Responder:
             self._unanswered(pending.query, pending.via, pending.block, pending.started)
             deliver(None)
             return
-        deliver(self._finished(pending.query, response, pending.via, pending.block, pending.seen))
+        entry = self._finished(pending.query, response, pending.via, pending.block, pending.seen)
+        if pending.query.metadata is not None and pending.block.log is not None:
+            block = replace(pending.block, log=partial(pending.block.log, known=pending.query.metadata))
+            entry = Entry(entry.response, entry.cell, entry.turns, block, ())  # the packet cache has the other one
+        deliver(entry)
 
     def _run(self, steps: Any, query: Query, via: Via, block: Block) -> Entry | Pending | None:
         """Take the first step of the plugins, which is the last one unless they wait."""

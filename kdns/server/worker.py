@@ -25,7 +25,7 @@ from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import chaos, debug, forward, kubernetes, log, prometheus, timeouts
+from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, timeouts
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -37,7 +37,7 @@ from kdns.server.sampling import Sampler, TopNames
 from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
-from kdns.wire.message import Query, Response
+from kdns.wire.message import Metadata, Query, Response
 from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
@@ -269,13 +269,17 @@ class Worker:
     def _chains(self, index: int, config: ServerConfig) -> Chains:
         """A server block's plugins: for class IN, for class CH, and its query log."""
         handlers = {name: self._handler(index, name, options) for name, options in config.plugins.items()}
+        knowing = handlers.get(metadata.NAME)
+        if isinstance(knowing, metadata.Handler):
+            knowing.gather(handlers)
         chain = link((handler for handler in handlers.values() if handler is not None), _nobody)
         chaotic = None
         if chaos.NAME in handlers:
             found = (handlers.get(name) for name in _FOR_CHAOS)
             chaotic = link((handler for handler in found if handler is not None), _refuse)
         options = config.plugins.get(log.NAME)
-        write_down = self._write_down(log.Logger(options)) if options is not None else None
+        known = knowing.known if isinstance(knowing, metadata.Handler) else None
+        write_down = self._write_down(log.Logger(options, known)) if options is not None else None
         forwarding = handlers.get(forward.NAME)
         return Chains(
             chain,
@@ -329,9 +333,15 @@ class Worker:
 
     def _write_down(self, logger: log.Logger) -> WriteDown:
         def write(
-            query: bytes, response: bytes, client: tuple[str, int], local: tuple[str, int], proto: str, seconds: float
+            query: bytes,
+            response: bytes,
+            client: tuple[str, int],
+            local: tuple[str, int],
+            proto: str,
+            seconds: float,
+            known: Metadata | None = None,
         ) -> None:
-            text = logger.line(query, response, client, local, proto, seconds)
+            text = logger.line(query, response, client, local, proto, seconds, known)
             if text is not None:
                 self._log.raw(text)
 

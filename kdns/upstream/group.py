@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 
 from kdns.errors import ConnectionLostError, UpstreamError
@@ -46,10 +46,11 @@ class Group:
         self._arrange()
         around.background(self._live())
 
-    async def ask(self, ask: Ask, tcp: bool, begun: float) -> Relay:
+    async def ask(self, ask: Ask, tcp: bool, begun: float, asked: Callable[[str], None] | None = None) -> Relay:
         """The first answer with which the query need not go to another upstream.
 
-        tcp: ask over TCP. begun: when the query came, of the event loop's clock.
+        tcp: ask over TCP. begun: when the query came, of the event loop's clock. asked: is told each upstream that is
+        asked.
 
         Upstreams that are down are left out; if all are, a random one is asked, once. Raises UpstreamError, which says
         what the last upstream did.
@@ -64,6 +65,8 @@ class Group:
         last: Relay | None = None
         why = "every upstream is down"
         for upstream in self._tries(upstreams):
+            if asked is not None:
+                asked(upstream.name)
             try:
                 last = await upstream.exchange(ask, tcp, give_up)
             except ConnectionLostError as error:
