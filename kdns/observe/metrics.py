@@ -87,6 +87,7 @@ COUNTERS = (
     Family("coredns_acl_filtered_requests_total", "Queries that acl answered without records.", _ZONE),
     Family("coredns_acl_dropped_requests_total", "Queries that acl did not answer.", _ZONE),
     Family("coredns_acl_allowed_requests_total", "Queries that acl let pass.", ("server", "view")),
+    Family("coredns_dns64_requests_translated_total", "Queries answered with IPv6 made of IPv4.", ("server",)),
     Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
     Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),
     Family("coredns_proxy_healthcheck_failures_total", "Health checks of upstreams that failed.", ("proxy_name", "to")),

@@ -29,6 +29,7 @@ from kdns.plugins import (
     cancel,
     chaos,
     debug,
+    dns64,
     errors,
     forward,
     header,
@@ -66,8 +67,9 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        acl, any_, bind, bufsize, cache, cancel, chaos, debug, errors, forward, header, health, hosts, kubernetes,
-        loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, root, timeouts, whoami,
+        acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
+        kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, root, timeouts,
+        whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

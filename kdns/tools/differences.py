@@ -155,6 +155,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "cancel": {"The client gets SERVFAIL": always},
     "chaos": {"The default authors": _short_chaos},
     "debug": {"Lines are written": always, "An exception does not": always},
+    "dns64": {
+        "Clients with DO": always,
+        "Where there are no": always,
+        "NXDOMAIN without": always,
+        "The lengths": never,
+    },
     "errors": {"An expression that takes": never},
     "forward": {
         "Connections carry many": always,
@@ -220,7 +226,6 @@ INSTEAD: Mapping[str, str] = {
     " ndots, or a dot behind names",
     "azure": _ELSEWHERE,
     "clouddns": _ELSEWHERE,
-    "dns64": "a resolver that has it, in forward",
     "dnssec": "nothing: the cluster's zones are not signed",
     "dnstap": "log",
     "erratic": "nothing: it is for tests",
