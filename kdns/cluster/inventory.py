@@ -37,8 +37,8 @@ class Inventory:
     changed: how many differ from what was there. warnings: one sentence for each object that could not be kept.
 
     What the changes affect, to be published again when all are made: services, imports: namespace and name. pods:
-    namespace and address. namespaces: those that may have come or gone. cluster_ips: of Services that changed, before
-    and after.
+    namespace and address. namespaces: those that may have come or gone. cluster_ips, external_ips: of Services that
+    changed, before and after.
     """
 
     def __init__(self, txn: Transaction, source: str) -> None:
@@ -51,6 +51,7 @@ class Inventory:
         self.pods: set[tuple[str, str]] = set()
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[tuple[str, str], set[bytes]] = {}
+        self.external_ips: dict[tuple[str, str], set[bytes]] = {}
         self._counts = counts(txn, source)
         self._was_empty = not any(self._counts.values())
 
@@ -170,6 +171,8 @@ class Inventory:
         if isinstance(item, Service):
             self.services.add((item.namespace, item.name))
             self.cluster_ips.setdefault((item.namespace, item.name), set()).update(rdatas(item.cluster_ips))
+            if item.external:
+                self.external_ips.setdefault((item.namespace, item.name), set()).update(rdatas(item.external))
         elif isinstance(item, EndpointSlice):
             if item.service:
                 self.services.add((item.namespace, item.service))

@@ -39,7 +39,8 @@ class Service(Struct, frozen=True, array_like=True, gc=False, tag="S", tag_field
     """A Service.
 
     cluster_ips: addresses as text; empty for a headless Service, an ExternalName or one that has none assigned.
-    headless: `clusterIP: None`. publish_not_ready: its endpoints count whether they are ready or not.
+    headless: `clusterIP: None`. publish_not_ready: its endpoints count whether they are ready or not. external:
+    addresses and host names by which it is reached from outside: its `externalIPs`, and what its load balancer has.
     """
 
     namespace: str
@@ -51,6 +52,7 @@ class Service(Struct, frozen=True, array_like=True, gc=False, tag="S", tag_field
     ports: tuple[Port, ...] = ()
     publish_not_ready: bool = False
     labels: dict[str, str] = {}
+    external: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -143,9 +145,19 @@ _unpacker: msgspec.msgpack.Decoder[Object] = msgspec.msgpack.Decoder(
 )
 
 
+_FIELDS = 0x90 + 1 + len(Service.__struct_fields__)
+"""How a packed Service begins: an array of its kind and its fields."""
+
+
 def pack(item: Object) -> bytes:
-    """The object as the store keeps it: a MessagePack array of a one-letter kind and the fields in their order."""
-    return _packer.encode(item)
+    """The object as the store keeps it: a MessagePack array of a one-letter kind and the fields in their order.
+
+    A Service that has nothing `external` ends before it, as each did when there was no such field.
+    """
+    data = _packer.encode(item)
+    if isinstance(item, Service) and not item.external:
+        return bytes((_FIELDS - 1,)) + data[1:-1]
+    return data
 
 
 def unpack(data: bytes) -> Object:
@@ -217,14 +229,35 @@ class _ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
     external_name: str | None = None
     ports: tuple[_Port, ...] | None = None
     publish_not_ready_addresses: bool | None = None
+    external_ips: tuple[str, ...] | None = field(name="externalIPs", default=None)
+
+
+class _Ingress(Struct, frozen=True, gc=False):
+    ip: str | None = None
+    hostname: str | None = None
+
+
+class _LoadBalancer(Struct, frozen=True, gc=False):
+    ingress: tuple[_Ingress, ...] | None = None
+
+
+class _ServiceStatus(Struct, frozen=True, gc=False, rename="camel"):
+    load_balancer: _LoadBalancer | None = None
+
+    def places(self) -> list[str]:
+        """The load balancer's addresses, and its host names where it has no address."""
+        entries = self.load_balancer.ingress if self.load_balancer is not None else None
+        return [entry.ip or entry.hostname or "" for entry in entries or ()]
 
 
 class _Service(Struct, frozen=True, gc=False):
     metadata: _Meta
     spec: _ServiceSpec | None = None
+    status: _ServiceStatus | None = None
 
     def slim(self) -> Service:
         meta, spec = self.metadata, self.spec or _ServiceSpec()
+        balanced = self.status.places() if self.status is not None else []
         ips = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
         kind = spec.type or "ClusterIP"
         return Service(
@@ -237,6 +270,7 @@ class _Service(Struct, frozen=True, gc=False):
             ports=_ports(spec.ports),
             publish_not_ready=bool(spec.publish_not_ready_addresses),
             labels=meta.labels or {},
+            external=tuple(dict.fromkeys(filter(None, (*(spec.external_ips or ()), *balanced)))),
         )
 
 
@@ -501,7 +535,7 @@ def read(kind: str, data: bytes | msgspec.Raw) -> Read:
         meta.name if kind == "Namespace" else f"{item.key[1]}/{meta.name}",
         _text(meta.resource_version),
         item,
-        _packer.encode(item),
+        pack(item),
         _unix_time(notes.trigger_time) if notes is not None and kind == "EndpointSlice" else None,
     )
 

@@ -7,14 +7,19 @@ start knows what the records were made of. Meta values of a source (each name en
     own services    keys of the Services that select this server, one a line
     current         when the objects were last known to be current (Unix time)
     version KIND    the resourceVersion that the objects of a kind are of, and behind a line feed their selection
+    externals       the version of the Services, if what they have `external` was kept of all of them
     identity        what tells the API server that the versions are of
+
+Zones for clients outside of the cluster (`k8s_external`) and the index of clients (`autopath`) are kept as those of
+other sources (`kdns.zone.sources`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MethodType
 from typing import TypeVar
@@ -23,9 +28,10 @@ from kdns.cluster import objects, records
 from kdns.cluster.delivery import Delivery
 from kdns.cluster.inventory import KINDS, Inventory, counts, is_storable, key_text, rdatas, refusal
 from kdns.cluster.objects import EndpointSlice, Key, Namespace, Object, Packed, Pod, Service
-from kdns.cluster.records import AnyService, RecordOptions, ServiceRecords
+from kdns.cluster.records import AnyService, ExternalOptions, RecordOptions, ServiceRecords
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
+from kdns.zone import clients, sources
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction, Zone
 from kdns.zone.values import Records
 
@@ -40,13 +46,23 @@ _NOTHING = ServiceRecords({}, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
+class External:
+    """What the `k8s_external` directive says about what is published. forward, reverse: origins, lower case."""
+
+    forward: tuple[bytes, ...]
+    reverse: tuple[bytes, ...]
+    records: ExternalOptions
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the `kubernetes` directive says about what is published.
 
     forward, reverse: origins, lower case. multicluster: the forward zones that are clusterset zones, which have the
     names of ServiceImports and not those of Services. namespaces: those to show, all if empty. namespace_labels,
     labels: selectors, None for all. listens: addresses of this server as text. records: options of all forward zones;
-    its own zone does not count.
+    its own zone does not count. external: zones for clients outside of the cluster. clients: whether it is to be kept
+    which namespace an address is in.
     """
 
     forward: tuple[bytes, ...]
@@ -57,6 +73,13 @@ class Settings:
     labels: Matches | None = None
     listens: tuple[str, ...] = ()
     records: RecordOptions = field(default_factory=lambda: RecordOptions(names.ROOT))
+    external: External | None = None
+    clients: bool = False
+
+    @property
+    def external_forward(self) -> tuple[bytes, ...]:
+        """The zones for clients outside of the cluster that have names; PTR records point into the first of them."""
+        return self.external.forward if self.external is not None else ()
 
     @property
     def own_cluster(self) -> tuple[bytes, ...]:
@@ -93,10 +116,25 @@ class Outcome:
     programmed: list[tuple[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """The zones of a source by their origin. clients: the index of clients, if it is kept."""
+
+    cluster: Mapping[bytes, Zone]
+    external: Mapping[bytes, Zone]
+    clients: Zone | None
+
+    @property
+    def served(self) -> tuple[Zone, ...]:
+        """All that queries are answered from."""
+        return (*self.cluster.values(), *self.external.values())
+
+
 class Publisher:
     """Keeps the zones of one source in line with its objects.
 
-    source: identifies it in the store across restarts.
+    source: identifies it in the store across restarts. zones: of the cluster; external: for clients outside of it.
+    clients: the number of the index of clients, None if it is not kept.
     """
 
     def __init__(self, store: Store, source: str, settings: Settings) -> None:
@@ -105,21 +143,32 @@ class Publisher:
         self._store = store
         self._fingerprint = settings.fingerprint
         self._scopes: Mapping[str, str] = {}
-        self.zones = self._write(self._zones)
+        self._all = self._write(self._zones)
+        self.zones = self._all.cluster
+        self.external = self._all.external
+        self.clients = self._all.clients.number if self._all.clients is not None else None
 
-    def _zones(self, txn: Transaction) -> dict[bytes, Zone]:
-        """The zones by origin, made if they are not there; those that the settings no longer have are dropped."""
+    def _zones(self, txn: Transaction) -> Zones:
+        """The zones, made if they are not there; those that the settings no longer have are dropped."""
         # Names of Services come in the order of their keys, with which LMDB fills its pages. It fills only half of them
         # where other keys are behind, so these zones get the last numbers.
-        wanted = (*self.settings.reverse, *self.settings.forward)
+        settings, external = self.settings, self.settings.external
+        outside, index = sources.beside(self.source, sources.EXTERNAL), sources.beside(self.source, sources.CLIENTS)
+        wanted = [(index, clients.ORIGIN)] if settings.clients else []
+        if external is not None:
+            wanted += [(outside, origin) for origin in (*external.reverse, *external.forward)]
+        wanted += [(self.source, origin) for origin in (*settings.reverse, *settings.forward)]
         for zone in txn.zones():
-            if zone.source == self.source and zone.origin not in wanted:
+            if sources.whose(zone.source) == self.source and (zone.source, zone.origin) not in wanted:
                 txn.drop_zone(zone)
-        zones = {origin: txn.add_zone(self.source, origin) for origin in wanted}
-        for zone in zones.values():
-            if txn.get(zone, zone.origin) is None:
-                _Entries(self.settings, zones, Inventory(txn, self.source)).put_apex(zone, ())
-        return {origin: zones[origin] for origin in (*self.settings.forward, *self.settings.reverse)}
+        made = {key: txn.add_zone(*key) for key in wanted}
+        found = Zones(
+            {origin: made[self.source, origin] for origin in (*settings.forward, *settings.reverse)},
+            {origin: zone for (source, origin), zone in made.items() if source == outside},
+            made.get((index, clients.ORIGIN)),
+        )
+        _Entries(settings, found, Inventory(txn, self.source)).put_missing_apexes()
+        return found
 
     # State
 
@@ -161,20 +210,24 @@ class Publisher:
     @property
     def expired(self) -> bool:
         """True if the data is too old to be answered from."""
-        return self._store.read(lambda txn: any(txn.zone(zone.number).state == EXPIRED for zone in self.zones.values()))
+        return self._store.read(lambda txn: any(txn.zone(zone.number).state == EXPIRED for zone in self._all.served))
 
     def revive(self) -> None:
         """Take back what `expire` did: the data is not too old any more, by other settings."""
         self._store.write(lambda txn: self._set_state(txn, EXPIRED, SYNCED))
 
-    def _set_state(self, txn: Transaction, before: int, after: int) -> None:
-        for zone in self.zones.values():
+    def _set_state(self, txn: Transaction, before: int, after: int, zones: Iterable[Zone] | None = None) -> None:
+        """Change the state of the zones that are in another one; of all of them unless they are given."""
+        for zone in self._all.served if zones is None else zones:
             if txn.zone(zone.number).state == before:
                 txn.set_state(zone, after)
 
     @property
     def synced(self) -> bool:
-        """True if all objects have been published once, be it before a restart, and may be served."""
+        """True if all objects have been published once, be it before a restart, and may be served.
+
+        What is missing for clients outside of the cluster, after a change of the Corefile, is nothing to those inside.
+        """
         return self._store.read(lambda txn: all(txn.zone(zone.number).state == SYNCED for zone in self.zones.values()))
 
     def counts(self) -> dict[str, int]:
@@ -191,6 +244,9 @@ class Publisher:
 
         strict: unless each kind has been delivered in this scope before, a name that is not there may yet come: the
         zones are not synced until all kinds are complete. (What is there is answered.) Else their state stays.
+
+        If the Services were kept without what they have `external`, which is wanted now, they have to be listed anew;
+        until then only the zones for clients outside of the cluster are not synced.
         """
 
         def action(txn: Transaction) -> dict[str, str]:
@@ -202,10 +258,13 @@ class Publisher:
                     txn.delete_meta(self._version_key(kind))
                 elif scope == scopes[kind]:
                     found[kind] = version
+            lacking = bool(self.external) and not self._keeps_externals(txn)
             if found.keys() == scopes.keys():
-                self._set_state(txn, UNSYNCED, SYNCED)
+                self._set_state(txn, UNSYNCED, SYNCED, self.zones.values() if lacking else None)
             elif strict:
                 self._set_state(txn, SYNCED, UNSYNCED)
+            if lacking:
+                found.pop("Service", None)
             return {kind: version for kind, version in found.items() if version}
 
         found = self._write(action)
@@ -245,7 +304,11 @@ class Publisher:
             for delivery in found:
                 scope = self._scopes.get(delivery.kind)
                 if scope is not None and (delivery.version or delivery.complete):
-                    txn.put_meta(self._version_key(delivery.kind), f"{delivery.version}\n{scope}".encode())
+                    keeps = delivery.kind == "Service" and (delivery.complete or self._keeps_externals(txn))
+                    version = f"{delivery.version}\n{scope}".encode()
+                    txn.put_meta(self._version_key(delivery.kind), version)
+                    if keeps:
+                        txn.put_meta(self._externals_key, version)
             if complete:
                 self._sync(txn)
             if current:
@@ -256,6 +319,16 @@ class Publisher:
 
     def _version_key(self, kind: str) -> str:
         return f"version {kind} {self.source}"
+
+    @property
+    def _externals_key(self) -> str:
+        return f"externals {self.source}"
+
+    def _keeps_externals(self, txn: Transaction) -> bool:
+        """Whether the Services in the store have what they have `external`. A kdns that knows nothing of it keeps them
+        without, and leaves its version."""
+        version = txn.get_meta(self._version_key("Service"))
+        return version is not None and txn.get_meta(self._externals_key) == version
 
     # Objects of files
 
@@ -319,7 +392,7 @@ class Publisher:
         inventory = Inventory(txn, self.source)
         for delivery in deliveries:
             inventory.take(delivery)
-        entries = _Entries(self.settings, self.zones, inventory)
+        entries = _Entries(self.settings, self._all, inventory)
         if txn.get_meta(f"settings {self.source}") != self._fingerprint or inventory.is_new:
             _Rebuild(entries).run()
             txn.put_meta(f"settings {self.source}", self._fingerprint)
@@ -331,7 +404,7 @@ class Publisher:
         return Outcome(changed, inventory.warnings, _programmed(inventory, deliveries))
 
     def _sync(self, txn: Transaction) -> None:
-        for zone in self.zones.values():
+        for zone in self._all.served:
             txn.set_state(zone, SYNCED)
 
 
@@ -353,14 +426,18 @@ class _Entries:
     inventory: with all changes made. primary: the forward zone that PTR records point into, if there is one.
     """
 
-    def __init__(self, settings: Settings, zones: Mapping[bytes, Zone], inventory: Inventory) -> None:
+    def __init__(self, settings: Settings, zones: Zones, inventory: Inventory) -> None:
         self.settings = settings
-        self.zones = zones
+        self.zones = zones.cluster
+        self.external = zones.external
+        self.clients = zones.clients
         self.inventory = inventory
         self.txn = inventory.txn
         self.primary = next(iter(settings.own_cluster), None)
         self._options = {origin: settings.options(origin) for origin in settings.forward}
-        self._reverse = names.Zones({origin: zones[origin] for origin in settings.reverse})
+        self._reverse = names.Zones({origin: self.zones[origin] for origin in settings.reverse})
+        reverse = settings.external.reverse if settings.external is not None else ()
+        self._external_reverse = names.Zones({origin: self.external[origin] for origin in reverse})
         self._listens = set(map(rr.address_text, rdatas(settings.listens)))
         self._shown: dict[str, bool] = {}
 
@@ -374,9 +451,18 @@ class _Entries:
             self._shown[namespace] = shown
         return shown
 
-    def of_namespace(self, origin: bytes, namespace: str) -> tuple[bytes, ...]:
+    def of_namespace(self, namespace: str) -> Iterator[tuple[Zone, bytes]]:
         """Names that exist without records because a namespace does."""
-        return records.namespace_names(namespace, self._options[origin], self._warn(origin, self.settings.forward))
+        for origin, options in self._options.items():
+            for name in records.namespace_names(namespace, options, self._warn(origin, self.settings.forward)):
+                yield self.zones[origin], name
+        external = self.settings.external
+        if external is None:
+            return
+        for origin in external.forward:
+            own = records.external_namespace(namespace, origin, external.records)
+            if own is not None:
+                yield self.external[origin], own
 
     def of_service(self, origin: bytes, service: AnyService | None, slices: list[EndpointSlice]) -> ServiceRecords:
         """The records of a Service, or of a ServiceImport in a clusterset zone; none for what is hidden or not there.
@@ -390,7 +476,7 @@ class _Entries:
         among = settings.multicluster
         if isinstance(service, Service):
             among = settings.own_cluster
-            if settings.labels is not None and not settings.labels(service.labels):
+            if not self.selects(service):
                 return _NOTHING
         found = records.derive(service, slices, self._options[origin], self._warn(origin, among))
         for zone, rrsets in found.zonal.items():
@@ -403,6 +489,26 @@ class _Entries:
                 found.names[name] = rrsets
         return found
 
+    def of_outside(self, origin: bytes, service: Service | None, slices: list[EndpointSlice]) -> ServiceRecords:
+        """The records of a Service in a zone for clients outside of the cluster; none for what is hidden."""
+        external = self.settings.external
+        if service is None or external is None or not self.selects(service):
+            return _NOTHING
+        warn = self._warn(origin, external.forward)
+        return records.derive_external(service, slices, origin, external.records, self.settings.records, warn)
+
+    def outside_owner(self, namespace: str, name: str, origin: bytes) -> bytes | None:
+        """S.N.Z in a zone for clients outside of the cluster; None if it cannot be a name there."""
+        external = self.settings.external
+        if external is None or namespace == external.records.apex:
+            return None
+        return _owner((name, namespace), origin)
+
+    def selects(self, service: Service) -> bool:
+        """True if the settings show a Service."""
+        labels = self.settings.labels
+        return self.shows(service.namespace) and (labels is None or labels(service.labels))
+
     def of_pod(self, origin: bytes, pod: Pod) -> Mapping[bytes, Records]:
         """The records of a Pod, whatever the settings hide."""
         return records.pod_records(pod, self._options[origin], self._warn(origin, self.settings.forward))
@@ -411,13 +517,12 @@ class _Entries:
         """Warnings are given once, not once for each zone."""
         return self.inventory.warnings.append if origin == among[0] else _silent
 
-    def reverse_zone(self, owner: bytes) -> Zone | None:
-        """The reverse zone that a name belongs into."""
-        return self._reverse.find(owner)
-
-    def ptr(self, targets: Iterable[bytes]) -> RRset:
-        """The PTR records of an address."""
-        return RRset(rr.PTR, self.settings.records.ttl, tuple(sorted(targets)))
+    def pointers(self, *, outside: bool) -> _Pointers:
+        """Where PTR records go. outside: those that point into zones for clients outside of the cluster."""
+        if outside:
+            ttl = self.settings.external.records.ttl if self.settings.external is not None else 0
+            return _Pointers(self.txn, self._external_reverse, ttl)
+        return _Pointers(self.txn, self._reverse, self.settings.records.ttl)
 
     def is_own(self, service: Service | None, slices: list[EndpointSlice]) -> bool:
         """True if one of the endpoints of a Service is this server."""
@@ -444,9 +549,20 @@ class _Entries:
         """Write down which Services select this server, and make the apexes of all zones say so."""
         self.txn.put_meta(f"own services {self.inventory.source}", "\n".join(sorted(own)).encode())
         for zone in self.zones.values():
-            self.put_apex(zone, own)
+            self._put_apex(zone, own)
+        for zone in self.external.values():
+            self._put_external_apex(zone, own)
 
-    def put_apex(self, zone: Zone, own: Iterable[str]) -> None:
+    def put_missing_apexes(self) -> None:
+        """The same for zones that have none yet, of which no Service is known to select this server."""
+        for zone in self.zones.values():
+            if self.txn.get(zone, zone.origin) is None:
+                self._put_apex(zone, ())
+        for zone in self.external.values():
+            if self.txn.get(zone, zone.origin) is None:
+                self._put_external_apex(zone, ())
+
+    def _put_apex(self, zone: Zone, own: Iterable[str]) -> None:
         """Write what a zone has anyway. At the apex of the reverse zone of one address are its PTR records too."""
         txn = self.txn
         serial = txn.zone(zone.number).serial
@@ -468,6 +584,82 @@ class _Entries:
             if isinstance(service, Service):
                 found.update(map(rr.address_text, rdatas(service.cluster_ips)))
         return sorted(found) or sorted(self.settings.listens)
+
+    def _put_external_apex(self, zone: Zone, own: Iterable[str]) -> None:
+        """The same for a zone for clients outside of the cluster."""
+        assert self.settings.external is not None
+        serial, options = self.txn.zone(zone.number).serial, self.settings.external.records
+        addresses = self._external_nameservers(own, options)
+        found = dict(records.external_apex(zone.origin, serial, options, addresses))
+        found[zone.origin] += _pointers(self.txn.get(zone, zone.origin))
+        for name, rrsets in found.items():
+            self.txn.put(zone, name, rrsets)
+
+    def _external_nameservers(self, own: Iterable[str], options: records.ExternalOptions) -> list[str]:
+        """The addresses outside of the cluster that the Services have which select this server.
+
+        Those that it listens on if there is no such Service.
+        """
+        keys = sorted(own)
+        found: set[bytes] = set()
+        for key in keys:
+            service = self.inventory.service(*key.split("/"))
+            if service is None:
+                continue
+            found |= rdatas(service.external)
+            if options.headless and service.headless:
+                slices = self.inventory.slices("slices", service.namespace, service.name)
+                inside = records.derive(service, slices, self.settings.options(names.ROOT))
+                found |= set(inside.pointers)
+        return sorted(map(rr.address_text, found) if keys else self.settings.listens)
+
+
+class _Pointers:
+    """Writes PTR records into the reverse zones that have the addresses' names.
+
+    An address may be of several Services: the records to the others stay.
+    """
+
+    def __init__(self, txn: Transaction, zones: names.Zones[Zone], ttl: int) -> None:
+        self._txn = txn
+        self._zones = zones
+        self._ttl = ttl
+
+    def _rrset(self, targets: Iterable[bytes]) -> RRset:
+        return RRset(rr.PTR, self._ttl, tuple(sorted(targets)))
+
+    def fill(self, pointers: Mapping[bytes, Iterable[bytes]]) -> None:
+        """Add targets to those that addresses have."""
+        by_zone: dict[int, tuple[Zone, list[tuple[bytes, Records]]]] = {}
+        for rdata, targets in pointers.items():
+            name = records.reverse_owner(rdata)
+            zone = self._zones.find(name)
+            if zone is not None:
+                by_zone.setdefault(zone.number, (zone, []))[1].append((name, (self._rrset(targets),)))
+        for zone, found in by_zone.values():
+            self._txn.fill(zone, found, lambda *both: (self._rrset(_targets(sum(both, ()))),))
+
+    def update(self, owner: bytes, rdatas: Iterable[bytes], pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
+        """Bring the records of some addresses in line that point to names at and below the owner."""
+        txn = self._txn
+        for rdata in rdatas:
+            name = records.reverse_owner(rdata)
+            zone = self._zones.find(name)
+            if zone is None:
+                continue
+            there = txn.get(zone, name)
+            have = _targets(_pointers(there))
+            targets = {target for target in have if not names.is_subdomain(target, owner)}
+            targets.update(pointers.get(rdata, ()))
+            if targets == have:
+                continue
+            rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
+            if targets:
+                rrsets += (self._rrset(targets),)
+            if rrsets:
+                txn.put(zone, name, rrsets)
+            else:
+                txn.delete(zone, name)
 
 
 class _Fill:
@@ -496,23 +688,32 @@ class _Rebuild:
 
     def __init__(self, entries: _Entries) -> None:
         self._entries = entries
-        self._fills = {origin: _Fill(entries.txn, zone) for origin, zone in entries.zones.items()}
+        zones = (*entries.zones.values(), *entries.external.values())
+        self._fills = {zone.number: _Fill(entries.txn, zone) for zone in zones}
+        self._inside = entries.pointers(outside=False)
+        self._outside = entries.pointers(outside=True)
         self._pointers: dict[bytes, tuple[bytes, ...]] = {}
+        self._pointers_outside: dict[bytes, tuple[bytes, ...]] = {}
 
     def run(self) -> None:
-        entries, inventory, settings = self._entries, self._entries.inventory, self._entries.settings
+        entries, inventory = self._entries, self._entries.inventory
         own = {key for key in inventory.keys("Service") if self._service(*key.split("/"))}
         for key in inventory.keys("ServiceImport"):
             self._import(*key.split("/"))
         for key in inventory.keys("Pod"):
             self._pod(key)
         for namespace in filter(entries.shows, inventory.all_namespaces()):
-            for origin in settings.forward:
-                self._fills[origin].put(dict.fromkeys(entries.of_namespace(origin, namespace), ()))
+            for zone, name in entries.of_namespace(namespace):
+                self._fills[zone.number].put({name: ()})
         self._flush_pointers()
         for fill in self._fills.values():
             fill.flush()
         entries.put_apexes(own)
+        if entries.clients is not None:
+            self._index_clients(entries.clients)
+
+    def _put(self, zone: Zone, found: Mapping[bytes, Records]) -> None:
+        self._fills[zone.number].put(found)
 
     def _service(self, namespace: str, name: str) -> bool:
         """Put the records of a Service; True if it selects this server."""
@@ -521,11 +722,15 @@ class _Rebuild:
         slices = entries.inventory.slices("slices", namespace, name)
         for origin in entries.settings.own_cluster:
             found = entries.of_service(origin, service, slices)
-            self._fills[origin].put(found.names)
+            self._put(entries.zones[origin], found.names)
             if origin == entries.primary:
-                for rdata, targets in found.pointers.items():
-                    self._pointers[rdata] = self._pointers.get(rdata, ()) + targets
-        if len(self._pointers) >= _PORTION:
+                _join(self._pointers, found.pointers)
+        for number, origin in enumerate(entries.settings.external_forward):
+            found = entries.of_outside(origin, service, slices)
+            self._put(entries.external[origin], found.names)
+            if not number:
+                _join(self._pointers_outside, found.pointers)
+        if len(self._pointers) + len(self._pointers_outside) >= _PORTION:
             self._flush_pointers()
         return entries.is_own(service, slices)
 
@@ -534,27 +739,33 @@ class _Rebuild:
         service = entries.inventory.service_import(namespace, name)
         slices = entries.inventory.slices("imports", namespace, name)
         for origin in entries.settings.multicluster:
-            self._fills[origin].put(entries.of_service(origin, service, slices).names)
+            self._put(entries.zones[origin], entries.of_service(origin, service, slices).names)
 
     def _pod(self, key: str) -> None:
         entries = self._entries
         pod = entries.inventory.get("Pod", key)
         if isinstance(pod, Pod) and entries.shows(pod.namespace):
             for origin in entries.settings.forward:
-                self._fills[origin].put(entries.of_pod(origin, pod))
+                self._put(entries.zones[origin], entries.of_pod(origin, pod))
+
+    def _index_clients(self, zone: Zone) -> None:
+        txn = self._entries.txn
+        txn.clear(zone)
+        keys = self._entries.inventory.keys("addresses")
+        while portion := list(itertools.islice(keys, _PORTION)):
+            known: dict[bytes, set[str]] = {}
+            for key in portion:
+                namespace, ip, _ = key.split("/")
+                known.setdefault(rr.address(ip), set()).add(namespace)
+            found = [(clients.owner(rdata), clients.entry(spaces)) for rdata, spaces in known.items()]
+            txn.fill(zone, found, lambda *both: clients.entry(clients.namespaces(sum(both, ()))))
 
     def _flush_pointers(self) -> None:
         """Write PTR records, beside those to other Services that an address has already."""
-        entries = self._entries
-        by_zone: dict[bytes, list[tuple[bytes, Records]]] = {}
-        for rdata, targets in self._pointers.items():
-            name = records.reverse_owner(rdata)
-            zone = entries.reverse_zone(name)
-            if zone is not None:
-                by_zone.setdefault(zone.origin, []).append((name, (entries.ptr(targets),)))
-        for origin, found in by_zone.items():
-            entries.txn.fill(entries.zones[origin], found, lambda *both: (entries.ptr(_targets(sum(both, ()))),))
+        self._inside.fill(self._pointers)
+        self._outside.fill(self._pointers_outside)
         self._pointers.clear()
+        self._pointers_outside.clear()
 
 
 class _Update:
@@ -564,6 +775,8 @@ class _Update:
         self._entries = entries
         self._inventory = entries.inventory
         self._txn = entries.txn
+        self._inside = entries.pointers(outside=False)
+        self._outside = entries.pointers(outside=True)
 
     def run(self) -> None:
         entries, inventory = self._entries, self._inventory
@@ -588,11 +801,9 @@ class _Update:
         """Make a namespace's own names exist or not. If that changes, all that is in it is affected too."""
         entries = self._entries
         shown = entries.shows(namespace)
-        for origin in entries.settings.forward:
-            zone = entries.zones[origin]
-            for name in entries.of_namespace(origin, namespace):
-                if self._txn.put(zone, name, ()) if shown else self._txn.delete(zone, name):
-                    self._inventory.affect_all(namespace)
+        for zone, name in entries.of_namespace(namespace):
+            if self._txn.put(zone, name, ()) if shown else self._txn.delete(zone, name):
+                self._inventory.affect_all(namespace)
 
     def _service(self, namespace: str, name: str) -> bool:
         """Write what has changed about a Service; True if it selects this server."""
@@ -611,8 +822,23 @@ class _Update:
                 differing.pop(owner, None)
                 ips = rdatas(service.cluster_ips) if service is not None else set()
                 ips |= inventory.cluster_ips.get((namespace, name), set())
-                self._put_pointers(owner, ips.union(*map(_addresses, differing.values())), found.pointers)
+                self._inside.update(owner, ips.union(*map(_addresses, differing.values())), found.pointers)
+        self._outsides(namespace, name, service, slices)
         return entries.is_own(service, slices)
+
+    def _outsides(self, namespace: str, name: str, service: Service | None, slices: list[EndpointSlice]) -> None:
+        """The same in the zones for clients outside of the cluster."""
+        entries = self._entries
+        for number, origin in enumerate(entries.settings.external_forward):
+            owner = entries.outside_owner(namespace, name, origin)
+            if owner is None:
+                continue
+            found = entries.of_outside(origin, service, slices)
+            self._txn.put_below(entries.external[origin], owner, found.names)
+            if not number:
+                ips = rdatas(service.external) if service is not None else set()
+                ips |= self._inventory.external_ips.get((namespace, name), set())
+                self._outside.update(owner, ips, found.pointers)
 
     def _import(self, namespace: str, name: str) -> None:
         entries, inventory = self._entries, self._inventory
@@ -624,28 +850,6 @@ class _Update:
                 found = entries.of_service(origin, service, slices)
                 self._txn.put_below(entries.zones[origin], owner, found.names)
 
-    def _put_pointers(self, owner: bytes, rdatas: set[bytes], pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
-        """Bring the PTR records of some addresses in line that point to a Service's names; those to others stay."""
-        entries, txn = self._entries, self._txn
-        for rdata in rdatas:
-            name = records.reverse_owner(rdata)
-            zone = entries.reverse_zone(name)
-            if zone is None:
-                continue
-            there = txn.get(zone, name)
-            have = _targets(_pointers(there))
-            targets = {target for target in have if not names.is_subdomain(target, owner)}
-            targets.update(pointers.get(rdata, ()))
-            if targets == have:
-                continue
-            rrsets = tuple(rrset for rrset in there or () if rrset.type != rr.PTR)  # the zone of one address: its apex
-            if targets:
-                rrsets += (entries.ptr(targets),)
-            if rrsets:
-                txn.put(zone, name, rrsets)
-            else:
-                txn.delete(zone, name)
-
     def _pod(self, namespace: str, ip: str) -> None:
         entries = self._entries
         used = next(self._inventory.keys("addresses", f"{namespace}/{ip}/"), None) is not None
@@ -656,6 +860,27 @@ class _Update:
                     self._txn.put(zone, name, rrsets)
                 else:
                     self._txn.delete(zone, name)
+        if entries.clients is not None:
+            self._client(entries.clients, namespace, ip, used)
+
+    def _client(self, zone: Zone, namespace: str, ip: str, used: bool) -> None:
+        """Bring the index of clients in line: a namespace has running pods with an address, or has not."""
+        owner = clients.owner(rr.address(ip))
+        found = clients.namespaces(self._txn.get(zone, owner))
+        if used:
+            found.add(namespace)
+        else:
+            found.discard(namespace)
+        if found:
+            self._txn.put(zone, owner, clients.entry(found))
+        else:
+            self._txn.delete(zone, owner)
+
+
+def _join(found: dict[bytes, tuple[bytes, ...]], more: Mapping[bytes, tuple[bytes, ...]]) -> None:
+    """Add targets to those that addresses have."""
+    for rdata, targets in more.items():
+        found[rdata] = found.get(rdata, ()) + targets
 
 
 def _addresses(differing: tuple[Records, Records]) -> set[bytes]:
@@ -686,10 +911,15 @@ def _storable(items: Iterable[Object], warnings: list[str]) -> list[Object]:
 
 
 def _service_owner(namespace: str, name: str, origin: bytes) -> bytes | None:
-    """S.N.svc.Z; None if it cannot be a name. A slice may say `Web`, which is not the Service `web`."""
-    if not (names.is_label(namespace) and names.is_label(name)) or name != name.lower():
+    """S.N.svc.Z; None if it cannot be a name."""
+    return _owner((name, namespace, "svc"), origin)
+
+
+def _owner(labels: Sequence[str], origin: bytes) -> bytes | None:
+    """The labels above an origin; None if that cannot be a name. A slice may say `Web`, not the Service `web`."""
+    if not all(map(names.is_label, labels)) or labels[0] != labels[0].lower():
         return None
-    owner = names.join([name.encode(), namespace.encode(), b"svc"])[:-1] + origin
+    owner = names.join([label.encode() for label in labels])[:-1] + origin
     return owner if len(owner) <= names.MAX_NAME else None
 
 

@@ -50,6 +50,19 @@ class RecordOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalOptions:
+    """What the `k8s_external` directive says about records.
+
+    ttl: seconds. apex: the label of the zone's own names, lower case; a namespace of that name is not published.
+    headless: endpoints too, of Services that nothing outside reaches.
+    """
+
+    ttl: int = 5
+    apex: str = "dns"
+    headless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceRecords:
     """All that one Service or ServiceImport and its endpoints are responsible for.
 
@@ -112,6 +125,81 @@ def derive(
     return ServiceRecords(found, _pointers(owner, cluster_ips, ready), zonal)
 
 
+def derive_external(
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    zone: bytes,
+    options: ExternalOptions,
+    cluster: RecordOptions,
+    warn: Warn = _silent,
+) -> ServiceRecords:
+    """Everything about one Service in a zone that is for clients outside of the cluster.
+
+    cluster: the options of the cluster's own zones; they say how endpoints are called, and whether there are any. A
+    name that leads to a host name has its CNAME and nothing else (RFC 1034 3.6.2).
+    """
+    owner = _external_name(service, zone, options, warn)
+    if owner is None:
+        return ServiceRecords({}, {}, {})
+    if not service.external:
+        if not (options.headless and cluster.endpoints):
+            return ServiceRecords({}, {}, {})
+        subsets = _subsets(service, slices, warn)
+        ready = _ready(service, owner, subsets, service.publish_not_ready, cluster.endpoint_pod_names, warn)
+        found = _names(service, owner, [], ready, RecordOptions(zone, options.ttl), warn)
+        return ServiceRecords(_with_ports(found, ready, options.ttl), {}, {})
+    addresses = {rdata for text in service.external if (rdata := _ip(text)) is not None}
+    hosts = _hosts(service, warn)
+    if hosts and (addresses or len(hosts) > 1):
+        what = "addresses" if addresses else f"only {names.to_text(hosts[0])}"
+        warn(f"{_where(service)}: of its addresses and host names outside of the cluster, its name there has {what}")
+    targets = ([owner] if addresses else []) + hosts
+    if not targets:
+        return ServiceRecords({}, {}, {})
+    by_port = {port: {(port.port, target) for target in targets} for port in service.ports}
+    found = _srv_records(service, owner, by_port, options.ttl, warn)
+    if addresses:
+        found[owner] = (*_address_rrsets(addresses, options.ttl), *found.pop(owner, ()))
+    elif hosts:
+        found[owner] = (RRset(rr.CNAME, options.ttl, (hosts[0],)),)
+    return ServiceRecords(found, dict.fromkeys(addresses, (owner,)), {})
+
+
+def _external_name(service: Service, zone: bytes, options: ExternalOptions, warn: Warn) -> bytes | None:
+    """S.N.Z; None if it cannot be a name, which `derive` has warned of."""
+    name, namespace = _label(service.name), _label(service.namespace)
+    if name is None or namespace is None or len(name + namespace + zone) > names.MAX_NAME:
+        return None
+    if service.namespace == options.apex:
+        if service.external:
+            where = f"{_where(service)}: its namespace has the name of k8s_external's apex"
+            warn(f"{where}, not published in {names.to_text(zone)}; accepted: another one in `apex`")
+        return None
+    return name + namespace + zone
+
+
+def _hosts(service: Service, warn: Warn) -> list[bytes]:
+    found = []
+    for text in service.external:
+        if _ip(text) is not None:
+            continue
+        target = _domain(text)
+        if target is None:
+            warn(f"{_where(service)}: {text!r} is neither an IP address nor a domain name, not published")
+        elif target not in found:
+            found.append(target)
+    return found
+
+
+def _with_ports(found: Records, ready: Iterable[_Ready], ttl: int) -> Records:
+    """The same with SRV records for the ports of each endpoint at its own name."""
+    by_name: dict[bytes, set[tuple[int, bytes]]] = {}
+    for endpoint in ready:
+        ports = {(port.port, endpoint.name) for port in endpoint.ports if 0 < port.port <= 0xFFFF}
+        by_name.setdefault(endpoint.name, set()).update(ports)
+    return found | {name: (*found[name], _srv_rrset(targets, ttl)) for name, targets in by_name.items() if targets}
+
+
 def _pointers(owner: bytes, cluster_ips: Iterable[bytes], ready: Iterable[_Ready]) -> dict[bytes, tuple[bytes, ...]]:
     targets: dict[bytes, tuple[bytes, ...]] = dict.fromkeys(cluster_ips, (owner,))
     for endpoint in ready:
@@ -163,6 +251,26 @@ def apex(zone: bytes, serial: int, ttl: int, ns_addresses: Iterable[str]) -> Rec
     if not any(names.is_subdomain(zone, above) for above in _REVERSE):
         found[b"\x0bdns-version" + zone] = (RRset(rr.TXT, SCHEMA_TTL, (rr.txt(SCHEMA_VERSION),)),)
     return found
+
+
+def external_apex(zone: bytes, serial: int, options: ExternalOptions, ns_addresses: Iterable[str]) -> Records:
+    """SOA and NS of a zone for clients outside of the cluster, and the names that they lead to.
+
+    serial: 32 bits. ns_addresses: see `apex`.
+    """
+    above = names.join([options.apex.encode()])[:-1] + zone
+    nameserver = b"\x03ns1" + above
+    soa = rr.soa(nameserver, b"\x0ahostmaster" + above, serial, 7200, 1800, 86400, options.ttl)
+    return {
+        zone: (RRset(rr.SOA, options.ttl, (soa,)), RRset(rr.NS, options.ttl, (nameserver,))),
+        nameserver: tuple(_address_rrsets({rr.address(text) for text in ns_addresses}, options.ttl)),
+    }
+
+
+def external_namespace(name: str, zone: bytes, options: ExternalOptions) -> bytes | None:
+    """The name that a namespace makes exist without records in a zone for clients outside of the cluster."""
+    label = _label(name)
+    return None if label is None or name == options.apex else label + zone
 
 
 def structural_names(options: RecordOptions) -> tuple[bytes, ...]:
@@ -220,34 +328,38 @@ def _service_name(service: AnyService, zone: bytes, warn: Warn) -> bytes | None:
 
 
 def _address(text: str, service: AnyService, warn: Warn) -> bytes | None:
-    try:
-        return rr.address(text)
-    except (OSError, ValueError):
+    rdata = _ip(text)
+    if rdata is None:
         warn(f"{_where(service)}: {text!r} is no IP address, not published")
-        return None
+    return rdata
 
 
 def _external(service: Service, owner: bytes, ttl: int, warn: Warn) -> Records:
     """The CNAME of an ExternalName. An address in its place makes no record: there is nothing it could be a name of."""
     where = f"{_where(service)}: externalName {service.external_name!r}"
-    text = service.external_name.removesuffix(".").lower()
-    labels = [_label(part) for part in text.split(".")]
-    target = b"".join(filter(None, labels)) + names.ROOT
-    if None in labels or len(target) > names.MAX_NAME:
+    target = _domain(service.external_name)
+    if target is None:
         warn(f"{where} is no domain name, not published")
-    elif _is_address(text):
+    elif _ip(service.external_name.removesuffix(".")) is not None:
         warn(f"{where} is an IP address, not published; accepted: a domain name")
     else:
         return {owner: (RRset(rr.CNAME, ttl, (target,)),)}
     return {}
 
 
-def _is_address(text: str) -> bool:
+def _domain(text: str) -> bytes | None:
+    """A domain name in lower case, None if the text is none."""
+    labels = [_label(part) for part in text.removesuffix(".").lower().split(".")]
+    target = b"".join(filter(None, labels)) + names.ROOT
+    return None if None in labels or len(target) > names.MAX_NAME else target
+
+
+def _ip(text: str) -> bytes | None:
+    """An address as 4 or 16 bytes, None if the text is none."""
     try:
-        rr.address(text)
+        return rr.address(text)
     except (OSError, ValueError):
-        return False
-    return True
+        return None
 
 
 def _subsets(service: AnyService, slices: Iterable[EndpointSlice], warn: Warn) -> list[tuple[bytes, Subset]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from kdns.upstream.steps import in_loop, in_task
 from kdns.wire.message import Query, Response
 
-__all__ = ["Handler", "Next", "Provider", "Transparent", "attempt", "in_loop", "in_task", "link"]
+__all__ = ["Completing", "Handler", "Next", "Provider", "Transparent", "attempt", "in_loop", "in_task", "link"]
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
@@ -50,6 +50,15 @@ class Provider(Protocol):
 
     def fact(self, label: str, name: bytes, client: str) -> str:
         """Its value for a query for a name (lower case) of a client, an address; empty if there is none."""
+        ...
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """A handler that may put another answer in the place of one that says that a name does not exist."""
+
+    def completes(self, zone: bytes) -> bool:
+        """Whether it may do so for a name in a zone (lower case)."""
         ...
 
 

@@ -415,8 +415,10 @@ class Handler:
     """Answers from the zone store.
 
     views: the zones, as they are numbered in the store. ask: what this server answers to another query. fall: the zones
-    (lower case) in which what does not exist is passed on.
+    (lower case) in which what does not exist is passed on. name: of the directive, as metrics and logs have it.
     """
+
+    name = NAME
 
     def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
         self.options = options
@@ -470,7 +472,7 @@ class Handler:
         if truncated or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
             what = "truncated" if truncated else rr.rcode_text(found.rcode)
             error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
-            return Response(rcode=rr.SERVFAIL, plugin=NAME, error=error)
+            return Response(rcode=rr.SERVFAIL, plugin=self.name, error=error)
         response.answer += message.opened(found).answer
         response.cacheable = False
         response.recursion = found.recursion
@@ -478,13 +480,13 @@ class Handler:
 
     def _answer(self, store: StoreReader, view: ZoneView, query: Query) -> Response:
         if view.state == EXPIRED:
-            return _unavailable(view, "its data is older than snapshot_max_age and could not be read anew")
-        response = Response(authoritative=True, plugin=NAME, cacheable=True, depends=(query.lname,))
+            return self._unavailable(view, "its data is older than snapshot_max_age and could not be read anew")
+        response = Response(authoritative=True, plugin=self.name, cacheable=True, depends=(query.lname,))
         found = self._find(store, view, query.lname, response)
         denies: ZoneView | None = view
         if found is None:
             if not view.synced:
-                return _unavailable(view, "its source has not been read yet")
+                return self._unavailable(view, "its source has not been read yet")
             response.rcode = rr.NXDOMAIN
         elif query.type == rr.ANY:
             _any(query, found, response)
@@ -494,6 +496,9 @@ class Handler:
         if denies is not None and denies.soa is not None:
             response.authority.append((denies.origin, denies.soa))
         return response
+
+    def _unavailable(self, view: ZoneView, why: str) -> Response:
+        return Response(rcode=rr.SERVFAIL, plugin=self.name, error=f"zone {names.to_text(view.origin)}: {why}")
 
     def _find(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
         """The RRsets of a name; none for one that only exists; None if it does not exist."""
@@ -622,7 +627,3 @@ def _of_type(found: Records, rtype: int) -> RRset | None:
         if rrset.type == rtype:
             return rrset
     return None
-
-
-def _unavailable(view: ZoneView, why: str) -> Response:
-    return Response(rcode=rr.SERVFAIL, plugin=NAME, error=f"zone {names.to_text(view.origin)}: {why}")

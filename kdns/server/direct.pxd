@@ -15,6 +15,7 @@ cdef class DirectZone:
     cdef readonly Py_ssize_t index
     cdef readonly ZoneView view
     cdef readonly bytes origin
+    cdef readonly str plugin
     cdef readonly object block
     cdef readonly tuple counted
     cdef readonly bint recursion

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from kdns.observe.counters import BUCKET_OF, TYPES, Region
 from kdns.plugins import forward, kubernetes
-from kdns.plugins.chain import Handler, Transparent
+from kdns.plugins.chain import Completing, Handler, Transparent
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block
 from kdns.wire import message, names, rr
@@ -52,12 +52,12 @@ class Served(NamedTuple):
 class DirectZone:
     """A zone of one server block.
 
-    index: its number on this listening address. counted: cells that every answer raises by one. recursion: RA for all
-    of its names.
+    index: its number on this listening address. plugin: whose zone it is. counted: cells that every answer raises by
+    one. recursion: RA for all of its names.
     """
 
     __slots__ = (
-        "_denies", "_pods", "_soa", "_soas", "block", "counted", "index", "origin", "recursion",
+        "_denies", "_pods", "_soa", "_soas", "block", "counted", "index", "origin", "plugin", "recursion",
         "view",
     )  # fmt: skip
 
@@ -69,14 +69,17 @@ class DirectZone:
         block: Block,
         counted: tuple[int, ...],
         recursion: bool,
+        denies: bool,
     ) -> None:
+        """denies: whether no plugin in front of its own has another answer for what does not exist."""
         self.index = index
         self.view = view
         self.origin = view.origin
+        self.plugin = handler.name
         self.block = block
         self.counted = counted
         self.recursion = recursion
-        self._denies = not any(
+        self._denies = denies and not any(
             names.is_subdomain(zone, view.origin) or names.is_subdomain(view.origin, zone) for zone in handler.fall
         )
         self._pods = _POD + view.origin if handler.options.pods == "insecure" else b""
@@ -112,29 +115,35 @@ def directory(blocks: Mapping[bytes, Served]) -> Directory | None:
     found: dict[bytes, DirectZone | Literal[False]] = dict.fromkeys(blocks, False)
     numbers = itertools.count()
     for zone, served in blocks.items():
-        handler = served.handlers.get(kubernetes.NAME)
-        if isinstance(handler, kubernetes.Handler):
+        known: dict[bytes, tuple[ZoneView, kubernetes.Handler]] = {}
+        for handler in served.handlers.values():
+            if not isinstance(handler, kubernetes.Handler):
+                continue
             for view in handler.views:
                 if owners.find(view.origin) == zone:
-                    found[view.origin] = _zone(next(numbers), view, handler, served) or False
+                    known.setdefault(view.origin, (view, handler))
+        for origin, (view, handler) in known.items():
+            found[origin] = _zone(next(numbers), view, handler, served) or False
     return names.Zones(found) if any(found.values()) else None
 
 
 def _zone(index: int, view: ZoneView, handler: kubernetes.Handler, served: Served) -> DirectZone | None:
-    """A zone, if the plugins in front of `kubernetes` let its answers pass and its names are those in the store."""
+    """A zone, if the plugins in front of its own let its answers pass and its names are those in the store."""
     counted: tuple[int, ...] = ()
+    denies = True
     for name, other in served.handlers.items():
-        if name == kubernetes.NAME:
+        if name == handler.name:
             break
         cells = other.passing(view.origin, served.server) if isinstance(other, Transparent) else None
         if cells is None:
             return None
         counted += cells
+        denies = denies and not (isinstance(other, Completing) and other.completes(view.origin))
     offered = served.handlers.get(forward.NAME)
     recursion = offered.covers_below(view.origin) if isinstance(offered, forward.Handler) else False
     if handler.options.zonal or recursion is None:
         return None
-    return DirectZone(index, view, handler, served.block, counted, recursion)
+    return DirectZone(index, view, handler, served.block, counted, recursion, denies)
 
 
 class Direct:
@@ -267,7 +276,7 @@ class Direct:
         index = self._indexes.get(wanted)
         if index is None:
             index = self._indexes[wanted] = zone.block.counters.key(
-                self._proto, self._family, _KINDS[qtype], _RCODES[kind], kubernetes.NAME, do != 0, size, length
+                self._proto, self._family, _KINDS[qtype], _RCODES[kind], zone.plugin, do != 0, size, length
             )
         return index
 
