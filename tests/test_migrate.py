@@ -185,7 +185,7 @@ def test_on_aks_what_is_not_supported_stops_the_writing(tmp_path: Path) -> None:
     assert [what for _, what in refused if not what.startswith(("match", "rcode", "fallthrough"))] == [
         "template ANY ANY internal.cloudapp.net {",
         "template ANY ANY reddog.microsoft.com {",
-        "rewrite name exact old.example new.example",
+        "dnstap tcp://10.0.0.5:6000 full",
     ]
     for where, what in refused:
         assert text[int(where.removeprefix("aks.yaml:")) - 1].strip() == what
@@ -203,8 +203,8 @@ def test_without_what_is_not_supported_it_is_written(tmp_path: Path) -> None:
     assert corefile.count("# not supported by kdns: template") == 2
     custom = made["ConfigMap", "kube-system", "kdns-coredns-custom"]["data"]
     assert custom["log.override"] == (
-        "log\n# not supported by kdns: rewrite is not supported by this version of kdns\n"
-        "# rewrite name exact old.example new.example\n"
+        "log\n# not supported by kdns: dnstap is not supported by this version of kdns\n"
+        "# dnstap tcp://10.0.0.5:6000 full\n"
     )
     assert custom["corp.server"] == objects[1].data["data"]["corp.server"]
     spec = made[DEPLOYMENT]["spec"]["template"]["spec"]
@@ -422,13 +422,13 @@ def test_what_is_beside_the_corefile_is_without_the_unsupported_too(
     objects = corefile(changed(**{f"{IN_POD}__volumes": [volume]}), ".:53 {\n    import *.override\n    whoami\n}\n")
     more = {"kind": "ConfigMap", "metadata": {"name": "more", "namespace": "kube-system"}, "data": {}}
     objects.append(coredns.KubeObject(more, "more.yaml"))
-    next(each for each in objects if each.name == owner).data["data"]["a.override"] = "errors\nrewrite name a b\n"
+    next(each for each in objects if each.name == owner).data["data"]["a.override"] = "errors\ngeoip /geo.mmdb\n"
     made = written(plan_of(objects, without_unsupported=True), tmp_path)
     volumes = made[DEPLOYMENT]["spec"]["template"]["spec"]["volumes"]
     sources = next(each["projected"]["sources"] for each in volumes if each["name"] == "config")
     found = [made["ConfigMap", "kube-system", each["configMap"]["name"]]["data"] for each in sources]
     assert found[0] == {"Corefile": objects[0].data["data"]["Corefile"]}
-    assert found[-1]["a.override"].startswith("errors\n# not supported by kdns: rewrite")
+    assert found[-1]["a.override"].startswith("errors\n# not supported by kdns: geoip")
 
 
 def test_flags_that_kdns_has_not_are_told() -> None:
@@ -573,7 +573,7 @@ def test_files_beside_the_base_file_of_a_node_stay_there(unsupported: bool, tmp_
     data = objects[0].data["data"]
     data["Corefile"] += "import /etc/coredns/*.server\n"
     data["corp.server"] = (
-        "corp:53 {\n    errors\n" + "    rewrite name a b\n" * unsupported + "    forward . 10.1.1.1\n}\n"
+        "corp:53 {\n    errors\n" + "    geoip /geo.mmdb\n" * unsupported + "    forward . 10.1.1.1\n}\n"
     )
     volumes = objects[1].data["spec"]["template"]["spec"]["volumes"]
     mine = next(each["configMap"] for each in volumes if each["name"] == "config-volume")
@@ -588,7 +588,7 @@ def test_files_beside_the_base_file_of_a_node_stay_there(unsupported: bool, tmp_
     ]
     assert ("ConfigMap", "kube-system", owner) in made or not unsupported
     if unsupported:
-        assert "# rewrite name a b" in made["ConfigMap", "kube-system", owner]["data"]["corp.server"]
+        assert "# geoip /geo.mmdb" in made["ConfigMap", "kube-system", owner]["data"]["corp.server"]
 
 
 def test_a_manifest_of_the_add_on_that_nobody_filled_in_is_refused() -> None:

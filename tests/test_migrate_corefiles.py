@@ -262,7 +262,7 @@ CUSTOM = "/etc/coredns/custom"
 def test_what_is_imported_is_looked_at_too(pattern: str) -> None:
     text = f".:53 {{\n    import {pattern}\n    whoami\n}}\n"
     others = [
-        Source(f"{CUSTOM}/a.override", "log\nrewrite name a b\n", "custom.yaml", 20),
+        Source(f"{CUSTOM}/a.override", "log\ngeoip /geo.mmdb\n", "custom.yaml", 20),
         Source(f"{CUSTOM}/b.server", "nonsense\n", "custom.yaml", 30),
     ]
     found = one(text, *others)
@@ -354,7 +354,7 @@ def test_what_is_not_supported_is_commented_out_with_the_reason(tmp_path: Path) 
     autopath @kubernetes
 }
 zone.example:53 {
-    rewrite name a b
+    geoip /geo.mmdb
     dnssec
 }
 tls://other.example {
@@ -382,7 +382,7 @@ tls://other.example {
 }
 # not supported by kdns: dnssec is not supported by this version of kdns
 # zone.example:53 {
-#     rewrite name a b
+#     geoip /geo.mmdb
 #     dnssec
 # }
 # not supported by kdns: tls:// is not supported by this version of kdns

@@ -47,6 +47,7 @@ from kdns.plugins import (
     prometheus,
     ready,
     reload,
+    rewrite,
     root,
     timeouts,
     whoami,
@@ -68,8 +69,8 @@ MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
-        kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, root, timeouts,
-        whoami,
+        kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, rewrite, root,
+        timeouts, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

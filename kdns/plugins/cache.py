@@ -8,9 +8,10 @@
 
 An answer is kept for the least TTL of its records, and every record of it shows the seconds that are left. What does
 not exist is kept as long as the SOA in the answer says (RFC 2308), a failure of the other server (SERVFAIL, NOTIMP)
-for 5 seconds. Kept apart are name, type, class, and the bits DO and CD of the query. An answer that is truncated, that
-denies without an SOA, that has an expired signature for a client who asked for signatures, or that does not answer the
-question is not kept, nor is a failure of a query without RD.
+for 5 seconds. Kept apart are name, type, class, the bits DO and CD of the query, and the EDNS options that *rewrite*
+has other servers get. An answer that is truncated, that denies without an SOA, that has an expired signature for a
+client who asked for signatures, or that does not answer the question is not kept, nor is a failure of a query without
+RD.
 
 Only what came from another server is kept. Answers from zones that this server holds itself (*kubernetes*, *hosts*,
 *whoami*) pass, so that they are never old.
@@ -136,7 +137,7 @@ from kdns.plugins.chain import Next, attempt, in_loop, in_task
 from kdns.plugins.site import Site
 from kdns.upstream.steps import Run, Wait
 from kdns.wire import names, rr
-from kdns.wire.message import CD, RD, Aging, Query, Response
+from kdns.wire.message import CD, RD, Aging, Query, Response, passed_options
 from kdns.wire.relay import Relay
 from kdns.zone.changes import name_hash
 
@@ -594,9 +595,10 @@ class _Flight(Run):
 
 
 def key_of(query: Query) -> bytes:
-    """What an answer is kept under: name in lower case, type, class, DO and CD."""
+    """What an answer is kept under: name in lower case, type, class, DO and CD, and the options that are passed on."""
     bits = (query.flags & CD) | (query.edns is not None and query.edns.do)
-    return query.lname + _KEY.pack(query.type, query.klass, bits)
+    key: bytes = query.lname + _KEY.pack(query.type, query.klass, bits)
+    return key + passed_options(query) if query.passed else key
 
 
 def _flight_of(query: Query, key: bytes) -> bytes:

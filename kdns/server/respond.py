@@ -11,8 +11,8 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,7 +45,8 @@ class Block:
 
     chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`. recursive:
     whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
-    in the event loop, and when its query was read; None without `top_names`.
+    in the event loop, and when its query was read; None without `top_names`. classes: what answers other classes than
+    IN, before `chaos` (`rewrite`).
     """
 
     counters: QueryCounters
@@ -54,6 +55,7 @@ class Block:
     log: WriteDown | None
     recursive: Callable[[bytes], bool] | None = None
     sample: Callable[[bytes, int], None] | None = None
+    classes: Mapping[int, Next] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +186,7 @@ class Responder:
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
             chain: Next | None = block.chain
         else:
-            chain = block.chaos if query.klass == rr.CH else None
+            chain = block.classes.get(query.klass) or (block.chaos if query.klass == rr.CH else None)
         if chain is None:
             return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
         return self._run(chain(query), query, via, block)

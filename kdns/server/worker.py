@@ -25,7 +25,7 @@ from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, timeouts
+from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -90,6 +90,7 @@ class Chains(NamedTuple):
     log: WriteDown | None
     recursive: Callable[[bytes], bool] | None
     handlers: dict[str, Handler]
+    classes: dict[int, Next]
 
 
 class Worker:
@@ -242,6 +243,7 @@ class Worker:
                 found.log,
                 found.recursive,
                 sampler.one if sampler is not None else None,
+                found.classes,
             )
             served[zone] = Served(server.label, block, found.handlers)
         debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
@@ -281,12 +283,14 @@ class Worker:
         known = knowing.known if isinstance(knowing, metadata.Handler) else None
         write_down = self._write_down(log.Logger(options, known)) if options is not None else None
         forwarding = handlers.get(forward.NAME)
+        rewriting = handlers.get(rewrite.NAME)
         return Chains(
             chain,
             chaotic,
             write_down,
             forwarding.covers if isinstance(forwarding, forward.Handler) else None,
             {name: handler for name, handler in handlers.items() if handler is not None},
+            dict.fromkeys(rewriting.classes, chain) if isinstance(rewriting, rewrite.Handler) else {},
         )
 
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:

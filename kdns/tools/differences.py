@@ -99,6 +99,19 @@ def argument(pattern: str) -> When:
     return when
 
 
+def rule(*fields: str) -> When:
+    """With a rule of *rewrite* for one of these fields."""
+
+    def when(directive: Directive) -> Iterator[Token]:
+        words = [arg.text.lower() for arg in directive.args]
+        if len(words) < 2:
+            words += [word.text.lower() for item in directive.block or () for word in (item.name, *item.args)]
+        if words and (words[1:2] if words[0] in ("continue", "stop") else words[:1])[0] in fields:
+            yield directive.name
+
+    return when
+
+
 def _short_chaos(directive: Directive) -> Iterator[Token]:
     if len(directive.args) < 2:
         yield directive.name
@@ -172,6 +185,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "An upstream whose answer": always,
         "`max_concurrent` counts": option("max_concurrent"),
         "Clients' own EDNS": always,
+        "Zone transfers and": always,
         "RA is set": always,
         "`max_age` may be": never,
     },
@@ -211,6 +225,21 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "nsid": {"The length has": never},
     "prometheus": {"The options `tls`": never, "`top_names`": never},
     "reload": {"The hash is": always},
+    "rewrite": {
+        "The client's question": never,
+        "Where `answer` changes": rule("name"),
+        "In `cname` rules": rule("cname"),
+        "Response code, authority": rule("cname"),
+        "A `rcode` rule": rule("rcode"),
+        "What a **TO** puts": never,
+        "A number in **TO**": never,
+        "Of clients' own options": rule("edns0"),
+        "`append` adds nothing": rule("edns0"),
+        "Options are in the response": rule("edns0"),
+        "A name that cannot": never,
+        "A class that no rule": rule("class"),
+        "A response that was changed": rule("name", "ttl", "rcode", "cname"),
+    },
     "root": {"More than one": never},
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
     "whoami": {"A name that is": always},
@@ -243,8 +272,6 @@ INSTEAD: Mapping[str, str] = {
     "pprof": "nothing: it is for Go",
     "proxyproto": _PLAIN,
     "quic": _PLAIN,
-    "rewrite": "hosts for names with fixed addresses, a Service of type ExternalName for one with another name, a"
-    " server block of its own for a zone",
     "route53": _ELSEWHERE,
     "secondary": _ELSEWHERE,
     "shed": "nothing: what waits is bounded (max_concurrent of forward)",

@@ -71,7 +71,8 @@ class Query:
     data: the whole message. name: the question's name as asked, uncompressed; lname: in lower case.
     question_end: offset behind the question. limit: the largest response in bytes that may be sent.
     udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it. links:
-    CNAMEs that were followed until this was asked. metadata: None in a server block without the directive.
+    CNAMEs that were followed until this was asked. metadata: None in a server block without the directive. passed: the
+    codes of those EDNS options that other servers are to get (`rewrite`), rising.
     """
 
     data: bytes
@@ -91,6 +92,7 @@ class Query:
     server: str = ""
     links: int = 0
     metadata: Metadata | None = None
+    passed: tuple[int, ...] = ()
 
 
 class Aging(NamedTuple):
@@ -569,13 +571,19 @@ def follow(query: Query, name: bytes, links: int) -> Query:
     return replace(query, data=data, name=name, lname=lname, question_end=end, limit=MAX_MESSAGE, links=links)
 
 
+def passed_options(query: Query) -> bytes:
+    """The EDNS options that other servers are to get, in wire format."""
+    options = query.edns.options if query.edns is not None else {}
+    return b"".join([option(code, options[code]) for code in query.passed if code in options])
+
+
 def upstream_query(query: Query, ident: int, *, edns: bool = True) -> bytes:
     """The query that asks another server for the same.
 
-    RD and CD are the client's. AD asks for the AD bit, whoever can use it (RFC 6840 5.7). With an OPT of ours, if the
-    client sent one and `edns` is True.
+    RD and CD are the client's. AD asks for the AD bit, whoever can use it (RFC 6840 5.7). With an OPT of ours and the
+    options that are to be passed, if there is one in the query and `edns` is True.
     """
     opt = b""
     if query.edns is not None and edns:
-        opt = opt_record(query.edns.do)
+        opt = opt_record(query.edns.do, options=passed_options(query))
     return HEADER.pack(ident, query.flags & (RD | CD) | AD, 1, 0, 0, bool(opt)) + question(query) + opt
