@@ -12,7 +12,7 @@ TYPES := $(shell find kdns -name '*.pxd')
 # The commands that the tests and benchmarks start, and the Debian packages that bring them.
 TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-checkzone=bind9-utils named=bind9 \
 	ip=iproute2 ss=iproute2 tc=iproute2 nft=nftables iptables=iptables ip6tables=iptables conntrack=conntrack sysctl=procps \
-	setpriv=util-linux unshare=util-linux prlimit=util-linux curl=curl musl-gcc=musl-tools cc=gcc+libc6-dev \
+	setpriv=util-linux unshare=util-linux prlimit=util-linux curl=curl openssl=openssl musl-gcc=musl-tools cc=gcc+libc6-dev \
 	unbound=unbound knotd=knot nsd=nsd dnsmasq=dnsmasq-base node=nodejs npm=npm javac=default-jdk-headless \
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \

@@ -357,7 +357,7 @@ zone.example:53 {
     geoip /geo.mmdb
     dnssec
 }
-tls://other.example {
+grpc://other.example {
     whoami
 }
 """
@@ -385,8 +385,8 @@ tls://other.example {
 #     geoip /geo.mmdb
 #     dnssec
 # }
-# not supported by kdns: tls:// is not supported by this version of kdns
-# tls://other.example {
+# not supported by kdns: grpc:// is not supported by this version of kdns
+# grpc://other.example {
 #     whoami
 # }
 """

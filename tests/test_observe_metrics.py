@@ -41,6 +41,7 @@ COREDNS = {
     "coredns_hosts_reload_timestamp_seconds": ("gauge", set()),
     "coredns_nodecache_setup_errors_total": ("counter", {"errortype"}),
     "coredns_local_localhost_requests_total": ("counter", set()),
+    "coredns_dns_https_responses_total": ("counter", {"server", "status"}),
     "coredns_acl_blocked_requests_total": ("counter", {"server", "zone", "view"}),
     "coredns_acl_filtered_requests_total": ("counter", {"server", "zone", "view"}),
     "coredns_acl_dropped_requests_total": ("counter", {"server", "zone", "view"}),
@@ -96,6 +97,9 @@ OURS = {
     "kdns_memory_limit_bytes": ("gauge", set()),
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
     "kdns_top_names": ("gauge", {"name", "type", "rcode"}),
+    "kdns_tls_handshakes_total": ("counter", {"result"}),
+    "kdns_tls_certificate_expiry_timestamp_seconds": ("gauge", {"certificate"}),
+    "kdns_tls_certificate_unusable": ("gauge", {"certificate"}),
     "kdns_log_dropped_total": ("counter", set()),
     "kdns_metrics_refused_series_total": ("counter", set()),
 }
@@ -124,6 +128,7 @@ STATE = SupervisorState(
     compiled=True,
     plugins=(("dns://:53", "cluster.local.", "kubernetes"),),
     config_sha512="f00",
+    certificates=(("/etc/tls/tls.crt", 1.8e9, True), ("/etc/tls/\udcff.crt", 1.9e9, False)),
     workers=2,
     pids=(os.getpid(),),
     store_generation=17,
@@ -290,6 +295,9 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "kdns_kubernetes_objects", kind="Service") == 5
     assert value(text, "kdns_compiled") == 1
     assert value(text, "kdns_manifest_errors") == 1
+    assert value(text, "kdns_tls_certificate_expiry_timestamp_seconds", certificate="/etc/tls/tls.crt") == 1.8e9
+    assert value(text, "kdns_tls_certificate_unusable", certificate="/etc/tls/tls.crt") == 0
+    assert value(text, "kdns_tls_certificate_unusable", certificate="/etc/tls/\\udcff.crt") == 1
     assert value(text, "kdns_top_names", name="web.test.", type="A", rcode="NOERROR") == 12.5
     assert value(text, "kdns_top_names", name='a"\\255\\010.test.') == 0.1
     assert value(text, "kdns_kubernetes_synced") == 1

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from kdns.observe.counters import HISTOGRAMS, SIZE_BUCKETS, TIME_BUCKETS, Key, Totals
 from kdns.observe.notes import TopName
+from kdns.observe.text import printable
 
 _SECOND = 1_000_000_000
 _GZIP_LEVEL = 1
@@ -40,7 +41,8 @@ class SupervisorState:
     stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
     ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
     a mistake, and what they said before is served, or something is left out. top_names: what is asked for most, with
-    the option `top_names`. compiled: whether what is on the way of a query is.
+    the option `top_names`. compiled: whether what is on the way of a query is. certificates: of `tls`, path, when the
+    first one in it ends (of time.time()), and whether its files can be used now.
     """
 
     version: str
@@ -60,6 +62,7 @@ class SupervisorState:
     ways: Mapping[str, str] = field(default_factory=dict)
     outdated: bool = False
     top_names: tuple[TopName, ...] = ()
+    certificates: tuple[tuple[str, float, bool], ...] = ()
 
 
 class Family(NamedTuple):
@@ -129,6 +132,8 @@ COUNTERS = (
     ),
     Family("kdns_tcp_accept_errors_total", "Times that no TCP connection could be accepted: no descriptor, no memory."),
     Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
+    Family("kdns_tls_handshakes_total", "TLS handshakes of clients, by how they ended.", ("result",)),
+    Family("coredns_dns_https_responses_total", "HTTP responses by server and status.", ("server", "status")),
     Family("kdns_log_dropped_total", "Log lines dropped because standard output was closed or did not keep up."),
     Family(
         "coredns_kubernetes_rest_client_requests_total",
@@ -454,6 +459,22 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
             ("address", "by"),
         ),
         {(address, by): bool(by) for address, by in state.ways.items()},
+    )
+    yield _gauge(
+        Family(
+            "kdns_tls_certificate_expiry_timestamp_seconds",
+            "When the first one of the certificates that are served from a file ends.",
+            ("certificate",),
+        ),
+        {(printable(path),): ends for path, ends, _ in state.certificates},
+    )
+    yield _gauge(
+        Family(
+            "kdns_tls_certificate_unusable",
+            "1 while a certificate's files cannot be used, so that what they held before is.",
+            ("certificate",),
+        ),
+        {(printable(path),): not usable for path, _, usable in state.certificates},
     )
     yield _gauge(
         Family(

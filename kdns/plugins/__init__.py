@@ -50,6 +50,7 @@ from kdns.plugins import (
     rewrite,
     root,
     timeouts,
+    tls,
     whoami,
 )
 from kdns.plugins import (
@@ -70,13 +71,16 @@ MODULES: Mapping[str, ModuleType] = {
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
         kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, rewrite, root,
-        timeouts, whoami,
+        timeouts, tls, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""
 
 MANUALS: Mapping[str, ModuleType] = {**MODULES, import_.NAME: import_}
 """Every module whose docstring is a manual page, by directive."""
+
+SCHEMES = ("dns", "tls")
+"""What servers of this version can speak."""
 
 _COREDNS_ONLY = frozenset((
     "proxyproto", "quic", "grpc_server", "https", "https3", "shed", "route53", "azure", "clouddns", "etcd", "grpc",
@@ -125,7 +129,7 @@ def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = 
         if refused and name.text in refused:
             mistakes.append(Mistake(name.file, name.line, *refused[name.text]))
     blocks = tuple(_server(block, mistakes) for block in parsed.blocks)
-    mistakes += bind.conflicts(blocks)
+    mistakes += bind.conflicts(blocks) + tls.conflicts(blocks)
     if mistakes:
         files = list(dict.fromkeys(mistake.file for mistake in mistakes))
         raise ConfigError(sorted(mistakes, key=lambda mistake: (files.index(mistake.file), mistake.line)))
@@ -133,9 +137,9 @@ def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = 
 
 
 def _server(block: ServerBlock, mistakes: list[Mistake]) -> ServerConfig:
-    for token, scheme in dict.fromkeys((key.token, key.scheme) for key in block.keys if key.scheme != "dns"):
+    for token, scheme in dict.fromkeys((key.token, key.scheme) for key in block.keys if key.scheme not in SCHEMES):
         message = f"{scheme}:// is not supported by this version of kdns"
-        mistakes.append(Mistake(token.file, token.line, message, "dns://, or no scheme"))
+        mistakes.append(Mistake(token.file, token.line, message, "dns://, tls://, or no scheme"))
     found: dict[str, list[Any]] = {}
     for directive in block.directives:
         module = _module(directive, mistakes)

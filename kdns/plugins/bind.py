@@ -173,18 +173,19 @@ def conflicts(blocks: Iterable[ServerConfig], interfaces: Interfaces | None = No
     for block in blocks:
         if NAME in block.plugins and block.plugins[NAME] is None:
             continue
-        hosts = _hosts(block, interfaces)
+        where = hosts(block, interfaces)
         for key in block.keys:
             known = taken.setdefault((key.scheme, key.zone, key.port), {})
-            other = _other(hosts, known)
+            other = _other(where, known)
             if other is None:
-                known.update(dict.fromkeys(hosts, key.token))
+                known.update(dict.fromkeys(where, key.token))
             else:
                 mistakes.append(_conflict(key, other))
     return mistakes
 
 
-def _hosts(block: ServerConfig, interfaces: Interfaces | None) -> tuple[str, ...]:
+def hosts(block: ServerConfig, interfaces: Interfaces | None) -> tuple[str, ...]:
+    """Where a server block listens, "" for everywhere. interfaces: as for `conflicts`."""
     options = block.plugins.get(NAME)
     if not isinstance(options, Options):
         return ("",)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.server.memory import UNLIMITED, Share
 from kdns.server.presence import Identity
 
+if TYPE_CHECKING:
+    from kdns.plugins import tls
+    from kdns.server.certificates import Material
+
 WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
+UDP_SCHEMES = frozenset(("dns",))
+"""Those that are served over UDP beside TCP."""
 BACKLOG = 1024
 """TCP connections that may wait to be accepted."""
 PROTOCOLS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
@@ -34,12 +42,17 @@ class Server:
     """One listening address with the server blocks behind it.
 
     label: as in metrics, `dns://:53`. places: its sockets; two addresses for "all". routes: the zones and, for each,
-    the index of its server block.
+    the index of its server block. All keys have one scheme.
     """
 
     label: str
     places: tuple[Place, ...]
     routes: tuple[tuple[ServerKey, int], ...]
+
+    @property
+    def scheme(self) -> str:
+        """What is spoken there: dns, tls or https."""
+        return self.label.partition("://")[0]
 
     @property
     def blocks(self) -> frozenset[int]:
@@ -53,8 +66,8 @@ class Plan:
 
     zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
     text by which the workers of one configuration know each other. state_dir: "" without a zone store; identity: then
-    that of the supervisor among those that serve beside it. share: of memory. The worker gets the sockets in the order
-    of `places`.
+    that of the supervisor among those that serve beside it. share: of memory. materials: what was good last of the
+    files of `tls` directives. The worker gets the sockets in the order of `places`.
     """
 
     index: int
@@ -65,6 +78,7 @@ class Plan:
     token: str = ""
     identity: Identity | None = None
     share: Share = UNLIMITED
+    materials: Mapping[tls.Options, Material] = field(default_factory=dict)
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -14,7 +14,7 @@ from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.errors import KdnsError
 from kdns.observe.counters import Region
 from kdns.plugins import bind, health, prometheus, ready
-from kdns.server.plan import BACKLOG, PROTOCOLS, WILDCARDS, Place, Server
+from kdns.server.plan import BACKLOG, PROTOCOLS, UDP_SCHEMES, WILDCARDS, Place, Server
 
 BUFFER = 8 << 20
 """Bytes that a UDP socket may hold (the kernel counts about 800 for a small query)."""
@@ -36,21 +36,22 @@ def allow_descriptors() -> None:
 
 def servers(blocks: Sequence[ServerConfig], interfaces: bind.Interfaces) -> tuple[Server, ...]:
     """The listening addresses of a configuration. Raises ConfigError for an interface that is not there."""
-    routes: dict[tuple[str, int], list[tuple[ServerKey, int]]] = {}
+    routes: dict[tuple[str, str, int], list[tuple[ServerKey, int]]] = {}
     for index, block in enumerate(blocks):
         options = block.plugins.get(bind.NAME)
         hosts = options.addresses(interfaces) if isinstance(options, bind.Options) else ("",)
         for key in block.keys:
             for host in hosts:
-                routes.setdefault((host, key.port), []).append((key, index))
-    return tuple(_server(host, port, tuple(found)) for (host, port), found in routes.items())
+                routes.setdefault((key.scheme, host, key.port), []).append((key, index))
+    return tuple(_server(*where, tuple(found)) for where, found in routes.items())
 
 
-def _server(host: str, port: int, routes: tuple[tuple[ServerKey, int], ...]) -> Server:
+def _server(scheme: str, host: str, port: int, routes: tuple[tuple[ServerKey, int], ...]) -> Server:
     shown = f"[{host}]" if ":" in host else host
     hosts = [host] if host else [WILDCARDS[family] for family in families()]
-    places = tuple(Place(proto, one, port) for one in hosts for proto in PROTOCOLS)
-    return Server(f"dns://{shown}:{port}", places, routes)
+    protocols = PROTOCOLS if scheme in UDP_SCHEMES else ("tcp",)
+    places = tuple(Place(proto, one, port) for one in hosts for proto in protocols)
+    return Server(f"{scheme}://{shown}:{port}", places, routes)
 
 
 def refuse_shared_ports(blocks: Sequence[ServerConfig], found: Sequence[Server]) -> None:

@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import bind, health, kubernetes, prometheus, reload
+from kdns.plugins import bind, health, kubernetes, prometheus, reload, tls
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from kdns.observe.http import Reply
     from kdns.observe.metrics import SupervisorState
+    from kdns.server.certificates import Keyring
     from kdns.server.feeds import Feed
     from kdns.server.pages import Pages
     from kdns.server.status import StatusPage
@@ -89,6 +90,7 @@ class Running:
     feeds: list[Feed]
     crew: Crew
     followers: list[asyncio.Task[None]]
+    keyring: Keyring | None
 
 
 def run(start: Start) -> None:
@@ -205,7 +207,7 @@ class Supervisor:
             await first.crew.start()
         await self._open(first)
         await self._forget_others(first)
-        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch())]
+        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch(), self._look_after_keys())]
         await self._stop.wait()
         self._pages.not_ready()
         for task in background:
@@ -260,6 +262,7 @@ class Supervisor:
     async def _build(self, config: Config) -> Running:
         """Open what is missing for a configuration; its workers are not started. Raises KdnsError, leaving nothing."""
         servers = self._plan_servers(config)
+        keyring = await asyncio.to_thread(self._open_keyring, config)
         feeds = await asyncio.to_thread(self._feeds, config, servers)
         before = set(self._sockets)
         try:
@@ -284,8 +287,8 @@ class Supervisor:
             self._release(set(self._sockets) - before)
             await self._stop_feeds(feeds)
             raise
-        crew = Crew(plan, self._count, self._sockets, self._staff, self._attend)
-        return Running(config, plan, feeds, crew, [])
+        crew = Crew(plan, self._count, self._sockets, self._staff, self._attend, keyring)
+        return Running(config, plan, feeds, crew, [], keyring)
 
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
         await asyncio.gather(*(feed.stop() for feed in feeds))
@@ -315,11 +318,21 @@ class Supervisor:
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
         named = any(options.names_interfaces for options in _options(config, bind.NAME))
         interfaces = bind.interface_addresses() if named else {}
-        if mistakes := bind.conflicts(config.blocks, interfaces):
+        if mistakes := bind.conflicts(config.blocks, interfaces) + tls.conflicts(config.blocks, interfaces):
             raise ConfigError(mistakes)
         servers = listening.servers(config.blocks, interfaces)
         listening.refuse_shared_ports(config.blocks, servers)
         return servers
+
+    def _open_keyring(self, config: Config) -> Keyring | None:
+        """The certificates; None without `tls`. Raises ConfigError."""
+        if not _options(config, tls.NAME):
+            return None
+        from kdns.server.certificates import Keyring
+
+        keyring = Keyring(config.blocks, self._log.plugin(tls.NAME))
+        keyring.warn()
+        return keyring
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
         blocks = [(index, block) for index, block in enumerate(config.blocks) if kubernetes.NAME in block.plugins]
@@ -500,6 +513,13 @@ class Supervisor:
                 self._refused()
                 self._log.error(str(error), key="sync")
 
+    async def _look_after_keys(self) -> None:
+        """Read certificates again when they have changed."""
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            if (keyring := self._current.keyring) is not None:
+                await self._survive(asyncio.to_thread(keyring.look), tls.NAME)
+
     async def _end(self) -> None:
         """Not ready, then lame duck, then let the workers finish what was asked before.
 
@@ -614,6 +634,7 @@ class Supervisor:
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated or self._start.incomplete(),
+            certificates=tuple(running.keyring.states()) if running.keyring is not None else (),
             top_names=tuple(notes.top_names(notes.read(self._totals.boards()), most)) if most else (),
         )
 

@@ -1,12 +1,15 @@
 cimport cython
 
 from kdns.server.packet_cache cimport Entry, PacketCache
+from kdns.server.secure cimport Secure
 
 @cython.final
 cdef class Connections:
     cdef readonly object region, open, epoll
     cdef readonly Py_ssize_t unsent
+    cdef readonly dict shaking
     cdef dict _servers
+    cdef object _due
     cdef long long _most, _held
     cdef Py_ssize_t _gauge
 
@@ -18,30 +21,36 @@ cdef class Connections:
     cdef remove(self, int fd, Connection connection)
     @cython.locals(connection=Connection)
     cdef hold(self, Connection connection, Py_ssize_t size)
+    @cython.locals(first=Connection)
+    cdef begin_shaking(self, int fd, Connection connection)
+    cdef shake_later(self, Connection connection)
+    @cython.locals(connection=Connection)
+    cpdef _shake_some(self)
 
 @cython.final
 cdef class TcpServer:
-    cdef readonly object responder, limits, region, via, local
+    cdef readonly object responder, limits, region, via, local, certificate
     cdef readonly Connections connections
     cdef readonly PacketCache cache
     cdef readonly int family
     cdef readonly bint wildcard
     cdef unsigned long long[:] counters, cells
     cdef Py_ssize_t hits, misses, same
-    cdef object block, _socket, _pause
+    cdef object block, _socket, _pause, _kind
 
-    @cython.locals(fd=cython.int)
+    @cython.locals(fd=cython.int, connection=Connection)
     cpdef accept(self)
     cdef count_durations(self, long long started)
 
-@cython.final
 @cython.freelist(64)
 cdef class Connection:
     cdef readonly Py_ssize_t held, pending
     cdef TcpServer _server
     cdef object _socket
     cdef tuple _client, _local
+    cdef Secure _secure
     cdef int _fd, _watched
+    cdef Py_ssize_t _most, _overhead
     cdef long long _asked
     cdef bint _open, _half_closed, _turn
     cdef bytes _rest
@@ -54,6 +63,17 @@ cdef class Connection:
     cdef _watch(self)
     @cython.locals(data=bytes, now=cython.longlong)
     cdef _read(self)
+    @cython.locals(data=bytes)
+    cdef _came(self, bytes data, long long now)
+    cdef _begin_secure(self)
+    cdef bytes _unseal(self, bytes data)
+    cdef bytes _opened(self)
+    @cython.locals(secure=Secure, now=cython.longlong)
+    cpdef shake(self)
+    cdef _agreed(self)
+    cdef _shook(self, result)
+    cdef _break(self, reason)
+    cdef _leave(self)
     cdef _half_close(self)
     @cython.locals(
         server=TcpServer, data=bytes, size=cython.Py_ssize_t, at=cython.Py_ssize_t, end=cython.Py_ssize_t,
@@ -74,6 +94,8 @@ cdef class Connection:
     cdef bytes _reply(self, bytes query, Entry entry, long long now)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _write(self, bytes data)
+    @cython.locals(sent=cython.Py_ssize_t)
+    cdef _transmit(self, bytes data)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _flush(self)
     cdef _resume(self, long long now)

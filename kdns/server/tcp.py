@@ -8,6 +8,9 @@ that has been idle longest makes room.
 All sockets are in one epoll object, which is itself what the event loop waits for: most connections live for one query,
 and a transport of asyncio with its callbacks would cost more than the query. A connection is read as soon as it is
 accepted, as the query is usually there by then. The sockets are never told not to block: each call says so.
+
+With TLS (`tls://`, RFC 7858) the same bytes go through an object of their own (`secure.py`). Handshakes take long, and
+are done a few at a time: what else the event loop has to do comes between them.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import ssl
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from socket import MSG_DONTWAIT, SOCK_STREAM, SocketType
+from typing import TYPE_CHECKING
 
 from kdns.observe.counters import Region
 from kdns.plugins.budget import UNBOUNDED, Budget
@@ -26,7 +31,12 @@ from kdns.plugins.timeouts import Limits
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.plan import BACKLOG, WILDCARDS
 from kdns.server.respond import Block, Pending, Responder, Via, family_label
+from kdns.server.secure import BYTES as TLS_BYTES
+from kdns.server.secure import Secure
 from kdns.zone.changes import Changes
+
+if TYPE_CHECKING:
+    from kdns.server.certificates import Credential
 
 CONNECTIONS = 1000
 """Most connections of a worker, over all its listeners."""
@@ -52,6 +62,10 @@ _PAUSE = 0.5
 _DRAIN_TURN = 0.01
 PENDING = 256
 """Queries of a connection that may wait for an answer at once; no more is read until some have it."""
+HANDSHAKES = 200
+"""TLS handshakes of a worker that may be under way; with more, the one that began first is ended."""
+SHAKING = 0.003
+"""Seconds in which handshakes go on until the rest of the event loop has its turn; it may be one more."""
 LINGER = 1.0
 """Seconds that a client has to close a connection that we have ended: what it still sends would reset it, and with it
 the answers that are on their way."""
@@ -61,7 +75,7 @@ class Connections:
     """The connections of a worker, the one that was idle longest first, and the sockets that listen for more.
 
     most: bytes that they may hold together of incomplete messages and of answers that are not taken. unsent: see
-    UNSENT. open: by file descriptor.
+    UNSENT. open: by file descriptor. shaking: those whose TLS handshake is under way, the first one first.
     """
 
     def __init__(self, region: Region, most: int = UNBOUNDED) -> None:
@@ -72,6 +86,8 @@ class Connections:
         self._servers: dict[int, TcpServer] = {}
         self._most = most
         self._held = 0
+        self.shaking: dict[int, Connection] = {}
+        self._due: deque[Connection] = deque()
         self._gauge = region.series(("gauge", "kdns_tcp_connections"), 1)
 
     def listen(self, fd: int, server: TcpServer) -> None:
@@ -120,6 +136,8 @@ class Connections:
     def remove(self, fd: int, connection: Connection) -> None:
         """Note that a connection ends."""
         del self.open[fd]
+        if self.shaking:
+            self.shaking.pop(fd, None)
         self._held -= connection.held
         self.region.cells[self._gauge] = len(self.open)
 
@@ -129,6 +147,28 @@ class Connections:
         connection.held = size
         while self._held > self._most:
             max(self.open.values(), key=_held).evict()
+
+    def begin_shaking(self, fd: int, connection: Connection) -> None:
+        """Note that a handshake begins; the one that began first is ended if there are too many."""
+        if len(self.shaking) >= HANDSHAKES:
+            next(iter(self.shaking.values())).evict()
+        self.shaking[fd] = connection
+
+    def shake_later(self, connection: Connection) -> None:
+        """Let a connection's handshake go on when those before it have."""
+        self._due.append(connection)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._shake_some)
+
+    def _shake_some(self) -> None:
+        until = time.monotonic() + SHAKING
+        while self._due:
+            connection = self._due.popleft()
+            connection.shake()
+            if time.monotonic() > until:
+                break
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._shake_some)
 
     async def sweep(self) -> None:
         """Close what is idle or stalled, for ever."""
@@ -159,7 +199,10 @@ def _held(connection: Connection) -> int:
 
 
 class TcpServer:
-    """Accepts connections on one listening socket, in the event loop."""
+    """Accepts connections on one listening socket, in the event loop.
+
+    certificate: for TLS, None without. kind: what its connections speak; plain DNS messages if that is not said.
+    """
 
     def __init__(
         self,
@@ -169,8 +212,12 @@ class TcpServer:
         connections: Connections,
         budget: Budget,
         limits: Limits | None = None,
+        certificate: Credential | None = None,
+        kind: type[Connection] | None = None,
     ) -> None:
         self._socket = sock
+        self.certificate = certificate
+        self._kind = kind or Connection
         self.responder = responder
         self.connections = connections
         self.limits = limits or Limits()
@@ -231,7 +278,8 @@ class TcpServer:
                     self._pause = asyncio.get_running_loop().call_later(_PAUSE, self.start)
                 return
             local = sock.getsockname()[:2] if self.wildcard else self.local
-            Connection(self, sock, fd, client[:2], local).begin()
+            connection = self._kind(self, sock, fd, client[:2], local)
+            connection.begin()
 
     def count_durations(self, started: int) -> None:
         """Count the durations of the last answers. started: `time.monotonic_ns()` when their queries were read."""
@@ -245,8 +293,9 @@ class Connection:
     `time.monotonic()`."""
 
     __slots__ = (
-        "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_open",
-        "_rest", "_server", "_socket", "_started", "_turn", "_unsent", "_watched", "held", "pending",
+        "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_most",
+        "_open", "_overhead", "_rest", "_secure", "_server", "_socket", "_started", "_turn", "_unsent", "_watched",
+        "held", "pending",
     )  # fmt: skip
 
     def __init__(
@@ -269,15 +318,26 @@ class Connection:
         self._turn = False  # whether there is more to answer in the next one
         self._asked = 0
         self._ended = 0.0  # since when it has had its number of queries and their answers
+        self._most = PENDING  # what may be pending until no more is read
+        self._overhead = 0  # bytes that it takes by itself
+        self._secure = None if server.certificate is None else Secure(server.certificate.context())
         self.pending = 0
         self.held = 0
 
     def begin(self) -> None:
         """Answer what has come with a new connection, and look out for more."""
         self._server.connections.add(self._fd, self)
+        if self._secure is not None:
+            self._begin_secure()
         self._read()
         self._heard = self._heard or time.monotonic()
         self._watch()
+
+    def _begin_secure(self) -> None:
+        self._started = time.monotonic()
+        self._overhead += TLS_BYTES
+        self._note()
+        self._server.connections.begin_shaking(self._fd, self)
 
     def happened(self, events: int) -> None:
         """Do what epoll has found to be possible."""
@@ -292,7 +352,7 @@ class Connection:
     def _watch(self) -> None:
         """Let epoll look for what can be done."""
         events = 0
-        if not (self._blocked or self._half_closed or self._closing or self.pending >= PENDING):
+        if not (self._blocked or self._half_closed or self._closing or self.pending >= self._most):
             events = EPOLLIN
         if self._unsent:
             events |= EPOLLOUT
@@ -324,12 +384,90 @@ class Connection:
         now = time.monotonic_ns()
         self._heard = now / 1e9
         self._server.connections.open.move_to_end(self._fd)
+        if self._secure is not None:
+            data = self._unseal(data)
+        if data:
+            self._came(data, now)
+        if self._secure is not None and self._secure.ended and not self._half_closed and self._open:
+            self._half_close()
+
+    def _came(self, data: bytes, now: int) -> None:
+        """Go on with what the client has sent."""
         self._rest = self._rest + data if self._rest else data
         try:
             self._proceed(now)
         except Exception as error:  # whatever it is, others have to be served
             self._server.responder.panic(error)
             self.abort()
+
+    # TLS
+
+    def _unseal(self, data: bytes) -> bytes:
+        """What is to be read of these bytes of TLS; nothing as long as there is a handshake."""
+        assert self._secure is not None
+        self._secure.feed(data)
+        if self._secure.done:
+            return self._opened()
+        self._turn = True
+        self._server.connections.shake_later(self)
+        return b""
+
+    def _opened(self) -> bytes:
+        """What the client has sent."""
+        assert self._secure is not None
+        try:
+            data = self._secure.read()
+        except (ssl.SSLError, ValueError):
+            self._break("tls")
+            return b""
+        self._transmit(self._secure.rest())
+        return data
+
+    def shake(self) -> None:
+        """Take the next step of the handshake."""
+        self._turn = False
+        secure = self._secure
+        if secure is None or not self._open or self._closing:
+            return
+        try:
+            done = secure.shake()
+        except (ssl.SSLError, ValueError, OSError):
+            self._shook("failed")
+            self._break("tls")
+            return
+        self._transmit(secure.rest())
+        if done and self._open:
+            self._shook("complete")
+            self._started = 0.0
+            self._server.connections.shaking.pop(self._fd, None)
+            self._agreed()
+            now = time.monotonic_ns()
+            data = self._opened()
+            if data:
+                self._came(data, now)
+            if secure.ended and self._open:
+                self._half_close()
+        self._watch()
+
+    def _agreed(self) -> None:
+        """The handshake is done."""
+
+    def _shook(self, result: str) -> None:
+        self._server.region.count(("count", "kdns_tls_handshakes_total", "result", result))
+
+    def _break(self, reason: str) -> None:
+        """Close it at once, but say what TLS has to say of that."""
+        self._count(reason)
+        assert self._secure is not None
+        self._transmit(self._secure.rest())
+        self.abort()
+
+    def _leave(self) -> None:
+        """Say that nothing more will come, if there is a word for it."""
+        if self._secure is not None and self._secure.done:
+            self._transmit(self._secure.leave())
+
+    # Messages
 
     def _half_close(self) -> None:
         """The client has no more questions; the answers that are due still go out."""
@@ -352,7 +490,7 @@ class Connection:
         replies: list[bytes] = []
         answers = False
         most = server.limits.queries
-        while size - at >= 2 and self.pending < PENDING and self._asked != most and not self._blocked:
+        while size - at >= 2 and self.pending < self._most and self._asked != most and not self._blocked:
             end = at + 2 + (data[at] << 8 | data[at + 1])
             if end > size:
                 break
@@ -389,7 +527,7 @@ class Connection:
         if done:
             self._rest = self._rest[done:]
             self._started = 0.0
-        if not self._rest or self._blocked or self._turn or self.pending >= PENDING:
+        if not self._rest or self._blocked or self._turn or self.pending >= self._most:
             self._started = 0.0
         elif not self._started:
             self._started = self._heard
@@ -400,7 +538,7 @@ class Connection:
 
     def _note(self) -> None:
         """Say how much is held, if that has changed."""
-        size = len(self._rest)
+        size = self._overhead + len(self._rest)
         if self._blocked:
             size += len(self._unsent)
         if size != self.held and self._open:
@@ -416,6 +554,9 @@ class Connection:
             self._say_end()
 
     def _say_end(self) -> None:
+        self._leave()
+        if self._unsent or not self._open:
+            return
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
@@ -478,8 +619,18 @@ class Connection:
         self._server.responder.finish(pending, deliver)
 
     def _write(self, data: bytes) -> None:
-        """Send answers; what the system does not take now goes when it can."""
-        if not self._open:
+        """Send answers."""
+        if self._secure is not None and self._open:
+            try:
+                data = self._secure.seal(data)
+            except (ssl.SSLError, ValueError):
+                self._break("tls")
+                return
+        self._transmit(data)
+
+    def _transmit(self, data: bytes) -> None:
+        """Let the network have these bytes; what the system does not take now goes when it can."""
+        if not self._open or not data:
             return
         sent = 0
         if not self._unsent:
@@ -526,7 +677,7 @@ class Connection:
 
     def _resume(self, now: int) -> None:
         """Go on with what was left, then with reading."""
-        if not self._open or self._closing:
+        if not self._open or self._closing or (self._secure is not None and not self._secure.done):
             return
         if not self._turn:
             self._proceed(now)
@@ -546,7 +697,7 @@ class Connection:
             if now - self._ended > LINGER and not self._blocked:
                 self._finish()
         elif self._started and now - self._started > limits.read:
-            self.close("incomplete")
+            self.close("incomplete" if self._secure is None or self._secure.done else "handshake")
         elif not self._busy and not self._blocked and now - self._heard > limits.idle:
             self.close("idle")
 
@@ -569,6 +720,7 @@ class Connection:
 
     def _finish(self) -> None:
         """Close it after the answers that are written."""
+        self._leave()
         if not self._unsent:
             self.abort()
         elif not self._closing:

@@ -18,14 +18,14 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdns import plugins
 from kdns.corefile.config import ServerConfig
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts
+from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts, tls
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -42,6 +42,9 @@ from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
 from kdns.zone.store import is_held
+
+if TYPE_CHECKING:
+    from kdns.server.certificates import Credential
 
 GO, READY, STOP, LEAVE = b"go", b"ready", b"stop", b"leave"
 PATIENCE = 3.0
@@ -111,6 +114,7 @@ class Worker:
         self._connections = Connections(self._region, plan.share.held)
         self._udp: list[UdpServer] = []
         self._tcp: list[TcpServer] = []
+        self._certificates: dict[tuple[str, tls.Options], Credential] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         self._background: set[asyncio.Task[None]] = set()
@@ -132,14 +136,15 @@ class Worker:
                 if place.proto == "udp":
                     self._udp.append(UdpServer(sock, responder, self._changes, self._region, loop, self._budget))
                 else:
-                    limits = self._limits(server)
-                    self._tcp.append(TcpServer(sock, responder, self._changes, self._connections, self._budget, limits))
+                    self._tcp.append(self._stream_server(server, sock, responder))
         for udp in self._udp:
             udp.start()
         for tcp in self._tcp:
             tcp.start()
         self._start(self._connections.sweep())
         self._start(self._report())
+        if self._certificates:
+            self._start(self._look_after_keys())
         self._control.setblocking(False)
         with contextlib.suppress(OSError):
             self._control.send(READY)
@@ -222,10 +227,36 @@ class Worker:
             self._region.set(("gauge", "kdns_packet_cache_entries"), sum(entries for entries, _ in reports))
             self._region.set(("gauge", "kdns_packet_cache_bytes"), sum(size for _, size in reports))
 
+    async def _look_after_keys(self) -> None:
+        """Read certificates again when they have changed; the supervisor says what there is to be said of it."""
+        while True:
+            await asyncio.sleep(1)
+            for certificate in self._certificates.values():
+                certificate.look()
+
     def _lost_lines(self, count: int) -> None:
         self._region.count(("count", "kdns_log_dropped_total"), count)
 
     # Server blocks
+
+    def _stream_server(self, server: Server, sock: socket.socket, responder: Responder) -> TcpServer:
+        """What serves connections."""
+        limits = self._limits(server)
+        certificate = self._certificate(server)
+        return TcpServer(sock, responder, self._changes, self._connections, self._budget, limits, certificate)
+
+    def _certificate(self, server: Server) -> Credential | None:
+        """For TLS, that of the server blocks of an address, which is the same in all of them."""
+        options = self._plan.blocks[server.routes[0][1]].plugins.get(tls.NAME)
+        if server.scheme not in tls.SCHEMES or options is None:
+            return None
+        key = server.scheme, options
+        if key not in self._certificates:
+            from kdns.server.certificates import PROTOCOLS, Credential
+
+            kept = self._plan.materials.get(options)
+            self._certificates[key] = Credential(options, PROTOCOLS[server.scheme], kept)
+        return self._certificates[key]
 
     def _responder(self, server: Server, chains: list[Chains]) -> Responder:
         blocks = {}

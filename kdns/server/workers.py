@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kdns.errors import KdnsError
 from kdns.observe import notes
@@ -20,6 +21,9 @@ from kdns.server import worker
 from kdns.server.nursery import Nursery
 from kdns.server.plan import Place, Plan
 from kdns.zone.changes import Changes
+
+if TYPE_CHECKING:
+    from kdns.server.certificates import Keyring
 
 START_SECONDS = 10.0
 STOP_SECONDS = worker.PATIENCE * 2 + 2.0
@@ -68,10 +72,17 @@ class Crew:
     """The workers of one configuration, one for each index, each kept running until `stop`."""
 
     def __init__(
-        self, plan: Plan, count: int, sockets: Sockets, staff: Staff, tell: Callable[[bool], None] = lambda _: None
+        self,
+        plan: Plan,
+        count: int,
+        sockets: Sockets,
+        staff: Staff,
+        tell: Callable[[bool], None] = lambda _: None,
+        keyring: Keyring | None = None,
     ) -> None:
         """tell: is called when no worker answers any more (False), and when one does again (True)."""
         self._tell = tell
+        self._keyring = keyring
         self._well: set[int] = set()
         self._plan = plan
         self._count = count
@@ -140,6 +151,8 @@ class Crew:
 
     async def _start(self, index: int) -> None:
         plan = replace(self._plan, index=index)
+        if self._keyring is not None:
+            plan = replace(plan, materials=self._keyring.materials())
         sockets = [self._sockets[place, index] for place in plan.places]
         process = await self._staff.hire(plan, sockets)
         self._processes[index] = process

@@ -241,6 +241,23 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A response that was changed": rule("name", "ttl", "rcode", "cname"),
     },
     "root": {"More than one": never},
+    "tls": {
+        "`client_auth request` and": never,
+        "Certificates by ACME": never,
+        "A `tls://` key without": never,
+        "A `tls` that no key": never,
+        "Changed files are": always,
+    },
+    "template": {
+        "A template that asks": never,
+        "Of `printf`": always,
+        "A template that takes": always,
+        "Classes": never,
+        "The extended error": option("ederror"),
+        "An alias whose": always,
+        "Queries that the packet": always,
+        "`var` and": never,
+    },
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
     "whoami": {"A name that is": always},
 }
@@ -248,7 +265,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
 
 
 _ELSEWHERE = "another server for these names, and a server block that forwards to it"
-_PLAIN = "plain DNS over UDP and TCP"
+_PLAIN = "DNS over UDP, TCP or TLS"
 INSTEAD: Mapping[str, str] = {
     "auto": _ELSEWHERE,
     "autopath": "nothing: clients go through their search lists themselves, one query for each name; fewer with a lower"
@@ -276,8 +293,6 @@ INSTEAD: Mapping[str, str] = {
     "secondary": _ELSEWHERE,
     "shed": "nothing: what waits is bounded (max_concurrent of forward)",
     "sign": "nothing: the cluster's zones are not signed",
-    "template": "hosts for names with fixed addresses; a server block with nothing but errors refuses a zone",
-    "tls": _PLAIN,
     "trace": "log; kdns_* and coredns_* metrics",
     "transfer": "kdns records, which prints zones",
     "tsig": _PLAIN,

@@ -1,0 +1,16 @@
+cimport cython
+
+
+@cython.final
+cdef class Secure:
+    cdef object _incoming, _outgoing, _object
+    cdef bint _left, _renegotiable
+    cdef readonly bint done, ended
+
+    cdef feed(self, bytes data)
+    cdef bint shake(self) except -1
+    @cython.locals(found=bytes, data=bytes)
+    cdef bytes read(self)
+    cdef bytes seal(self, bytes data)
+    cdef bytes leave(self)
+    cdef bytes rest(self)
