@@ -158,6 +158,14 @@ def parent(name: bytes) -> bytes:
     return name[1 + name[0] :] if name != ROOT else ROOT
 
 
+def at(data: bytes, start: int) -> bytes:
+    """The uncompressed name that begins at an offset. Raises IndexError if it is cut short."""
+    end = start
+    while data[end]:
+        end += 1 + data[end]
+    return data[start : end + 1]
+
+
 def reverse(address: str) -> bytes:
     """The name under in-addr.arpa or ip6.arpa for an address (RFC 1035 3.5, RFC 3596 2.5).
 

@@ -61,6 +61,11 @@ class Changes:
         """How many names have been noted so far."""
         return self.counters[0]
 
+    @property
+    def floor(self) -> int:
+        """Rises whenever every name may have changed: with each zone that is added, dropped, or served from now on."""
+        return self.counters[1]
+
     def note(self, hashes: Iterable[int]) -> None:
         """Writer: names with these hashes have changed. Called after the commit."""
         at = self.counters[0]

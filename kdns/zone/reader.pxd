@@ -3,10 +3,11 @@ cimport cython
 @cython.final
 cdef class Reader:
     cdef readonly long long generation
-    cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _set_range, _key, _value
+    cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _cursor, _set_range, _key, _value
     cdef int _depth
 
     cpdef enter(self)
     cpdef leave(self)
     @cython.locals(found=bytes)
     cpdef bytes find(self, bytes key)
+    cpdef object before(self, bytes key)

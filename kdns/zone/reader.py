@@ -35,6 +35,7 @@ class Reader:
         self._set_range: Callable[[bytes], bool]
         self._key: Callable[[], bytes]
         self._value: Callable[[], bytes]
+        self._cursor: lmdb.Cursor[bytes]
 
     def __enter__(self) -> Reader:
         self.enter()
@@ -56,7 +57,7 @@ class Reader:
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
                     self._txn = self._env.begin()
-                cursor = self._txn.cursor(self._names)
+                self._cursor = cursor = self._txn.cursor(self._names)
                 self._set_range, self._key, self._value = cursor.set_range, cursor.key, cursor.value
             except BaseException:
                 self._depth -= 1
@@ -79,6 +80,12 @@ class Reader:
             if found.startswith(key):
                 return b""
         return None
+
+    def before(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The last name key in front of a key, which need not be there, and its sealed value; None if there is none."""
+        cursor = self._cursor
+        found = cursor.prev() if cursor.set_range(key) else cursor.last()
+        return (cursor.key(), cursor.value()) if found else None
 
     def zone(self, number: int) -> Zone | None:
         """The zone of that number."""

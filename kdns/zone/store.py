@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import itertools
 import os
 import shutil
 import struct
@@ -46,6 +47,8 @@ _MANY_NAMES = 20_000
 """Names that a transaction fills in before its memory is worth giving back: some megabytes."""
 _MANY_BYTES = 1 << 20
 """Bytes of objects that it goes through before their pages are."""
+_PORTION = 2000
+"""Entries that are written together."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
 _ARPA = b"\4arpa\0"
 DATA_FILE = "data.mdb"
@@ -62,7 +65,7 @@ class Zone(msgspec.Struct, frozen=True):
 
     number: what its keys start with. source: who writes it. origin: its apex, lower case wire format. state: UNSYNCED
     until the source has delivered everything once (a name that is not there may yet come), then SYNCED; EXPIRED when
-    the data is too old to be served.
+    the data is too old to be served. given_serial: the serial is that of the source's SOA, which is served as it is.
     """
 
     number: int
@@ -70,6 +73,7 @@ class Zone(msgspec.Struct, frozen=True):
     origin: bytes
     serial: int
     state: int
+    given_serial: bool = False
 
     @property
     def prefix(self) -> bytes:
@@ -303,8 +307,12 @@ class Transaction:
         found = [msgspec.msgpack.decode(value[4:], type=Zone) for _, value in self._txn.cursor(self._zones)]
         return sorted(found, key=lambda zone: zone.origin.endswith(_ARPA))
 
-    def add_zone(self, source: str, origin: bytes) -> Zone:
-        """The zone of that source and origin, made if it is not there."""
+    def add_zone(self, source: str, origin: bytes, *, given_serial: bool = False) -> Zone:
+        """The zone of that source and origin, made if it is not there.
+
+        The number of a zone that was dropped before may be taken again: where both happen in one transaction, zones are
+        dropped last. Readers are told of a drop, so none of them takes one zone for another.
+        """
         zones = self.zones()
         for zone in zones:
             if (zone.source, zone.origin) == (source, origin):
@@ -315,7 +323,7 @@ class Transaction:
         for zone in zones:
             if zone.origin == origin and (zone.serial - serial) & 0xFFFFFFFF < 1 << 31:
                 serial = zone.serial  # RFC 1982 3.2: not below; another source's zone that this one may replace
-        zone = Zone(number, source, origin, serial, UNSYNCED)
+        zone = Zone(number, source, origin, serial, UNSYNCED, given_serial)
         self._put_zone(zone)
         return zone
 
@@ -341,9 +349,15 @@ class Transaction:
         self.everything = True
 
     def raise_serials(self) -> None:
-        """Give each zone that was touched its next serial, in its SOA too (RFC 1982: the serial is a ring)."""
+        """Give each zone that was touched its next serial, in its SOA too (RFC 1982: the serial is a ring).
+
+        Where the source gives it, only take note of it.
+        """
         for number in self.touched:
             zone = self.zone(number)
+            if zone.given_serial:
+                self._take_serial(zone)
+                continue
             zone = msgspec.structs.replace(zone, serial=(zone.serial + 1) & 0xFFFFFFFF)
             self._put_zone(zone)
             value = self._txn.get(zone.prefix, db=self._names)
@@ -351,6 +365,12 @@ class Transaction:
                 apex = tuple(_with_serial(rrset, zone.serial) for rrset in decode_rrsets(value))
                 self._txn.put(zone.prefix, encode_rrsets(zone.prefix, apex), db=self._names)
                 self.changed.add(name_hash(zone.origin))
+
+    def _take_serial(self, zone: Zone) -> None:
+        for rrset in decode_rrsets(self._txn.get(zone.prefix, db=self._names) or b"", rr.SOA):
+            serial = soa_serial(rrset)
+            if serial != zone.serial:
+                self._put_zone(msgspec.structs.replace(zone, serial=serial))
 
     def _put_zone(self, zone: Zone) -> None:
         self._txn.put(zone.prefix, seal(zone.prefix, msgspec.msgpack.encode(zone)), db=self._zones)
@@ -452,6 +472,42 @@ class Transaction:
         self.everything = True
         self.touched.add(zone.number)
 
+    def replace(self, zone: Zone, rows: Iterable[tuple[bytes, bytes]]) -> int:
+        """Make these all the entries of a zone whose serial is given; returns how many names differ from before.
+
+        rows: what stands behind the zone's prefix in a key, and the value without its checksum; in the order of keys.
+        They are gone through once.
+        """
+        self.touched.add(zone.number)
+        cursor = self._txn.cursor(self._names)
+        if not (cursor.set_range(zone.prefix) and cursor.key().startswith(zone.prefix)):
+            return self._fill_rows(zone, rows)
+        differing = list(_differing(zone, _below(cursor, zone.prefix), rows))
+        for key, old, new in differing:
+            name = key_name(key, zone.origin)
+            if key == zone.prefix and not (old and new and _same_but_serial(old, new)):
+                self.everything = True  # its NS, its DNAME or the TTL of denials are part of answers for other names
+            if old is None:
+                self._note_ancestors(zone, name, key)
+            if new is not None:
+                self._txn.put(key, new, db=self._names)
+            else:
+                self._txn.delete(key, db=self._names)
+                self._note_ancestors(zone, name, key)
+            self._note(zone, name)
+        return len(differing)
+
+    def _fill_rows(self, zone: Zone, rows: Iterable[tuple[bytes, bytes]]) -> int:
+        """The same for a zone without entries."""
+        count = 0
+        sealed = ((zone.prefix + suffix, seal(zone.prefix + suffix, data)) for suffix, data in rows)
+        while portion := list(itertools.islice(sealed, _PORTION)):
+            self._cursor.putmulti(portion)
+            count += len(portion)
+        self.filled += count
+        self.everything = True
+        return count
+
     def _note(self, zone: Zone, name: bytes) -> None:
         self.touched.add(zone.number)
         self.changed.add(name_hash(name))
@@ -532,6 +588,39 @@ class Transaction:
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
             found = cursor.delete()
+
+
+def soa_serial(rrset: RRset) -> int:
+    """The serial of an SOA RRset."""
+    return int.from_bytes(rrset.rdatas[0][-20:-16], "big")
+
+
+def _below(cursor: lmdb.Cursor[bytes], prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """What a database has from where the cursor stands, as far as keys have that prefix."""
+    for key, value in cursor:
+        if not key.startswith(prefix):
+            return
+        yield key, value
+
+
+def _differing(
+    zone: Zone, before: Iterator[tuple[bytes, bytes]], rows: Iterable[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+    """Keys whose value is another one, or is there on one side only: the key, what it had, what it has."""
+    there = next(before, None)
+    for suffix, data in rows:
+        key = zone.prefix + suffix
+        while there is not None and there[0] < key:
+            yield *there, None
+            there = next(before, None)
+        old = there[1] if there is not None and there[0] == key else None
+        if old is None or old[4:] != data:
+            yield key, old, seal(key, data)
+        if old is not None:
+            there = next(before, None)
+    while there is not None:
+        yield *there, None
+        there = next(before, None)
 
 
 def _with_keys(zone: Zone, entries: Iterable[tuple[bytes, Records]]) -> Iterator[tuple[bytes, Records]]:
