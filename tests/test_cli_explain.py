@@ -757,6 +757,14 @@ OUTSIDE = "example.org:53 {\n    whoami\n}"
         ("forward . 192.0.2.1", OUTSIDE, "www.example.org.", "whoami has no such records for it", 3),
         ("hosts {\n 192.0.2.7 www.example.com\n}", "", "www.example.com.", "the plugin hosts", 0),
         ("local", "", "localhost.", "the plugin local", 0),
+        (
+            f"rewrite name suffix .corp .shop.svc.{Z}",
+            "",
+            "web.corp.",
+            f"Service shop/web, ClusterIP; {NOTHING_BEHIND}",
+            0,
+        ),
+        ("rewrite name a.test b.test\nforward b.test 192.0.2.1", "", "a.test.", "forwarded to 192.0.2.1:53", 1),
         ("forward . 192.0.2.1", "", f"web.shop.svc.{Z}.", f"Service shop/web, ClusterIP; {NOTHING_BEHIND}", 0),
     ],
 )  # fmt: skip

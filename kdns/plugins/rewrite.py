@@ -300,8 +300,7 @@ class _Parser:
         count = len(self._words)
         if low <= count and (high is None or count <= high):
             return True
-        words = f"{count} arguments" if count != 1 else "1 argument"
-        self._refuse(self._at, f"{self._field} has {words}", accepted or _USAGE[self._field])
+        self._refuse(self._at, f"{self._field} has {_arguments(count)}", accepted or _USAGE[self._field])
         return False
 
     def _kind(self, without: int) -> str | None:
@@ -343,7 +342,7 @@ class _Parser:
         if not self._has(2, None):
             return None
         kind = self._kind(2)
-        if not self._has(2, None):
+        if kind is None:
             return None
         pattern = self._pattern(kind, self._words[0])
         to = self._template(pattern, kind, self._words[1])
@@ -384,7 +383,7 @@ class _Parser:
 
     def _by_regex(self, at: Token, words: list[Token]) -> ByRegex | None:
         if len(words) < 2:
-            self._refuse(at, f"answer {at.text} has {len(words)} arguments", f"answer {at.text} FROM TO")
+            self._refuse(at, f"answer {at.text} has {_arguments(len(words))}", f"answer {at.text} FROM TO")
             return None
         pattern = self._pattern(REGEX, words[0])
         to = self._template(pattern, REGEX, words[1])
@@ -477,6 +476,10 @@ class _Parser:
 
 
 # Words
+
+
+def _arguments(count: int) -> str:
+    return f"{count} arguments" if count != 1 else "1 argument"
 
 
 def _part(text: str) -> str:

@@ -130,6 +130,18 @@ WORLDS: dict[str, World] = {
     "header": World(_block("header {\nresponse set ra\n}", _kubernetes())),
     "bufsize": World(_block("bufsize 512", _kubernetes())),
     "local": World(_block("local", _kubernetes())),
+    "rewrite elsewhere": World(
+        _block(
+            "rewrite name suffix .shop.example .svc.cluster.local answer auto",
+            "rewrite ttl gone.example 60",
+            "rewrite type ANY HINFO",
+            "rewrite class CH IN",
+            "rewrite edns0 local unset 0xffee",
+            _kubernetes(),
+        ),
+        direct=(WEB, GONE, POD, REVERSE),
+    ),
+    "rewrite": World(_block(f"rewrite ttl suffix .default.svc.{Z} 60", _kubernetes()), direct=(REVERSE,)),
     "zonal": World(_block(_kubernetes("zonal"))),
     "short": World(_block(_kubernetes("ttl 0\nnoendpoints"), "loadbalance"), direct=(WEB, GONE, POD, REVERSE)),
 }
