@@ -56,6 +56,10 @@ class DomainNameError(KdnsError):
     """Text or bytes that are not a domain name (RFC 1035 2.3.4, 3.1)."""
 
 
+class TemplateError(KdnsError):
+    """A template makes nothing of a query; the text says why."""
+
+
 class UpstreamError(KdnsError):
     """An upstream gave no usable answer; the text says why, without naming it."""
 

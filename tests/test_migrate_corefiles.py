@@ -343,9 +343,9 @@ def test_what_is_not_supported_is_commented_out_with_the_reason(tmp_path: Path) 
     text = """\
 .:53 {
     errors
-    template ANY ANY internal.example {
-      match ".*"
-      rcode NXDOMAIN
+    etcd internal.example {
+      path /skydns
+      endpoint http://localhost:2379
     }
     forward . 10.0.0.1 {
         max_concurrent 10
@@ -367,10 +367,10 @@ grpc://other.example {
         == """\
 .:53 {
     errors
-    # not supported by kdns: template is not supported by this version of kdns
-    # template ANY ANY internal.example {
-    #   match ".*"
-    #   rcode NXDOMAIN
+    # not supported by kdns: etcd is not supported by this version of kdns
+    # etcd internal.example {
+    #   path /skydns
+    #   endpoint http://localhost:2379
     # }
     forward . 10.0.0.1 {
         max_concurrent 10

@@ -47,6 +47,15 @@ COREDNS = {
     "coredns_acl_dropped_requests_total": ("counter", {"server", "zone", "view"}),
     "coredns_acl_allowed_requests_total": ("counter", {"server", "view"}),
     "coredns_dns64_requests_translated_total": ("counter", {"server"}),
+    "coredns_template_matches_total": ("counter", {"server", "zone", "view", "class", "type"}),
+    "coredns_template_template_failures_total": (
+        "counter",
+        {"server", "zone", "view", "class", "type", "section", "template"},
+    ),
+    "coredns_template_rr_failures_total": (
+        "counter",
+        {"server", "zone", "view", "class", "type", "section", "template"},
+    ),
     "coredns_forward_healthcheck_broken_total": ("counter", set()),
     "coredns_forward_max_concurrent_rejects_total": ("counter", set()),
     "coredns_proxy_request_duration_seconds": ("histogram", {"proxy_name", "to", "rcode"}),

@@ -76,6 +76,8 @@ class Family(NamedTuple):
 _CACHE = ("server", "zones", "view")
 _CACHE_KINDS = ("server", "type", "zones", "view")
 _ZONE = ("server", "zone", "view")
+_TEMPLATE = (*_ZONE, "class", "type")
+_FAILURE = (*_TEMPLATE, "section", "template")
 COUNTERS = (
     Family("coredns_panics_total", "Queries whose handling ended in an unexpected error."),
     Family("coredns_reload_failed_total", "Reloads that kept the old configuration because the new one is wrong."),
@@ -91,6 +93,9 @@ COUNTERS = (
     Family("coredns_acl_dropped_requests_total", "Queries that acl did not answer.", _ZONE),
     Family("coredns_acl_allowed_requests_total", "Queries that acl let pass.", ("server", "view")),
     Family("coredns_dns64_requests_translated_total", "Queries answered with IPv6 made of IPv4.", ("server",)),
+    Family("coredns_template_matches_total", "Queries that a template was for.", _TEMPLATE),
+    Family("coredns_template_template_failures_total", "Templates that failed, by their text.", _FAILURE),
+    Family("coredns_template_rr_failures_total", "Templates that made no record, by their text.", _FAILURE),
     Family("coredns_forward_healthcheck_broken_total", "Queries for which every upstream was down."),
     Family("coredns_forward_max_concurrent_rejects_total", "Queries refused because of max_concurrent."),
     Family("coredns_proxy_healthcheck_failures_total", "Health checks of upstreams that failed.", ("proxy_name", "to")),

@@ -49,6 +49,7 @@ from kdns.plugins import (
     reload,
     rewrite,
     root,
+    template,
     timeouts,
     tls,
     whoami,
@@ -71,7 +72,7 @@ MODULES: Mapping[str, ModuleType] = {
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
         kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, rewrite, root,
-        timeouts, tls, whoami,
+        template, timeouts, tls, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

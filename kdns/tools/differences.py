@@ -251,6 +251,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "template": {
         "A template that asks": never,
         "Of `printf`": always,
+        "What a template makes": always,
         "A template that takes": always,
         "Classes": never,
         "The extended error": option("ederror"),

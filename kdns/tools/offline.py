@@ -23,7 +23,7 @@ from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes
 
-_ANSWERING = ("any", "header", "hosts", "local", "minimal", "rewrite", "whoami")
+_ANSWERING = ("any", "header", "hosts", "local", "minimal", "rewrite", "template", "whoami")
 """Plugins whose answers need nobody else."""
 _CLIENT = ("192.0.2.1", 1024)
 
