@@ -5,10 +5,10 @@ An update is `cells[i] += n`: no call, no lock. When a worker dies, `Totals.reti
 
 A series is a key (a tuple of texts) with one or more cells. The kinds, by the key's first text:
 
-    ("query", server, zone, proto, family, type, rcode, plugin, "do" or "", request bucket, response bucket)
+    ("query", server, zone, view, proto, family, type, rcode, plugin, "do" or "", request bucket, response bucket)
         3 cells: queries, sum of request bytes, sum of response bytes. family is "1" for IPv4 and "2" for IPv6; a bucket
         is an index into SIZE_BUCKETS as text, or "+" behind the last.
-    ("duration", server, zone)
+    ("duration", server, zone, view)
         18 cells: queries by TIME_BUCKETS, not cumulative, then those over the last bucket, then the sum in nanoseconds.
     ("hidden-query", ...), ("hidden-duration", ...)
         The same of server blocks without `prometheus`; they are in no metric.
@@ -337,17 +337,17 @@ class QueryCounters:
     are taken, new ones are counted under the type "other" and above all size buckets. Counts and sums stay right.
     """
 
-    def __init__(self, region: Region, server: str, zone: str, *, shown: bool = True) -> None:
-        """server: as in "dns://:53"; zone: of the server block, as in "cluster.local.".
+    def __init__(self, region: Region, server: str, zone: str, view: str = "", *, shown: bool = True) -> None:
+        """server: as in "dns://:53"; zone, view: of the server block, the zone as in "cluster.local.".
 
         shown: False for a server block without `prometheus`, whose series are of kinds that are in no metric.
         """
         prefix = "" if shown else "hidden-"
         self.region = region
         self.cells = region.cells
-        self._labels = (f"{prefix}query", server, zone)
+        self._labels = (f"{prefix}query", server, zone, view)
         self._index: dict[tuple[str, str, str, str, str, bool, int, int], int] = {}
-        self._duration = region.series((f"{prefix}duration", server, zone), _SLOW + 2)
+        self._duration = region.series((f"{prefix}duration", server, zone, view), _SLOW + 2)
         self._sum = self._duration + _SLOW + 1
 
     def key(

@@ -33,7 +33,7 @@ _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 class SupervisorState:
     """What the supervisor knows at one moment, beside the counters.
 
-    plugins: (server, zone, directive) of each directive in each server block. config_sha512: of the running
+    plugins: (server, zone, view, directive) of each directive in each server block. config_sha512: of the running
     configuration, in hex, "" without the `reload` directive. workers: how many are running. pids: of all processes, the
     supervisor's first; their CPU time and memory are summed. data_age_seconds: since the Kubernetes objects were last
     known to be current, None without the `kubernetes` directive. synced: whether all of them are there and may be
@@ -48,7 +48,7 @@ class SupervisorState:
     version: str
     revision: str = ""
     compiled: bool = False
-    plugins: tuple[tuple[str, str, str], ...] = ()
+    plugins: tuple[tuple[str, str, str, str], ...] = ()
     config_sha512: str = ""
     workers: int = 0
     pids: tuple[int, ...] = ()
@@ -277,13 +277,13 @@ class _Metrics(Collector):
         sizes = _Sizes("coredns_dns_request_size_bytes", "Sizes of queries in bytes.")
         answers = _Sizes("coredns_dns_response_size_bytes", "Sizes of responses in bytes.")
         for key, (count, request_bytes, response_bytes) in _of_kind(totals, "query"):
-            server, zone, proto, family, qtype, rcode, plugin, do, request, response = key
-            requests[server, zone, "", proto, family, qtype] += count
-            responses[server, zone, "", rcode, plugin] += count
+            server, zone, view, proto, family, qtype, rcode, plugin, do, request, response = key
+            requests[server, zone, view, proto, family, qtype] += count
+            responses[server, zone, view, rcode, plugin] += count
             if do:
-                dnssec[server, zone, ""] += count
-            sizes.add((server, zone, "", proto), request, count, request_bytes)
-            answers.add((server, zone, "", proto), response, count, response_bytes)
+                dnssec[server, zone, view] += count
+            sizes.add((server, zone, view, proto), request, count, request_bytes)
+            answers.add((server, zone, view, proto), response, count, response_bytes)
         where = ("server", "zone", "view")
         yield _total(
             Family(
@@ -306,8 +306,8 @@ class _Metrics(Collector):
             labels=("server", "zone", "view"),
         )
         bounds = [bound / _SECOND for bound in TIME_BUCKETS]
-        for (server, zone), (*counts, total) in _of_kind(totals, "duration"):
-            family.add_metric((server, zone, ""), _cumulative(bounds, counts, self._bound), total / _SECOND)
+        for (server, zone, view), (*counts, total) in _of_kind(totals, "duration"):
+            family.add_metric((server, zone, view), _cumulative(bounds, counts, self._bound), total / _SECOND)
         return family
 
     def _histograms(self, totals: Mapping[Key, tuple[int, ...]]) -> Iterator[Metric]:
@@ -412,7 +412,7 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
             "1 for each directive in each server block of the configuration.",
             ("server", "zone", "view", "name"),
         ),
-        {(server, zone, "", name): 1 for server, zone, name in state.plugins},
+        dict.fromkeys(state.plugins, 1),
     )
     yield _gauge(
         Family("coredns_reload_version_info", "Always 1; the hash of the running configuration.", ("hash", "value")),

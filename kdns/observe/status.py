@@ -244,7 +244,7 @@ def _queries(totals: Totals, per_second: float | None) -> Queries:
     buckets = [0] * (len(TIME_BUCKETS) + 1)
     for key, cells in totals.items():
         if key[0] == "query":
-            for found, label in ((protocols, key[3]), (types, key[5]), (rcodes, key[6])):
+            for found, label in ((protocols, key[4]), (types, key[6]), (rcodes, key[7])):
                 found[label] += cells[0]
         elif key[0] == "duration":
             buckets = [one + other for one, other in zip(buckets, cells, strict=False)]

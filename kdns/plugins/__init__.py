@@ -52,6 +52,7 @@ from kdns.plugins import (
     template,
     timeouts,
     tls,
+    view,
     whoami,
 )
 from kdns.plugins import (
@@ -72,7 +73,7 @@ MODULES: Mapping[str, ModuleType] = {
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
         kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, rewrite, root,
-        template, timeouts, tls, whoami,
+        template, timeouts, tls, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -274,7 +274,13 @@ class Handler:
         wanted = action, server, "" if action == ALLOW else zone
         cell = self._counts.get(wanted)
         if cell is None:
-            key = "count", _COUNTERS[action], "server", server
+            key = (
+                "count",
+                _COUNTERS[action],
+                "server",
+                server,
+                *(("view", self._site.view) if self._site.view else ()),
+            )
             cell = self._site.region.series(key if action == ALLOW else (*key, "zone", zone), 1)
             self._counts[wanted] = cell
         return cell

@@ -62,12 +62,14 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock, ServerConfig, ServerKey
 from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import ConfigError, ConfigValueError, Mistake
+from kdns.plugins import view
 
 NAME = "bind"
 Interfaces = Mapping[str, Sequence[str]]
@@ -163,25 +165,34 @@ def _resolve(targets: Iterable[Token], interfaces: Interfaces, mistakes: list[Mi
 
 
 def conflicts(blocks: Iterable[ServerConfig], interfaces: Interfaces | None = None) -> list[Mistake]:
-    """Zones that two server blocks, or one twice, would serve at one port and address.
+    """Zones that two server blocks, or one twice, would serve at one port and address, unless `view` tells them apart.
 
     interfaces: None to compare interfaces by their names. A server block without `bind` is at every address; one whose
-    `bind` has a mistake is left out.
+    `bind` or `view` has a mistake is left out.
     """
     mistakes = []
-    taken: dict[tuple[str, str, int], dict[str, Token]] = {}
+    taken: dict[tuple[str, str, int], dict[str, list[_Taken]]] = {}
     for block in blocks:
-        if NAME in block.plugins and block.plugins[NAME] is None:
+        if any(name in block.plugins and block.plugins[name] is None for name in (NAME, view.NAME)):
             continue
         where = hosts(block, interfaces)
         for key in block.keys:
             known = taken.setdefault((key.scheme, key.zone, key.port), {})
-            other = _other(where, known)
+            own = _Taken(key.token, block.plugins.get(view.NAME))
+            other = _other(where, known, own)
             if other is None:
-                known.update(dict.fromkeys(where, key.token))
+                for host in where:
+                    known.setdefault(host, []).append(own)
             else:
-                mistakes.append(_conflict(key, other))
+                mistakes.append(_conflict(key, own, other))
     return mistakes
+
+
+class _Taken(NamedTuple):
+    """A server block at an address. view: None if it takes every query."""
+
+    token: Token
+    view: view.Options | None
 
 
 def hosts(block: ServerConfig, interfaces: Interfaces | None) -> tuple[str, ...]:
@@ -194,16 +205,28 @@ def hosts(block: ServerConfig, interfaces: Interfaces | None) -> tuple[str, ...]
     return tuple(token.text for bind in options.binds for token in bind.wanted)
 
 
-def _other(hosts: tuple[str, ...], known: Mapping[str, Token]) -> Token | None:
-    """Who is already at one of these hosts; the host "" is everywhere."""
-    if "" in hosts or "" in known:
-        return next(iter(known.values()), None)
-    return next((known[host] for host in hosts if host in known), None)
+def _other(hosts: tuple[str, ...], known: Mapping[str, list[_Taken]], own: _Taken) -> _Taken | None:
+    """Who is already at one of these hosts and leaves nothing to take; the host "" is everywhere."""
+    for host, before in known.items():
+        if host not in hosts and "" in (host, *hosts):
+            return before[0]
+        for other in before if host in hosts else ():
+            if other.view is None or (own.view is not None and own.view.name == other.view.name):
+                return other
+    return None
 
 
-def _conflict(key: ServerKey, other: Token) -> Mistake:
-    message = f"{key.scheme}://{key.zone}:{key.port} is served already, by {other.file}:{other.line}"
-    return Mistake(key.token.file, key.token.line, message, "another zone or port, or bind with different addresses")
+def _conflict(key: ServerKey, own: _Taken, other: _Taken) -> Mistake:
+    where = f"{other.token.file}:{other.token.line}"
+    message = f"{key.scheme}://{key.zone}:{key.port} is served already, by {where}"
+    accepted = "another zone or port, or bind with different addresses"
+    if own.view is not None and other.view is not None:
+        message += f", with view {values.shown(other.view.name)}"
+        accepted = "views of different names, in server blocks with the same addresses"
+    elif own.view is not None:
+        message += ", which takes every query"
+        accepted = "this server block in front of that one"
+    return Mistake(key.token.file, key.token.line, message, accepted)
 
 
 def interface_addresses() -> dict[str, tuple[str, ...]]:

@@ -519,11 +519,11 @@ class _Counts:
 
     __slots__ = ("cells", "entries", "evictions", "hits", "misses", "prefetches", "requests", "served", "stale")
 
-    def __init__(self, region: Region, server: str, zones: str) -> None:
+    def __init__(self, region: Region, server: str, zones: str, view: str) -> None:
         def cell(name: str, kind: str = "", what: str = "count") -> int:
             typed = ("type", kind) if kind else ()
             return region.series(
-                (what, f"coredns_cache_{name}", "server", server, *typed, "zones", zones, "view", ""), 1
+                (what, f"coredns_cache_{name}", "server", server, *typed, "zones", zones, "view", view), 1
             )
 
         kinds = (SUCCESS, DENIAL)
@@ -698,7 +698,7 @@ class Handler:
             self._renew(query, next, key, item, counts)
 
     def _count_for(self, server: str) -> _Counts:
-        counts = self._counts[server] = _Counts(self._site.region, server, self._label)
+        counts = self._counts[server] = _Counts(self._site.region, server, self._label, self._site.view)
         return counts
 
     def _count(self, counts: _Counts, index: int) -> None:

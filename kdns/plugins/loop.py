@@ -135,7 +135,7 @@ class Handler:
         self._leaving = query.lname
         try:
             async with asyncio.timeout(PATIENCE):
-                response = await self._site.ask(query)
+                response = await (self._site.own or self._site.ask)(query)
         except TimeoutError:
             return False
         if response.rcode == rr.SERVFAIL:

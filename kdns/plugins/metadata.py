@@ -10,10 +10,10 @@ Plugins know more of a query than its question: *kubernetes* which Service and n
 which upstream answered. With this directive they tell it to the others under labels of the form `PLUGIN/NAME`. Nothing
 is worked out before somebody asks for it.
 
-*log* shows it in formats (`{/kubernetes/namespace}`).
+*log* shows it in formats (`{/kubernetes/namespace}`), *view* decides by it (`metadata('kubernetes/namespace')`).
 
-The labels are `forward/upstream` and those of *kubernetes*, see there. *log* knows its own, `log/class` and `log/type`,
-without *metadata*. A label that nobody has, or has no value of, is empty.
+The labels are `view/name`, `forward/upstream` and those of *kubernetes*, see there. *log* knows its own, `log/class`
+and `log/type`, without *metadata*. A label that nobody has, or has no value of, is empty.
 
 ## Syntax
 
@@ -45,7 +45,7 @@ A value that depends on more than the question is not kept: an answer that was m
 
 ## See also
 
-*log*, *kubernetes*, *forward*.
+*view*, *log*, *kubernetes*, *forward*.
 """
 
 from __future__ import annotations

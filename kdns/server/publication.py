@@ -13,7 +13,7 @@ from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import StoreError
 from kdns.observe.logs import Log
-from kdns.plugins import bind, kubernetes
+from kdns.plugins import bind, kubernetes, view
 from kdns.wire import names
 from kdns.zone.store import Store
 
@@ -27,7 +27,8 @@ def source_id(block: ServerConfig) -> str:
     bound = block.plugins.get(bind.NAME)
     binds = [token.text for one in bound.binds for token in one.wanted] if isinstance(bound, bind.Options) else []
     keys = [f"{key.scheme}://{key.zone}:{key.port}" for key in block.keys]
-    text = " ".join((*sorted(keys), *sorted(binds), *block.plugins[kubernetes.NAME].zones))
+    views = [f"view {view.name_of(block)}"] if view.NAME in block.plugins else []
+    text = " ".join((*sorted(keys), *sorted(binds), *block.plugins[kubernetes.NAME].zones, *views))
     return f"kubernetes-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

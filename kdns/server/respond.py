@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from kdns.errors import FormatError
 from kdns.observe.counters import QueryCounters, Region
@@ -28,6 +28,7 @@ from kdns.zone.changes import name_hash
 
 if TYPE_CHECKING:
     from kdns.server.direct import Direct
+    from kdns.server.views import Views
 
 WriteDown: TypeAlias = Callable[..., None]
 """Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds; known: its metadata,
@@ -129,22 +130,23 @@ class Waiting:
 class Responder:
     """Answers for one listening address.
 
-    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for. waiting: of
-    all addresses of the worker. dump: takes messages that are no queries, and what is to be said of them (`debug`).
-    top: the names that the worker is asked for most, None without `top_names`. direct: makes what answers without the
-    plugins, for a protocol and an address family as metrics call them.
+    label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for; False where
+    `views` decide. waiting: of all addresses of the worker. dump: takes messages that are no queries, and what is to be
+    said of them (`debug`). top: the names that the worker is asked for most, None without `top_names`. direct: makes
+    what answers without the plugins, for a protocol and an address family as metrics call them.
     """
 
     def __init__(
         self,
         label: str,
-        blocks: dict[bytes, Block],
+        blocks: Mapping[bytes, Block | Literal[False]],
         region: Region,
         report: Callable[[str], None],
         waiting: Waiting,
         dump: Callable[[str, bytes], None] | None = None,
         top: TopNames | None = None,
         direct: Callable[[str, str], Direct | None] = lambda proto, family: None,
+        views: Views[Block] | None = None,
     ) -> None:
         self.direct = direct
         self._label = label
@@ -152,7 +154,11 @@ class Responder:
         self._region = region
         self._report = report
         self._dump = dump
-        self._top = top if any(block.sample is not None for block in blocks.values()) else None
+        self._views = views
+        known = [block for block in blocks.values() if block]
+        if views is not None:
+            known += [each.block for found in views.zones.by_zone.values() for each in found]
+        self._top = top if any(block.sample is not None for block in known) else None
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._waiting = waiting
         self.dropped = Block(QueryCounters(region, label, DROPPED), _refuse, None, None)
@@ -180,7 +186,7 @@ class Responder:
         if query.edns is not None and query.edns.version:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
         query.server = self._label
-        block = self._blocks.find(query.lname) or self.dropped
+        block = self._blocks.find(query.lname) or self._taking(query)
         if query.klass == rr.IN and block is not self.dropped:
             if query.type in (rr.AXFR, rr.IXFR):
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
@@ -191,13 +197,19 @@ class Responder:
             return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
         return self._run(chain(query), query, via, block)
 
+    def _taking(self, query: Query) -> Block:
+        """The server block that views choose."""
+        return (self._views.find(query) if self._views is not None else None) or self.dropped
+
     def sampler(self) -> Sampler | None:
         """What a thread offers its answers to; None if nobody wants any."""
         return Sampler(self._top, self._is_sampled) if self._top is not None else None
 
     def _is_sampled(self, name: bytes) -> bool:
         block = self._blocks.find(name)
-        return block is not None and block.sample is not None
+        if block:
+            return block.sample is not None
+        return self._views is not None and any(each.block.sample is not None for each in self._views.at(name))
 
     def finish(self, pending: Pending, deliver: Callable[[Entry | None], None]) -> None:
         """Let a pending answer be worked out, in the event loop, and deliver it there; None if nothing is sent."""

@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import bind, health, kubernetes, prometheus, reload, tls
+from kdns.plugins import bind, health, kubernetes, prometheus, reload, tls, view
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -568,8 +568,8 @@ class Supervisor:
     def _announce(self) -> None:
         """Say what is served, as CoreDNS does."""
         for server in self._current.plan.servers:
-            for key, _ in server.routes:
-                self._log.raw(f"{key.zone}:{key.port} on {server.label}")
+            for where in dict.fromkeys(f"{key.zone}:{key.port}" for key, _ in server.routes):
+                self._log.raw(f"{where} on {server.label}")
         self._log.raw(f"kdns-{kdns.__version__}, {self._count} workers")
         if _option(self._config, reload.NAME) is not None:
             self._tell_configuration(self._config)
@@ -617,7 +617,7 @@ class Supervisor:
             version=kdns.__version__,
             compiled=speed.is_compiled(),
             plugins=tuple(
-                (server.label, key.zone, name)
+                (server.label, key.zone, view.name_of(running.config.blocks[index]), name)
                 for server in running.plan.servers
                 for key, index in server.routes
                 for name in running.config.blocks[index].plugins

@@ -15,17 +15,18 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from kdns import plugins
-from kdns.corefile.config import ServerConfig
+from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts, tls
+from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts, tls, view
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -45,7 +46,9 @@ from kdns.zone.store import is_held
 
 if TYPE_CHECKING:
     from kdns.server.certificates import Credential
+    from kdns.server.views import Candidate, Views
 
+T = TypeVar("T")
 GO, READY, STOP, LEAVE = b"go", b"ready", b"stop", b"leave"
 PATIENCE = 3.0
 """Seconds that clients get to take their last answers."""
@@ -86,7 +89,8 @@ def _prefer_to_be_killed() -> None:
 
 
 class Chains(NamedTuple):
-    """The plugins of a server block, as a Block has them: usual is its chain. handlers: by directive, in order."""
+    """The plugins of a server block, as a Block has them: usual is its chain. handlers: by directive, in order. known:
+    what is known of a query for a name of a client (`metadata`)."""
 
     usual: Next
     chaos: Next | None
@@ -94,6 +98,7 @@ class Chains(NamedTuple):
     recursive: Callable[[bytes], bool] | None
     handlers: dict[str, Handler]
     classes: dict[int, Next]
+    known: Callable[[bytes, str], Metadata] | None
 
 
 class Worker:
@@ -118,7 +123,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.get_ident()
         self._background: set[asyncio.Task[None]] = set()
-        self._reached: dict[int, names.Zones[Next]] = {}
+        self._own: dict[int, Next] = {}
+        self._reached: dict[int, Callable[[Query], Next | None]] = {}
         most = prometheus.most_names(plan.blocks)
         self._top = TopNames(most) if most else None
         self._sampler = Sampler(self._top) if self._top is not None else None
@@ -127,6 +133,7 @@ class Worker:
         """Serve until told to stop."""
         self._loop = loop = asyncio.get_running_loop()
         chains = [self._chains(index, config) for index, config in enumerate(self._plan.blocks)]
+        self._own = {index: found.usual for index, found in enumerate(chains)}
         self._reached = self._reach(chains)
         sockets = iter(self._sockets)
         for server in self._plan.servers:
@@ -259,29 +266,64 @@ class Worker:
         return self._certificates[key]
 
     def _responder(self, server: Server, chains: list[Chains]) -> Responder:
-        blocks = {}
+        blocks: dict[bytes, Block | Literal[False]] = {}
         served = {}
+        viewed = self._viewed(server)
+        candidates: dict[bytes, list[Candidate[Block]]] = {}
         for key, index in server.routes:
-            found = chains[index]
-            metrics = self._plan.blocks[index].plugins.get(prometheus.NAME)
-            counters = QueryCounters(self._region, server.label, key.zone, shown=metrics is not None)
-            sampler = self._sampler if metrics is not None and metrics.top_names else None
             zone = names.lower(names.from_text(key.zone))
-            blocks[zone] = block = Block(
-                counters,
-                found.usual,
-                found.chaos,
-                found.log,
-                found.recursive,
-                sampler.one if sampler is not None else None,
-                found.classes,
-            )
-            served[zone] = Served(server.label, block, found.handlers)
+            block = self._block(server, key, index, chains[index])
+            blocks[zone] = zone not in viewed and block
+            served[zone] = Served(server.label, block, chains[index].handlers if zone not in viewed else {})
+            if viewed:
+                candidates.setdefault(zone, []).append(self._candidate(index, chains[index], block, _apart(block)))
         debugging = any(debug.NAME in self._plan.blocks[index].plugins for index in server.blocks)
         dump = partial(debug.dump, logs.Log(self._sink, debug=True).plugin(debug.NAME)) if debugging else None
         return Responder(
-            server.label, blocks, self._region, self._failed, self._waiting, dump, self._top, self._direct(served)
+            server.label,
+            blocks,
+            self._region,
+            self._failed,
+            self._waiting,
+            dump,
+            self._top,
+            self._direct(served),
+            self._views(candidates),
         )
+
+    def _block(self, server: Server, key: ServerKey, index: int, found: Chains) -> Block:
+        """A server block as one address answers with it for one zone."""
+        config = self._plan.blocks[index]
+        metrics = config.plugins.get(prometheus.NAME)
+        sampler = self._sampler if metrics is not None and metrics.top_names else None
+        return Block(
+            QueryCounters(self._region, server.label, key.zone, view.name_of(config), shown=metrics is not None),
+            found.usual,
+            found.chaos,
+            found.log,
+            found.recursive,
+            sampler.one if sampler is not None else None,
+            found.classes,
+        )
+
+    def _viewed(self, server: Server) -> frozenset[bytes]:
+        """The zones (lower case) of an address for which views choose the server block."""
+        found = (key.zone for key, index in server.routes if view.NAME in self._plan.blocks[index].plugins)
+        return frozenset(names.lower(names.from_text(zone)) for zone in found)
+
+    def _candidate(self, index: int, found: Chains, block: T, apart: T) -> Candidate[T]:
+        from kdns.plugins.conditions import View
+        from kdns.server.views import Candidate
+
+        options = self._plan.blocks[index].plugins.get(view.NAME)
+        return Candidate(block, apart, View(options) if options is not None else None, found.known)
+
+    def _views(self, candidates: dict[bytes, list[Candidate[T]]]) -> Views[T] | None:
+        if not candidates:
+            return None
+        from kdns.server.views import Views  # for those who need them
+
+        return Views(candidates)
 
     def _direct(self, served: dict[bytes, Served]) -> Callable[[str, str], Direct | None]:
         """What answers without the plugins, by protocol and address family; None if they do not let it."""
@@ -304,7 +346,8 @@ class Worker:
         handlers = {name: self._handler(index, name, options) for name, options in config.plugins.items()}
         knowing = handlers.get(metadata.NAME)
         if isinstance(knowing, metadata.Handler):
-            knowing.gather(handlers)
+            named = {view.NAME: view.Named(view.name_of(config))} if view.NAME in config.plugins else {}
+            knowing.gather({**handlers, **named})
         chain = link((handler for handler in handlers.values() if handler is not None), _nobody)
         chaotic = None
         if chaos.NAME in handlers:
@@ -322,6 +365,7 @@ class Worker:
             forwarding.covers if isinstance(forwarding, forward.Handler) else None,
             {name: handler for name, handler in handlers.items() if handler is not None},
             dict.fromkeys(rewriting.classes, chain) if isinstance(rewriting, rewrite.Handler) else {},
+            known,
         )
 
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:
@@ -343,8 +387,11 @@ class Worker:
 
         async def ask(query: Query) -> Response:
             query.server = query.server or label
-            chain = self._reached[index].find(query.lname)
-            return await (chain or _refuse)(query)
+            return await (self._reached[index](query) or _refuse)(query)
+
+        async def own(query: Query) -> Response:
+            query.server = query.server or label
+            return await self._own[index](query)
 
         return Site(
             self._region,
@@ -355,16 +402,32 @@ class Worker:
             self._start,
             self._changes,
             self._budget,
+            view.name_of(config),
+            own,
         )
 
-    def _reach(self, chains: list[Chains]) -> dict[int, names.Zones[Next]]:
+    def _reach(self, chains: list[Chains]) -> dict[int, Callable[[Query], Next | None]]:
         """For each server block, who answers what is asked at the first address that it listens to."""
-        found: dict[int, names.Zones[Next]] = {}
+        found: dict[int, Callable[[Query], Next | None]] = {}
         for server in self._plan.servers:
-            zones = {names.lower(names.from_text(key.zone)): chains[index].usual for key, index in server.routes}
-            for index in server.blocks - found.keys():
-                found[index] = names.Zones(zones)
+            reach = self._reached_at(server, chains)
+            found |= dict.fromkeys(server.blocks - found.keys(), reach)
         return found
+
+    def _reached_at(self, server: Server, chains: list[Chains]) -> Callable[[Query], Next | None]:
+        candidates: dict[bytes, list[Candidate[Next]]] = {}
+        zones: dict[bytes, Next] = {}
+        viewed = self._viewed(server)
+        for key, index in server.routes:
+            zone = names.lower(names.from_text(key.zone))
+            chain = zones[zone] = chains[index].usual
+            if viewed:
+                candidates.setdefault(zone, []).append(self._candidate(index, chains[index], chain, _unkept(chain)))
+        views = self._views(candidates)
+        if views is not None:
+            return views.find
+        every = names.Zones(zones)
+        return lambda query: every.find(query.lname)
 
     def _write_down(self, logger: log.Logger) -> WriteDown:
         def write(
@@ -381,6 +444,27 @@ class Worker:
                 self._log.raw(text)
 
         return write
+
+
+def _unkept(chain: Next) -> Next:
+    """A chain whose answers are for who asked, and nobody else."""
+
+    async def call(query: Query) -> Response:
+        response = await chain(query)
+        response.cacheable = False
+        return response
+
+    return call
+
+
+def _apart(block: Block) -> Block:
+    """A server block for queries that were chosen by more than their bytes."""
+    return replace(
+        block,
+        chain=_unkept(block.chain),
+        chaos=_unkept(block.chaos) if block.chaos is not None else None,
+        classes={number: _unkept(chain) for number, chain in block.classes.items()},
+    )
 
 
 async def _nobody(_: Query) -> Response:

@@ -260,6 +260,15 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "`var` and": never,
     },
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
+    "view": {
+        "A server block behind": never,
+        "Two views of one name": never,
+        "An expression that can never": never,
+        "A network that": never,
+        "`metadata('LABEL')` is empty": option("expr"),
+        "Variables (`let`)": never,
+        "A query for type DS": always,
+    },
     "whoami": {"A name that is": always},
 }
 """When a sentence of a manual matters, by the words that it starts with."""
@@ -297,6 +306,5 @@ INSTEAD: Mapping[str, str] = {
     "trace": "log; kdns_* and coredns_* metrics",
     "transfer": "kdns records, which prints zones",
     "tsig": _PLAIN,
-    "view": "server blocks at addresses of their own (bind)",
 }
 """What to do instead of a directive of CoreDNS that kdns does not have."""
