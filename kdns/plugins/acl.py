@@ -236,7 +236,8 @@ class Handler:
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the rest of the chain answers, or what the rules say."""
         action, zone, by_client = self._decide(query)
-        self._cells[self._count(action, query.server, zone)] += 1
+        cell = self._count(action, query.server, zone)
+        self._cells[cell] += 1
         if action == BLOCK:
             return Response(rcode=rr.REFUSED, edns_options=_BLOCKED, plugin=NAME)
         if action == FILTER:
