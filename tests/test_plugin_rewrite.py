@@ -44,7 +44,7 @@ RULES = {
         ]
     ),
     "type": "rewrite continue type ANY MX",
-    "class": "rewrite continue class CH IN\nrewrite name a.class b.up.test",
+    "class": "rewrite ttl stopped.class 5\nrewrite continue class CH IN\nrewrite name a.class b.up.test",
     "ttl": "rewrite ttl suffix .ttl 100-\nrewrite ttl ttl -5",
     "rcode": "rewrite rcode prefix nx NXDOMAIN NOERROR\nrewrite rcode fail.rcode 2 badtime",
     "cname": r"rewrite continue cname regex ^old\.([a-z]*)\.test\.$ new.{1}.test"
@@ -127,6 +127,9 @@ def lines(message: dns.message.Message) -> list[str]:
         ("a.type ANY", ["a.type. 60 MX 1 a.type.", "a.type. 60 MX 2 Sub.a.type.", "a.type. 60 MX 3 mail.up.test."]),
         ("a.class A CH", ["a.class. 60 A 192.0.2.1"]),
         ("a.class A HS", ["REFUSED"]),
+        ("stopped.class A CH", ["REFUSED"]),
+        ("a.class AXFR CH", ["REFUSED"]),
+        ("stopped.class A", ["stopped.class. 5 A 192.0.2.1"]),
         ("a.ttl A", ["a.ttl. 100 A 192.0.2.1"]),
         ("ttl A", ["ttl. 5 A 192.0.2.1"]),
         ("nx.rcode A", []),

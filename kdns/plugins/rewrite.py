@@ -600,7 +600,7 @@ class Handler:
                     break
         except NoName:
             return Response(rcode=rr.SERVFAIL, plugin=NAME, error=_NO_NAME)
-        if query.klass != rr.IN and draft.klass != rr.IN:
+        if query.klass != rr.IN and (draft.klass != rr.IN or draft.type in (rr.AXFR, rr.IXFR)):
             return Response(rcode=rr.REFUSED)
         asked = draft.asked(self._codes)
         if asked.passed and len(message.passed_options(asked)) > MAX_PASSED:

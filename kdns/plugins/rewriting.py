@@ -569,7 +569,7 @@ class OptionRule:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """An address of a socket; one of IPv4 that is written as one of IPv6 is one of IPv4."""
-    address = ipaddress.ip_address(text.partition("%")[0])
+    address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         return address.ipv4_mapped or address
     return address
