@@ -22,7 +22,11 @@ def serve(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Processes that answer. Default: one for each usable CPU, up to 4."),
+        typer.Option(
+            min=1,
+            max=64,
+            help="Processes that answer. Default: as multisocket says, else one for each usable CPU, up to 4.",
+        ),
     ] = None,
     dns_port: Annotated[
         int, typer.Option("--dns-port", "-dns.port", min=1, max=65535, help="Port of server blocks that name none.")

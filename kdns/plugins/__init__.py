@@ -43,6 +43,7 @@ from kdns.plugins import (
     loop,
     metadata,
     minimal,
+    multisocket,
     nsid,
     prometheus,
     ready,
@@ -72,8 +73,8 @@ MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
         acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
-        kubernetes, loadbalance, local, log, loop, metadata, minimal, nsid, prometheus, ready, reload, rewrite, root,
-        template, timeouts, tls, view, whoami,
+        kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid, prometheus, ready, reload,
+        rewrite, root, template, timeouts, tls, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import bind, health, kubernetes, prometheus, reload, tls, view
+from kdns.plugins import bind, health, kubernetes, multisocket, prometheus, reload, tls, view
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -62,12 +62,12 @@ class Start:
     """How to serve: what the command line says.
 
     load: reads the configuration; raises KdnsError. state_dir: None to serve without a zone store: `load` then refuses
-    `kubernetes`. workers: None for one for each CPU that may be used, at most MOST_WORKERS. setup: makes what brings
-    queries to the sockets, from the log and the supervisor's counters; called before `load`. The sockets are then bound
-    whether the machine has their addresses or not. metrics: a host and port for /metrics beside those of the
-    configuration. places: without a store, the addresses at which instances relieve each other. look_every: seconds
-    after which `load` is called again, `reload` or not. ready: called when queries are answered. incomplete: whether
-    `load` has left out something that cannot be used; called in any thread.
+    `kubernetes`. workers: None for what `multisocket` says, else one for each CPU that may be used, at most
+    MOST_WORKERS. setup: makes what brings queries to the sockets, from the log and the supervisor's counters; called
+    before `load`. The sockets are then bound whether the machine has their addresses or not. metrics: a host and port
+    for /metrics beside those of the configuration. places: without a store, the addresses at which instances relieve
+    each other. look_every: seconds after which `load` is called again, `reload` or not. ready: called when queries are
+    answered. incomplete: whether `load` has left out something that cannot be used; called in any thread.
     """
 
     load: Callable[[], Config]
@@ -117,7 +117,6 @@ class Supervisor:
         self._own = Region.create()
         self._setup = start.setup(log, self._own) if start.setup is not None else None
         self._config = self._load()
-        self._count = start.workers or min(usable_cpus(), MOST_WORKERS)
         self._changes = Changes.create()
         self._totals = Totals()
         self._totals.add_region(self._own)
@@ -262,6 +261,7 @@ class Supervisor:
     async def _build(self, config: Config) -> Running:
         """Open what is missing for a configuration; its workers are not started. Raises KdnsError, leaving nothing."""
         servers = self._plan_servers(config)
+        count = self._wanted(config)
         keyring = await asyncio.to_thread(self._open_keyring, config)
         feeds = await asyncio.to_thread(self._feeds, config, servers)
         before = set(self._sockets)
@@ -277,17 +277,17 @@ class Supervisor:
                 str(self._start.state_dir or ""),
                 secrets.token_hex(8),
                 self._presence.identity if self._presence is not None else None,
-                self._share(cluster=bool(feeds)),
+                self._share(count, cluster=bool(feeds)),
             )
             for place in plan.places:
-                for index in range(self._count):
+                for index in range(count):
                     if (place, index) not in self._sockets:
                         self._sockets[place, index] = listening.listen(place, anywhere=self._setup is not None)
         except BaseException:
             self._release(set(self._sockets) - before)
             await self._stop_feeds(feeds)
             raise
-        crew = Crew(plan, self._count, self._sockets, self._staff, self._attend, keyring)
+        crew = Crew(plan, count, self._sockets, self._staff, self._attend, keyring)
         return Running(config, plan, feeds, crew, [], keyring)
 
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
@@ -307,13 +307,18 @@ class Supervisor:
             if not feed.publication.synced:
                 raise KdnsError(f"the source of {title} could not be read")
 
-    def _share(self, *, cluster: bool) -> memory.Share:
+    def _wanted(self, config: Config) -> int:
+        """How many workers a configuration gets."""
+        cpus = usable_cpus()
+        return self._start.workers or multisocket.workers(config.blocks, cpus) or min(cpus, MOST_WORKERS)
+
+    def _share(self, count: int, *, cluster: bool) -> memory.Share:
         """What each worker may take of the memory that a limit leaves."""
         limit = memory_limit()
-        if limit is not None and memory.room(limit, self._count, cluster=cluster) < memory.LEAST:
-            text = f"a memory limit of {limit >> 20} MiB is little for {self._count} workers: it may come to kills"
+        if limit is not None and memory.room(limit, count, cluster=cluster) < memory.LEAST:
+            text = f"a memory limit of {limit >> 20} MiB is little for {count} workers: it may come to kills"
             self._log.warning(text, key="memory")
-        return memory.share(limit, self._count, cluster=cluster)
+        return memory.share(limit, count, cluster=cluster)
 
     def _plan_servers(self, config: Config) -> tuple[Server, ...]:
         named = any(options.names_interfaces for options in _options(config, bind.NAME))
@@ -418,7 +423,7 @@ class Supervisor:
         except BaseException:
             await new.crew.stop()
             await self._stop_feeds(new.feeds)
-            self._release_all_but(old.plan)
+            self._release_all_but(old)
             raise
         going_over = asyncio.create_task(self._go_over(old, new, serve_pages))
         try:
@@ -440,12 +445,12 @@ class Supervisor:
             if self._setup is not None:
                 await self._setup.open(_bound(new.plan))
             await old.crew.stop()
-            self._release_all_but(new.plan)
+            self._release_all_but(new)
             await self._forget_others(new)
 
-    def _release_all_but(self, plan: Plan) -> None:
-        used = set(plan.places)
-        self._release({key for key in self._sockets if key[0] not in used})
+    def _release_all_but(self, running: Running) -> None:
+        used = {(place, index) for place in running.plan.places for index in range(running.crew.count)}
+        self._release(self._sockets.keys() - used)
 
     async def _forget_others(self, running: Running) -> None:
         """Drop what the store has of sources that the configuration does not have."""
@@ -570,7 +575,7 @@ class Supervisor:
         for server in self._current.plan.servers:
             for where in dict.fromkeys(f"{key.zone}:{key.port}" for key, _ in server.routes):
                 self._log.raw(f"{where} on {server.label}")
-        self._log.raw(f"kdns-{kdns.__version__}, {self._count} workers")
+        self._log.raw(f"kdns-{kdns.__version__}, {self._current.crew.count} workers")
         if _option(self._config, reload.NAME) is not None:
             self._tell_configuration(self._config)
         if self._start.ready is not None:
@@ -590,7 +595,7 @@ class Supervisor:
             plan=running.plan,
             feeds=running.feeds,
             workers=running.crew.workers,
-            wanted=self._count,
+            wanted=running.crew.count,
             nursery=self._staff.nursery_pid,
             outdated=self._outdated or self._start.incomplete(),
             store=self._store,

@@ -81,11 +81,11 @@ class Crew:
         keyring: Keyring | None = None,
     ) -> None:
         """tell: is called when no worker answers any more (False), and when one does again (True)."""
+        self.count = count
         self._tell = tell
         self._keyring = keyring
         self._well: set[int] = set()
         self._plan = plan
-        self._count = count
         self._sockets = sockets
         self._staff = staff
         self._processes: dict[int, Process] = {}
@@ -112,7 +112,7 @@ class Crew:
 
         Raises KdnsError if one does not, and then none is left; nor is one if this is cancelled.
         """
-        starting = asyncio.gather(*(self._start(index) for index in range(self._count)), return_exceptions=True)
+        starting = asyncio.gather(*(self._start(index) for index in range(self.count)), return_exceptions=True)
         try:
             started = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -123,7 +123,7 @@ class Crew:
         if failed:
             await self.stop()
             raise failed[0]
-        self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self._count)]
+        self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self.count)]
 
     async def stop(self, *, leaving: bool = False) -> None:
         """Let the workers finish what they have in hand, and wait until they are gone.
