@@ -351,7 +351,7 @@ def test_what_is_not_supported_is_commented_out_with_the_reason(tmp_path: Path) 
         max_concurrent 10
         nonsense 3
     }
-    autopath @kubernetes
+    sign example.org
 }
 zone.example:53 {
     geoip /geo.mmdb
@@ -377,8 +377,8 @@ grpc://other.example {
         # not supported by kdns: forward has no option "nonsense"
         # nonsense 3
     }
-    # not supported by kdns: autopath is not supported by this version of kdns
-    # autopath @kubernetes
+    # not supported by kdns: sign is not supported by this version of kdns
+    # sign example.org
 }
 # not supported by kdns: dnssec is not supported by this version of kdns
 # zone.example:53 {

@@ -37,6 +37,7 @@ COREDNS = {
     "coredns_kubernetes_rest_client_request_duration_seconds": ("histogram", {"verb", "host"}),
     "coredns_kubernetes_rest_client_rate_limiter_duration_seconds": ("histogram", {"verb", "host"}),
     "coredns_kubernetes_rest_client_requests_total": ("counter", {"code", "method", "host"}),
+    "coredns_autopath_success_total": ("counter", {"server"}),
     "coredns_hosts_entries": ("gauge", {"hostsfile"}),
     "coredns_hosts_reload_timestamp_seconds": ("gauge", set()),
     "coredns_nodecache_setup_errors_total": ("counter", {"errortype"}),

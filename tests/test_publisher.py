@@ -27,7 +27,8 @@ from kdns.cluster.objects import (
     Service,
     Subset,
 )
-from kdns.cluster.publisher import Publisher, Settings
+from kdns.cluster.publisher import External, Publisher, Settings
+from kdns.cluster.records import ExternalOptions
 from kdns.corefile import values
 from kdns.errors import StoreError
 from kdns.wire import names, rr
@@ -35,12 +36,16 @@ from kdns.zone.changes import Changes, name_hash
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store, Transaction
 from kdns.zone.values import Records
 from tests.support.publishing import (
+    DB8,
     FULL,
     HTTP,
     IPV6,
     NET,
     NO_ENDPOINTS,
     ONE,
+    OUTSIDE,
+    OUTSIDE2,
+    OUTSIDE_NET,
     PLAIN,
     SUBNET,
     Z2,
@@ -175,7 +180,7 @@ def _is_last(item: Object, puts: list[Object]) -> bool:
 def _check_written(written: Written) -> None:
     """Noted is what differs, and what may have gone and come again with it: names above, apexes for their serial."""
     assert written.noted is not None
-    allowed = {Z, Z2, NET, SUBNET, ONE, IPV6}
+    allowed = {Z, Z2, NET, SUBNET, ONE, IPV6, OUTSIDE, OUTSIDE2, OUTSIDE_NET, DB8, names.ROOT}
     for name in written.changed:
         while name != names.ROOT:
             allowed.add(name)
@@ -241,6 +246,10 @@ OTHER_SETTINGS = [
     replace(FULL, listens=()),
     replace(FULL, namespaces=frozenset({"a"}), namespace_labels=None),
     replace(FULL, labels=None),
+    replace(FULL, external=None),
+    replace(FULL, external=External((OUTSIDE2,), (OUTSIDE_NET,), ExternalOptions())),
+    replace(FULL, external=External((OUTSIDE2, OUTSIDE), (), ExternalOptions(30, "a-b"))),
+    replace(FULL, clients=False),
     PLAIN,
 ]
 

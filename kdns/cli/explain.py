@@ -284,11 +284,13 @@ def _settings(given: _Given) -> Settings:
     """What is published: by the Corefile, or as kubeadm's has it."""
     from kdns.cluster.publisher import Settings
     from kdns.cluster.records import RecordOptions
+    from kdns.plugins import k8s_external
     from kdns.server import publication
     from kdns.wire import names
 
     if given.corefile is not None:
-        return publication.settings(given.corefile.options, ())
+        outside = given.corefile.block.plugins.get(k8s_external.NAME)
+        return publication.settings(given.corefile.options, (), outside)
     reverse = tuple(map(names.from_text, _REVERSE))
     records = RecordOptions(names.ROOT, ttl=_USUAL_TTL, pods="insecure")
     return Settings((names.from_text(given.zone),), reverse, records=records)

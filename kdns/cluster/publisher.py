@@ -158,10 +158,12 @@ class Publisher:
         if external is not None:
             wanted += [(outside, origin) for origin in (*external.reverse, *external.forward)]
         wanted += [(self.source, origin) for origin in (*settings.reverse, *settings.forward)]
-        for zone in txn.zones():
-            if sources.whose(zone.source) == self.source and (zone.source, zone.origin) not in wanted:
-                txn.drop_zone(zone)
+        there = {(zone.source, zone.origin): zone for zone in txn.zones() if sources.whose(zone.source) == self.source}
+        if there.keys() != set(wanted):
+            txn.delete_meta(f"settings {self.source}")  # what was published by them is not all that is there now
         made = {key: txn.add_zone(*key) for key in wanted}
+        for key in there.keys() - made.keys():
+            txn.drop_zone(there[key])
         found = Zones(
             {origin: made[self.source, origin] for origin in (*settings.forward, *settings.reverse)},
             {origin: zone for (source, origin), zone in made.items() if source == outside},

@@ -123,6 +123,7 @@ COUNTERS = (
     Family("coredns_cache_prefetch_total", "Queries to renew what is in the cache.", _CACHE),
     Family("coredns_cache_served_stale_total", "Queries answered from the cache with what had expired.", _CACHE),
     Family("coredns_cache_evictions_total", "Answers dropped from the cache to make room.", _CACHE_KINDS),
+    Family("coredns_autopath_success_total", "Queries answered with a later name of a search list.", ("server",)),
     Family("kdns_packet_cache_hits_total", "Queries answered from the packet cache."),
     Family("kdns_packet_cache_misses_total", "Queries whose answer was not in the packet cache."),
     Family("kdns_packet_cache_evictions_total", "Answers dropped from the packet cache to make room."),

@@ -23,6 +23,7 @@ from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import (
     acl,
+    autopath,
     bind,
     bufsize,
     cache,
@@ -36,6 +37,7 @@ from kdns.plugins import (
     health,
     hosts,
     import_,
+    k8s_external,
     kubernetes,
     loadbalance,
     local,
@@ -72,9 +74,9 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        acl, any_, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
-        kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid, prometheus, ready, reload,
-        rewrite, root, template, timeouts, tls, view, whoami,
+        acl, any_, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
+        k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid, prometheus,
+        ready, reload, rewrite, root, template, timeouts, tls, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -61,13 +61,25 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """What a source of Kubernetes objects keeps in the store beside its zones.
+
+    external: origin and number of the zones of `k8s_external`. clients: number of the index for `autopath`, or None.
+    """
+
+    external: tuple[tuple[bytes, int], ...] = ()
+    clients: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A worker's task; it can be pickled.
 
-    zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store. token: random
-    text by which the workers of one configuration know each other. state_dir: "" without a zone store; identity: then
-    that of the supervisor among those that serve beside it. share: of memory. materials: what was good last of the
-    files of `tls` directives. The worker gets the sockets in the order of `places`.
+    zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store; beside, by
+    the block's index: what else it has there. token: random text by which the workers of one configuration know each
+    other. state_dir: "" without a zone store; identity: then that of the supervisor among those that serve beside it.
+    share: of memory. materials: what was good last of the files of `tls` directives. The worker gets the sockets in the
+    order of `places`.
     """
 
     index: int
@@ -78,6 +90,7 @@ class Plan:
     token: str = ""
     identity: Identity | None = None
     share: Share = UNLIMITED
+    beside: Mapping[int, Beside] = field(default_factory=dict)
     materials: Mapping[tls.Options, Material] = field(default_factory=dict)
 
     @property

@@ -7,13 +7,14 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 
-from kdns.cluster.publisher import Outcome, Publisher, Settings
-from kdns.cluster.records import RecordOptions
+from kdns.cluster.publisher import External, Outcome, Publisher, Settings
+from kdns.cluster.records import ExternalOptions, RecordOptions
 from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import StoreError
 from kdns.observe.logs import Log
-from kdns.plugins import bind, kubernetes, view
+from kdns.plugins import autopath, bind, k8s_external, kubernetes, view
+from kdns.server.plan import Beside
 from kdns.wire import names
 from kdns.zone.store import Store
 
@@ -32,13 +33,22 @@ def source_id(block: ServerConfig) -> str:
     return f"kubernetes-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def settings(options: kubernetes.Options, listens: Iterable[str]) -> Settings:
-    """A directive's options in the terms of the publisher."""
-    zones = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
+def settings(
+    options: kubernetes.Options,
+    listens: Iterable[str],
+    outside: k8s_external.Options | None = None,
+    *,
+    clients: bool = False,
+) -> Settings:
+    """A directive's options in the terms of the publisher.
+
+    outside, clients: what `k8s_external` and `autopath` want of it, in the same server block.
+    """
+    origins = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
     return Settings(
-        forward=tuple(name for zone, name in zones if not values.is_reverse(zone)),
-        reverse=tuple(name for zone, name in zones if values.is_reverse(zone)),
-        multicluster=tuple(name for zone, name in zones if zone in options.multicluster),
+        forward=tuple(name for zone, name in origins if not values.is_reverse(zone)),
+        reverse=tuple(name for zone, name in origins if values.is_reverse(zone)),
+        multicluster=tuple(name for zone, name in origins if zone in options.multicluster),
         namespaces=frozenset(options.namespaces),
         namespace_labels=options.namespace_labels.matches if options.namespace_labels is not None else None,
         labels=options.labels.matches if options.labels is not None else None,
@@ -52,6 +62,17 @@ def settings(options: kubernetes.Options, listens: Iterable[str]) -> Settings:
             endpoints=not options.noendpoints,
             pods=options.pods,  # type: ignore[arg-type]
         ),
+        external=_external(outside) if outside is not None else None,
+        clients=clients,
+    )
+
+
+def _external(options: k8s_external.Options) -> External:
+    origins = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
+    return External(
+        forward=tuple(name for zone, name in origins if not values.is_reverse(zone)),
+        reverse=tuple(name for zone, name in origins if values.is_reverse(zone)),
+        records=ExternalOptions(options.ttl, options.apex, options.headless),
     )
 
 
@@ -78,7 +99,10 @@ class Publication:
         self.log = log
         self._committed = committed
         self._refused = refused
-        self.publisher = Publisher(store, source_id(block), settings(self.options, listens))
+        wanted = settings(
+            self.options, listens, block.plugins.get(k8s_external.NAME), clients=autopath.needs_clients(block)
+        )
+        self.publisher = Publisher(store, source_id(block), wanted)
         if self._servable() != 0:
             self.publisher.revive()
         self.synced = self.publisher.synced
@@ -92,6 +116,12 @@ class Publication:
     def zones(self) -> tuple[tuple[bytes, int], ...]:
         """Origin and number of each zone."""
         return tuple((origin, zone.number) for origin, zone in self.publisher.zones.items())
+
+    @property
+    def beside(self) -> Beside:
+        """What it has in the store beside them."""
+        external = tuple((origin, zone.number) for origin, zone in self.publisher.external.items())
+        return Beside(external, self.publisher.clients)
 
     def tell(self, outcome: Outcome) -> None:
         """Make known what a transaction has done."""

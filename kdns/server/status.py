@@ -30,6 +30,7 @@ from kdns.server.cgroups import memory_limit
 from kdns.server.plan import Plan
 from kdns.server.workers import Worker
 from kdns.wire import names
+from kdns.zone import sources
 from kdns.zone.store import EXPIRED, SYNCED, Store
 
 if TYPE_CHECKING:
@@ -161,8 +162,9 @@ def _store(inside: Inside) -> tuple[tuple[status.ZoneState, ...], int, int]:
     store = inside.store
     if store is None:
         return (), 0, 0
-    used = {number for feed in inside.feeds for _, number in feed.publication.zones}
-    zones = (zone for zone in store.zones if zone.number in used)
+    used = {feed.publication.publisher.source for feed in inside.feeds}
+    used |= {sources.beside(source, sources.EXTERNAL) for source in used}
+    zones = (zone for zone in store.zones if zone.source in used)
     found = [
         status.ZoneState(names.to_text(zone.origin), zone.serial, _STATES.get(zone.state, "not yet")) for zone in zones
     ]

@@ -37,6 +37,7 @@ from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence
 from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
+from kdns.zone import sources
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
 
@@ -269,6 +270,7 @@ class Supervisor:
             if self._running is not None:
                 await self._load_new(feeds, {feed.publication.publisher.source for feed in self._running.feeds})
             zones = {id(feed.publication.block): feed.publication.zones for feed in feeds}
+            beside = {id(feed.publication.block): feed.publication.beside for feed in feeds}
             plan = Plan(
                 0,
                 config.blocks,
@@ -278,6 +280,7 @@ class Supervisor:
                 secrets.token_hex(8),
                 self._presence.identity if self._presence is not None else None,
                 self._share(count, cluster=bool(feeds)),
+                {index: beside[id(block)] for index, block in enumerate(config.blocks) if id(block) in beside},
             )
             for place in plan.places:
                 for index in range(count):
@@ -457,7 +460,7 @@ class Supervisor:
         used = {feed.publication.publisher.source for feed in running.feeds}
 
         def action(txn: Transaction) -> None:
-            for source in {zone.source for zone in txn.zones()} - used:
+            for source in {zone.source for zone in txn.zones() if sources.whose(zone.source) not in used}:
                 txn.drop_source(source)
 
         if self._store is not None:

@@ -26,7 +26,21 @@ from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, rewrite, timeouts, tls, view
+from kdns.plugins import (
+    autopath,
+    chaos,
+    debug,
+    forward,
+    k8s_external,
+    kubernetes,
+    log,
+    metadata,
+    prometheus,
+    rewrite,
+    timeouts,
+    tls,
+    view,
+)
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -39,6 +53,7 @@ from kdns.server.tcp import Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
 from kdns.wire.message import Metadata, Query, Response
+from kdns.zone import clients
 from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
@@ -374,12 +389,28 @@ class Worker:
             assert self._store is not None, "Start.load refuses it otherwise"
             views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
             return kubernetes.Handler(options, views, self._store, self._site(index).ask)
+        if name == k8s_external.NAME:
+            assert self._store is not None, "it needs `kubernetes`"
+            views = [ZoneView(number, origin) for origin, number in self._plan.beside[index].external]
+            return k8s_external.Handler(options, views, self._store, self._site(index).ask)
+        if name == autopath.NAME:
+            return self._autopath(index, options)
         if not hasattr(module, "Handler"):
             return None
         handler: Handler = (
             module.Handler(options, self._site(index)) if plugins.sited(name) else module.Handler(options)
         )
         return handler
+
+    def _autopath(self, index: int, options: autopath.Options) -> autopath.Handler:
+        if not options.pods:
+            return autopath.Handler(options, self._site(index))
+        number = self._plan.beside[index].clients
+        assert self._store is not None, "it needs `kubernetes`"
+        assert number is not None, "the source is told to keep it"
+        known = clients.StoredNamespaces(ZoneView(number, clients.ORIGIN), self._store)
+        cluster = self._plan.blocks[index].plugins[kubernetes.NAME].zones
+        return autopath.Handler(options, self._site(index), cluster, known)
 
     def _site(self, index: int) -> Site:
         config = self._plan.blocks[index]

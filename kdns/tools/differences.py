@@ -151,6 +151,16 @@ def _encrypted_by_name(directive: Directive) -> Iterator[Token]:
 
 WHEN: Mapping[str, Mapping[str, When]] = {
     "acl": {"The extended error": always, "Queries that are let": always},
+    "autopath": {
+        "The counter is": always,
+        "An answer for": always,
+        "The name of the search": always,
+        "Where no plugin": always,
+        "All addresses of": argument(r"^@"),
+        "Where pods of": argument(r"^@"),
+        "`@kubernetes` without": never,
+        "Of other plugins": never,
+    },
     "bind": {"Addresses are compared": never, "That no address is left": never},
     "bufsize": {"The OPT record": always},
     "cache": {
@@ -198,6 +208,20 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A line of the Corefile": never,
     },
     "import": {"Arguments are new": never, "A directory that matches": never},
+    "k8s_external": {
+        "A name that leads": always,
+        "Of addresses and": always,
+        "If the host name": always,
+        "SRV answers have": always,
+        "`ttl` is that": always,
+        "Below a Service": always,
+        "Names of ports": always,
+        "A name that exists": always,
+        "Reverse zones have": argument(r"^[0-9A-Fa-f:.]+/\d+$|\.arpa\.?$"),
+        "`fallthrough` holds": option("fallthrough"),
+        "The weights of SRV": always,
+        "Without a zone of names": never,
+    },
     "kubernetes": {
         "`manifests` and": never,
         "A start without the API": always,
@@ -279,8 +303,6 @@ _ELSEWHERE = "another server for these names, and a server block that forwards t
 _PLAIN = "DNS over UDP, TCP or TLS"
 INSTEAD: Mapping[str, str] = {
     "auto": _ELSEWHERE,
-    "autopath": "nothing: clients go through their search lists themselves, one query for each name; fewer with a lower"
-    " ndots, or a dot behind names",
     "azure": _ELSEWHERE,
     "clouddns": _ELSEWHERE,
     "dnssec": "nothing: the cluster's zones are not signed",
@@ -293,7 +315,6 @@ INSTEAD: Mapping[str, str] = {
     "grpc_server": _PLAIN,
     "https": _PLAIN,
     "https3": _PLAIN,
-    "k8s_external": _ELSEWHERE,
     "nomad": _ELSEWHERE,
     "on": "nothing: commands at start and end belong to the pod (postStart, preStop)",
     "pprof": "nothing: it is for Go",

@@ -33,12 +33,12 @@ from kdns.cluster.publisher import Outcome, Publisher, Settings
 from kdns.cluster.records import RecordOptions
 from kdns.cluster.watch import Pace, Reflector, Resource, resources
 from kdns.errors import ApiError, KdnsError
-from kdns.plugins import kubernetes
+from kdns.plugins import k8s_external, kubernetes
 from kdns.plugins.chain import Next
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
-from kdns.zone import store
+from kdns.zone import sources, store
 from kdns.zone.changes import Changes
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
@@ -87,16 +87,19 @@ class View:
         self.made = made
         self._reader = reader
         self._txn = reader.transaction()
-        self._zones = self._txn.zones()
+        self._all = [zone for zone in self._txn.zones() if sources.what(zone.source) != sources.CLIENTS]
+        self._zones = [zone for zone in self._all if not sources.what(zone.source)]
         self._origins = names.Zones({zone.origin: zone for zone in reversed(self._zones)})
         self._handler = self.handler(kubernetes.Options((), pods=made.pods, ttl=made.ttl, zonal=True), _leave)
 
     def zones(self) -> list[Zone]:
-        """All zones. A state directory may have several of one origin, from several directives."""
+        """All zones of the cluster. A state directory may have several of one origin, from several directives."""
         return list(self._zones)
 
     def entries(self, origin: bytes, below: bytes | None = None) -> Entries:
         """The entries of a zone at and below a name (lower case wire format); all of them unless one is given.
+
+        It may be one for clients outside of the cluster (`k8s_external`).
 
         A name without RRsets exists all the same. Names that are made when they are asked for (`pods insecure`, those
         of topology zones) are not among them. Raises KdnsError if there is no such zone.
@@ -105,9 +108,9 @@ class View:
 
     def walk(self, origin: bytes, below: bytes | None = None) -> Iterator[tuple[bytes, tuple[RRset, ...]]]:
         """The same one by one, for clusters whose names would fill the memory. Raises KdnsError at the first."""
-        zones = [zone for zone in self._zones if zone.origin == origin]
+        zones = [zone for zone in self._all if zone.origin == origin]
         if not zones:
-            there = ", ".join(sorted({names.to_text(zone.origin) for zone in self._zones})) or "none"
+            there = ", ".join(sorted({names.to_text(zone.origin) for zone in self._all})) or "none"
             raise KdnsError(f"the zone store has no zone {names.to_text(origin)}; it has: {there}")
         for zone in zones:
             for owner, rrsets in self._txn.below(zone, below or origin):
@@ -141,6 +144,16 @@ class View:
             if not origins or zone.origin in origins
         }
         return kubernetes.Handler(options, views.values(), self._reader, ask)
+
+    def external(self, options: k8s_external.Options, ask: Next) -> k8s_external.Handler:
+        """The same of `k8s_external`; only of its zones that are there."""
+        origins = {names.lower(names.from_text(zone)) for zone in options.zones}
+        views = {
+            zone.origin: ZoneView(zone.number, zone.origin)
+            for zone in reversed(self._all)
+            if zone.origin in origins and sources.what(zone.source) == sources.EXTERNAL
+        }
+        return k8s_external.Handler(options, views.values(), self._reader, ask)
 
     def zone_of(self, name: bytes) -> Zone | None:
         """The zone that a name (lower case) is in."""

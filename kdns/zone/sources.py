@@ -16,3 +16,8 @@ def beside(source: str, what: str) -> str:
 def whose(source: str) -> str:
     """The source to which that belongs; a source's own name is its own."""
     return source.partition("/")[0]
+
+
+def what(source: str) -> str:
+    """EXTERNAL or CLIENTS for what a source has beside its own zones; "" for those."""
+    return source.partition("/")[2]

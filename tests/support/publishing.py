@@ -10,11 +10,12 @@ from msgspec import structs
 
 from kdns.cluster.inventory import KINDS
 from kdns.cluster.objects import Endpoint, EndpointSlice, Namespace, Object, Pod, Port, Service, ServiceImport, Subset
-from kdns.cluster.publisher import Publisher, Settings
-from kdns.cluster.records import RecordOptions
+from kdns.cluster.publisher import External, Publisher, Settings
+from kdns.cluster.records import ExternalOptions, RecordOptions
 from kdns.corefile import values
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
+from kdns.zone.sources import whose
 from kdns.zone.store import Store, Transaction
 from kdns.zone.values import Records
 
@@ -23,6 +24,9 @@ NET = names.from_text("10.in-addr.arpa.")
 SUBNET = names.from_text("0.0.10.in-addr.arpa.")
 ONE = names.from_text("1.0.0.10.in-addr.arpa.")
 IPV6 = names.from_text("ip6.arpa.")
+OUTSIDE, OUTSIDE2 = names.from_text("outside.test."), names.from_text("prod.test.")
+DB8 = names.from_text("8.b.d.0.1.0.0.2.ip6.arpa.")
+OUTSIDE_NET = names.from_text("100.51.198.in-addr.arpa.")
 PLAIN = Settings((Z,), (NET,))
 FULL = Settings(
     (Z, Z2),
@@ -31,6 +35,8 @@ FULL = Settings(
     labels=values.selector("!hidden").matches,
     listens=("10.0.0.1", "2001:db8::1"),
     records=RecordOptions(names.ROOT, endpoint_pod_names=True, ignore_empty_service=True, zonal=True, pods="verified"),
+    external=External((OUTSIDE, OUTSIDE2), (OUTSIDE_NET, DB8), ExternalOptions(30, "a-b", headless=True)),
+    clients=True,
 )
 NO_ENDPOINTS = replace(FULL.records, endpoints=False, zonal=False)
 HTTP = Port("http", "TCP", 80)
@@ -52,7 +58,7 @@ def contents(store: Store, source: str = "main") -> Contents:
         return {
             (zone.origin, name): tuple(map(_without_serial, found))
             for zone in txn.zones()
-            if zone.source == source
+            if whose(zone.source) == source
             for name, found in txn.below(zone, zone.origin)
         }
 
@@ -88,7 +94,12 @@ def everything_anew(store: Store, wanted: Settings, items: Iterable[Object]) -> 
     """All that a new publisher makes of the objects."""
     Publisher(store, "anew", wanted).replace(items)
     found = everything(store, "anew")
-    store.write(lambda txn: txn.drop_source("anew"))
+
+    def drop(txn: Transaction) -> None:
+        for name in {zone.source for zone in txn.zones() if whose(zone.source) == "anew"}:
+            txn.drop_source(name)
+
+    store.write(drop)
     return found
 
 
@@ -115,6 +126,7 @@ def piece(
 
 # Objects of any kind
 
+EXTERNALS = ("198.51.100.1", "198.51.100.2", "2001:db8::1", "lb.example.net", "LB2.example.net.", "no address")
 CLUSTER_IPS = ("10.96.0.1", "10.96.0.2", "10.0.0.1", "2001:db8::1")
 ENDPOINT_IPS = ("10.0.0.1", "10.0.0.2", "10.0.1.1", "2001:db8::1", "no address")
 HOSTILE = ["x" * 63, "x" * 300, "a/b", "a\0b", "a\nb", "-a", "a.b", "", "é", "Web", "S", "_zone", "svc"]
@@ -134,6 +146,7 @@ ports = st.lists(
     ),
     max_size=2,
 ).map(tuple)
+outside = st.lists(st.sampled_from(EXTERNALS), max_size=2, unique=True).map(tuple)
 services = st.builds(
     Service,
     namespaces,
@@ -142,7 +155,8 @@ services = st.builds(
     labels=labels,
     publish_not_ready=st.booleans(),
     cluster_ips=st.lists(st.sampled_from(CLUSTER_IPS), max_size=2, unique=True).map(tuple),
-) | st.builds(Service, namespaces, service_names, headless=st.just(True), ports=ports, labels=labels)
+    external=outside,
+) | st.builds(Service, namespaces, service_names, headless=st.just(True), ports=ports, labels=labels, external=outside)
 externals = st.builds(
     Service,
     namespaces,

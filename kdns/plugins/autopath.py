@@ -1,0 +1,297 @@
+"""autopath: the client's search list, gone through by the server.
+
+## Name
+
+*autopath* - answers the first name of a search list with what a later one has.
+
+## Description
+
+A pod that looks for `www.example.org` asks for `www.example.org.NAMESPACE.svc.cluster.local` first, and goes on through
+its search list with each name that does not exist. This plugin does that in its place: if the first name does not
+exist, it looks up the others in their order, the name as it is at last, in the rest of the server block's plugins. What
+the first of them says that is not NXDOMAIN is the answer, behind a CNAME from the name that was asked. So the client
+sends one query in the place of four. If none exists, the answer is the NXDOMAIN for the first name, and the client goes
+on by itself. A name that exists without a record of the type ends the search too, and so does a failure.
+
+With `@kubernetes` the list is the one that the kubelet gives to pods: `NAMESPACE.svc.ZONE`, `svc.ZONE`, `ZONE`, and the
+search domains in `/etc/resolv.conf` of this server, which pods have from their nodes. **ZONE** is that of *kubernetes*
+which the name is in. The client's namespace is that of the pod that has its address. Pods on their node's network have
+the address of the node: where they are of different namespaces, no search list can be told, and none is gone through.
+
+## Syntax
+
+```
+autopath [ZONES...] RESOLV-CONF
+autopath [ZONES...] @kubernetes
+```
+
+* **ZONES**: only for names in these zones. Without any, those of the server block.
+* **RESOLV-CONF**: a file with the line `search DOMAIN...` (resolv.conf(5)), as it is when the Corefile is read. It
+  holds for every client. A relative path starts at *root*'s directory.
+* `@kubernetes`: the search list of pods. *kubernetes* has to be in the same server block, with `pods verified`.
+
+## Metrics
+
+* `coredns_autopath_success_total{server}`: queries that were answered with a later name than the first.
+
+## Examples
+
+```corefile
+.:53 {
+    autopath @kubernetes
+    kubernetes cluster.local {
+        manifests /etc/kdns/cluster
+        pods verified
+    }
+    forward . 192.0.2.53
+}
+```
+
+## Differences from CoreDNS
+
+The counter is of queries that were answered with a later name; CoreDNS counts those for names that exist as they were
+asked, too. An answer for the first name is given as it is; CoreDNS puts a second CNAME in front of one that is an alias
+already. The name of the search domain itself is looked up as any other; CoreDNS answers it with SERVFAIL. Where no
+plugin answers for a name, the next one is tried; CoreDNS answers with SERVFAIL. All addresses of a pod count; CoreDNS
+knows one. Where pods of different namespaces have one address, there is no search list; CoreDNS takes that of any of
+them. `@kubernetes` without *kubernetes* or without `pods verified`, and a file without search domains, are refused;
+CoreDNS does nothing then. Of other plugins, `@erratic` is not here.
+
+## See also
+
+*kubernetes*, *forward*, *cache*, resolv.conf(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdns.corefile import values
+from kdns.corefile.config import Directive, ServerBlock, ServerConfig
+from kdns.corefile.lexer import Token
+from kdns.corefile.options import Reader
+from kdns.errors import ConfigValueError, Mistake
+from kdns.plugins import kubernetes, root
+from kdns.plugins.chain import Next
+from kdns.plugins.site import Site
+from kdns.wire import message, names, rr
+from kdns.wire.message import Query, Response
+from kdns.wire.rrset import RRset
+from kdns.zone.clients import Namespaces
+
+NAME = "autopath"
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_LONGEST_FILE = 1 << 16
+_SVC = b"\x03svc"
+_ACCEPTED = "a file with a line of search domains, or @kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """zones: lower case with their last dot. pods: the list is that of pods. search: domains, lower case with their
+    last dot; of a list of pods those behind the cluster's.
+    """
+
+    zones: tuple[str, ...]
+    search: tuple[str, ...]
+    pods: bool = False
+
+
+def needs_clients(block: ServerConfig) -> bool:
+    """Whether a server block has to know the namespaces of its clients."""
+    options = block.plugins.get(NAME)
+    return isinstance(options, Options) and options.pods
+
+
+def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
+    """Read the directive; None after a mistake."""
+    reader = Reader(directive, mistakes)
+    args = reader.arguments(directive, 1, None, "autopath [ZONES...] RESOLV-CONF, or @kubernetes in its place")
+    reader.no_block()
+    if not args:
+        return None
+    *zone_tokens, source = args
+    zones = reader.zones(zone_tokens) or tuple(dict.fromkeys(key.zone for key in block.keys))
+    pods = source.text.startswith("@")
+    search: tuple[str, ...] | None
+    if pods:
+        _check_kubernetes(reader, source, block)
+        search = _usable(_RESOLV_CONF)
+    else:
+        search = reader.value(source, lambda text: _domains(text, root.directory(block)))
+    return Options(zones, search or (), pods) if reader.sound else None
+
+
+def _check_kubernetes(reader: Reader, source: Token, block: ServerBlock) -> None:
+    if source.text != "@kubernetes":
+        reader.refuse(source, f"autopath: {values.shown(source.text)} is not supported", _ACCEPTED)
+        return
+    beside = [each for each in block.directives if each.name.text == kubernetes.NAME]
+    words = {(item.name.text, *(arg.text for arg in item.args)) for each in beside for item in each.block or ()}
+    if not beside:
+        reader.refuse(source, "autopath @kubernetes without kubernetes", "kubernetes in the same server block")
+    elif ("pods", "verified") not in words:
+        message = "autopath @kubernetes does not know the namespaces of its clients"
+        reader.refuse(source, message, "kubernetes with `pods verified` in the same server block")
+
+
+def _domains(path: str, directory: Path) -> tuple[str, ...]:
+    if not path:
+        raise ConfigValueError("the file has no name", _ACCEPTED)
+    try:
+        words = _search_words(directory / path)
+    except OSError as error:
+        raise ConfigValueError(f"{values.shown(path)} cannot be read: {error.strerror}", _ACCEPTED) from None
+    found = tuple(values.zone(word) for word in words)
+    if not found:
+        raise ConfigValueError(f"{values.shown(path)} has no search domain", "a line such as: search example.org")
+    return found
+
+
+def _usable(path: Path) -> tuple[str, ...]:
+    """The search domains of a file that need not be there; those that are none are left out."""
+    found = []
+    try:
+        words = _search_words(path)
+    except OSError:
+        return ()
+    for word in words:
+        try:
+            found.append(values.zone(word))
+        except ConfigValueError:
+            continue
+    return tuple(found)
+
+
+def _search_words(path: Path) -> list[str]:
+    """What the last line `search` or `domain` of a file says (resolv.conf(5)). Raises OSError."""
+    with path.open(errors="replace") as file:
+        text = file.read(_LONGEST_FILE)
+    found: list[str] = []
+    for line in text.splitlines():
+        words = re.split(r"[#;]", line, maxsplit=1)[0].split()
+        if len(words) > 1 and words[0] in ("search", "domain"):
+            found = words[1:] if words[0] == "search" else words[1:2]
+    return found
+
+
+class Handler:
+    """Goes on to the other names of a search list where the first does not exist.
+
+    cluster: the zones of the cluster, for a list of pods. namespaces: knows those of its clients, None for a list that
+    is everybody's.
+    """
+
+    def __init__(
+        self, options: Options, site: Site, cluster: Sequence[str] = (), namespaces: Namespaces | None = None
+    ) -> None:
+        self._zones = names.zone_set(options.zones)
+        self._search = [names.lower(names.from_text(domain)) for domain in options.search]
+        self._namespaces = namespaces
+        wire = [names.lower(names.from_text(zone)) for zone in cluster if not values.is_reverse(zone)]
+        self._cluster = names.Zones({zone: zone for zone in wire})
+        self._region = site.region
+        self._cells: dict[str, int] = {}
+
+    def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
+        """What exists."""
+        return ()
+
+    def completes(self, zone: bytes) -> bool:
+        """In zones that names of a first search domain may be in."""
+        firsts = self._cluster.by_zone if self._namespaces is not None else self._search[:1]
+        return any(names.is_subdomain(first, zone) or names.is_subdomain(zone, first) for first in firsts)
+
+    async def __call__(self, query: Query, next: Next) -> Response:
+        domain = self._first_domain(query.lname) if self._zones.find(query.lname) else None
+        first = await next(query)
+        if domain is None or first.rcode != rr.NXDOMAIN:
+            return first
+        search = self._rest(domain, query)
+        if search is None:
+            first.cacheable = False  # another client's search list may begin with this domain
+            return first
+        return await self._complete(query, domain, search, first, next)
+
+    def _first_domain(self, name: bytes) -> bytes | None:
+        """The first domain of the search list that a name (lower case) is of, as far as the name tells; None if none.
+
+        For a list of pods that is NAMESPACE.svc.ZONE, of any namespace.
+        """
+        if self._namespaces is None:
+            domain = self._search[0]
+            return domain if name != domain and names.is_subdomain(name, domain) else None
+        zone = self._cluster.find(name)
+        if zone is None:
+            return None
+        above = _SVC + zone
+        at = len(name) - len(above)
+        if at <= 0 or not names.is_subdomain(name, above):
+            return None
+        step = 0
+        while step + 1 + name[step] < at:
+            step += 1 + name[step]
+        return name[step:] if step else None
+
+    def _rest(self, domain: bytes, query: Query) -> list[bytes] | None:
+        """The domains behind the first in the client's search list, the root at last; None if it has another list."""
+        if self._namespaces is None:
+            return [*self._search[1:], names.ROOT]
+        namespace = self._namespaces.of(query.client[0])
+        above = names.parent(domain)
+        if namespace is None or domain != names.join([namespace.encode()])[:-1] + above:
+            return None
+        return [above, names.parent(above), *self._search, names.ROOT]
+
+    async def _complete(
+        self, query: Query, domain: bytes, search: Sequence[bytes], first: Response, next: Next
+    ) -> Response:
+        """What the first of the other names says that is not NXDOMAIN; for the first name if there is none."""
+        base = query.name[: len(query.name) - len(domain)]
+        cacheable = self._namespaces is None and _is_plain(first)
+        depends = first.depends
+        for behind in dict.fromkeys(search):
+            if len(base) + len(behind) > names.MAX_NAME:
+                continue
+            found = await next(message.follow(query, base + behind, query.links))
+            cacheable &= _is_plain(found)
+            depends += found.depends
+            if found.plugin and not _says_nothing(found):
+                if found.rcode == rr.NOERROR and not found.silent:
+                    self._count(query.server)
+                return _renamed(query, found, depends, cacheable=cacheable)
+        first.cacheable = cacheable
+        first.depends = depends
+        return first
+
+    def _count(self, server: str) -> None:
+        cell = self._cells.get(server)
+        if cell is None:
+            key = ("count", "coredns_autopath_success_total", "server", server)
+            cell = self._cells[server] = self._region.series(key, 1)
+        self._region.cells[cell] += 1
+
+
+def _is_plain(response: Response) -> bool:
+    """Whether a response stays the same until one of the names changes that it was made of."""
+    return response.cacheable and response.relay is None
+
+
+def _says_nothing(response: Response) -> bool:
+    """Whether the search goes on: the name does not exist, or a plugin has no answer for it and no reason to give."""
+    if response.rcode == rr.SERVFAIL:
+        return response.relay is None and not response.error
+    return response.rcode == rr.NXDOMAIN
+
+
+def _renamed(query: Query, found: Response, depends: tuple[bytes, ...], *, cacheable: bool) -> Response:
+    """A response for another name, as the answer to a query."""
+    opened = message.opened(found)
+    answer = opened.answer
+    if answer:
+        owner, rrset = answer[0]
+        answer = [(query.lname, RRset(rr.CNAME, rrset.ttl, (owner,))), *answer]
+    return replace(opened, answer=answer, depends=depends, cacheable=cacheable)
