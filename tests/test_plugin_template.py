@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import dns.edns
@@ -249,6 +250,14 @@ def test_what_is_made_for_one_query_is_not_kept_for_others(server: Server) -> No
     for _ in range(6):
         answer(server, "x200.a.test")
     assert server.metrics().value("kdns_packet_cache_hits_total") - before == 4
+
+
+def test_counters_have_the_name_of_the_view() -> None:
+    ground = Ground()
+    text = "template IN A {\nrcode NXDOMAIN\n}"
+    answered(template.Handler(options(text, "."), replace(ground.site, view="inner")), query("a.test"))
+    labels = ("server", "", "zone", ".", "view", "inner", "class", "IN", "type", "A")
+    assert ground.value("count", "coredns_template_matches_total", *labels) == 1
 
 
 def handler(*directives: str, zones: str = ".") -> template.Handler:

@@ -16,7 +16,7 @@ from kdns.plugins import any as any_
 from kdns.plugins import bufsize, chaos, loadbalance, nsid, whoami
 from kdns.wire import message, rr
 from kdns.wire.message import Query
-from tests.support.plugins import CLIENT, Behind, answered, read
+from tests.support.plugins import CLIENT, Behind, Ground, answered, read
 
 
 def query(
@@ -161,4 +161,4 @@ def test_whoami_at_the_root_and_at_the_longest_name() -> None:
 
 
 def test_loadbalance_lets_addresses_rotate() -> None:
-    assert answered(loadbalance.Handler(loadbalance.Options()), query("a.org")).rotate
+    assert answered(loadbalance.Handler(loadbalance.Options(), Ground().site), query("a.org")).rotate

@@ -118,7 +118,7 @@ packet cache answers are not counted as matches. `var` and `expr` of later versi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -136,7 +136,7 @@ from kdns.plugins.rewriting import text_of
 from kdns.plugins.site import Site
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
-from kdns.wire.rrset import RRset
+from kdns.wire.rrset import RRset, together
 
 NAME = "template"
 SITED = True
@@ -303,21 +303,6 @@ def record(text: str) -> tuple[bytes, RRset]:
     return owner.lower(), RRset(int(rtype), ttl, (data,), int(klass))
 
 
-def together(records: Iterable[tuple[bytes, RRset]]) -> list[tuple[bytes, RRset]]:
-    """Records that follow each other, and differ in nothing but their data, as RRsets."""
-    found: list[tuple[bytes, RRset]] = []
-    for owner, rrset in records:
-        last = found[-1] if found else None
-        if last is not None and last[0] == owner and (last[1].type, last[1].ttl, last[1].klass) == (
-            rrset.type, rrset.ttl, rrset.klass,
-        ):  # fmt: skip
-            rdatas = tuple(dict.fromkeys((*last[1].rdatas, *rrset.rdatas)))
-            found[-1] = owner, RRset(rrset.type, rrset.ttl, rdatas, rrset.klass)
-        else:
-            found.append((owner, rrset))
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Match:
     """A query that a rule is for. groups: what its expression matches, then what its groups do. type: as a text."""
@@ -453,7 +438,8 @@ class Handler:
         return replace(response, answer=answer, cacheable=False)
 
     def _count(self, what: str, query: Query, match: _Match, *more: str) -> None:
-        labels = ("server", query.server, "zone", match.zone, "class", "IN", "type", match.type, *more)
+        where = ("server", query.server, "zone", match.zone, "view", self._site.view)
+        labels = (*where, "class", "IN", "type", match.type, *more)
         self._site.region.count(("count", f"coredns_template_{what}_total", *labels))
 
 

@@ -237,7 +237,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "The weights of SRV": always,
         "The zone's name server": always,
     },
-    "loadbalance": {"CoreDNS shuffles": always, "The policy `weighted`": never},
+    "loadbalance": {
+        "CoreDNS shuffles": always,
+        "Records that are": argument("weighted"),
+        "With `weighted`": argument("weighted"),
+        "`prefer` may": never,
+    },
     "log": {
         "`{rsize}` is the size": _own_size,
         "A single argument": _sole_format,
