@@ -55,6 +55,7 @@ from kdns.plugins import (
     template,
     timeouts,
     tls,
+    tsig,
     view,
     whoami,
 )
@@ -76,7 +77,7 @@ MODULES: Mapping[str, ModuleType] = {
     for module in (
         acl, any_, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
         k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid, prometheus,
-        ready, reload, rewrite, root, template, timeouts, tls, view, whoami,
+        ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

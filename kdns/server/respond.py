@@ -27,6 +27,7 @@ from kdns.wire.message import Aging, Encoded, Query, Response
 from kdns.zone.changes import name_hash
 
 if TYPE_CHECKING:
+    from kdns.plugins.tsig import Checker
     from kdns.server.direct import Direct
     from kdns.server.views import Views
 
@@ -47,7 +48,7 @@ class Block:
     chain: its plugins. chaos: those that answer class CH, None if there are none. log: None without `log`. recursive:
     whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
     in the event loop, and when its query was read; None without `top_names`. classes: what answers other classes than
-    IN, before `chaos` (`rewrite`).
+    IN, before `chaos` (`rewrite`). signatures: looks at those of queries, None without `tsig`.
     """
 
     counters: QueryCounters
@@ -57,6 +58,7 @@ class Block:
     recursive: Callable[[bytes], bool] | None = None
     sample: Callable[[bytes, int], None] | None = None
     classes: Mapping[int, Next] = field(default_factory=dict)
+    signatures: Checker | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +189,12 @@ class Responder:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
         query.server = self._label
         block = self._blocks.find(query.lname) or self._taking(query)
+        if block.signatures is not None:
+            try:
+                block.signatures.check(query)
+            except FormatError:
+                self._malformed("format", data, client)
+                return self._plain(data, rr.FORMERR, via)
         if query.klass == rr.IN and block is not self.dropped:
             if query.type in (rr.AXFR, rr.IXFR):
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
@@ -264,10 +272,10 @@ class Responder:
         if block.recursive is not None and query.klass == rr.IN:
             response.recursion = response.recursion or block.recursive(query.lname)
         try:
-            encoded = message.encode(query, response)
+            encoded = _encoded(query, response)
         except Exception as error:
             response = self.panic(error)
-            encoded = message.encode(query, response)
+            encoded = _encoded(query, response)
         wire = encoded.wire
         cell = block.counters.key(
             via.proto,
@@ -280,7 +288,7 @@ class Responder:
             len(wire),
         )
         key = query.data[2:]
-        if not (response.cacheable and via.cache.wants(key)):
+        if query.signed is not None or not (response.cacheable and via.cache.wants(key)):
             return Entry(wire[2:], cell, _turns(encoded), block, ())
         hashes = tuple(map(name_hash, response.depends))
         if response.aging is not None:
@@ -319,6 +327,16 @@ class Responder:
         self._region.cells[self._panics] += 1
         self._report("".join(traceback.format_exception(error)).rstrip())
         return Response(rcode=rr.SERVFAIL)
+
+
+def _encoded(query: Query, response: Response) -> Encoded:
+    """The response as bytes, signed if the query is."""
+    if query.signed is None:
+        return message.encode(query, response)
+    from kdns.wire.tsig import Signer
+
+    room = replace(query, limit=query.limit - query.signed.size)
+    return Encoded(Signer(query.signed).sign(message.encode(room, response).wire, time.time()), None)
 
 
 def _turns(encoded: Encoded) -> Turns | None:

@@ -39,6 +39,7 @@ from kdns.plugins import (
     rewrite,
     timeouts,
     tls,
+    tsig,
     view,
 )
 from kdns.plugins.budget import Budget
@@ -319,7 +320,15 @@ class Worker:
             found.recursive,
             sampler.one if sampler is not None else None,
             found.classes,
+            self._signatures(server, config),
         )
+
+    def _signatures(self, server: Server, config: ServerConfig) -> tsig.Checker | None:
+        options = config.plugins.get(tsig.NAME)
+        if options is None:
+            return None
+        plugins_there = (self._plan.blocks[index].plugins for index in sorted(server.blocks))
+        return tsig.Checker(options, [found[tsig.NAME] for found in plugins_there if tsig.NAME in found])
 
     def _viewed(self, server: Server) -> frozenset[bytes]:
         """The zones (lower case) of an address for which views choose the server block."""

@@ -289,6 +289,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Queries that the packet": always,
         "`var` and": never,
     },
+    "tsig": {
+        "A secret that": never,
+        "The `algorithm` of": option("secrets"),
+        "A signature that": always,
+        "Where a query's": always,
+    },
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
     "view": {
         "A server block behind": never,
@@ -331,6 +337,5 @@ INSTEAD: Mapping[str, str] = {
     "sign": "nothing: the cluster's zones are not signed",
     "trace": "log; kdns_* and coredns_* metrics",
     "transfer": "kdns records, which prints zones",
-    "tsig": _PLAIN,
 }
 """What to do instead of a directive of CoreDNS that kdns does not have."""

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from msgspec import structs
 
@@ -17,6 +17,9 @@ from kdns.errors import FormatError
 from kdns.wire import names, rr
 from kdns.wire.relay import Relay, stamp
 from kdns.wire.rrset import RRset
+
+if TYPE_CHECKING:
+    from kdns.wire.tsig import Signed
 
 HEADER = struct.Struct("!HHHHHH")
 QUESTION_AT = HEADER.size
@@ -72,7 +75,8 @@ class Query:
     question_end: offset behind the question. limit: the largest response in bytes that may be sent.
     udp_size: what our OPT offers. client, local: address and port. server: who was asked, as metrics call it. links:
     CNAMEs that were followed until this was asked. metadata: None in a server block without the directive. passed: the
-    codes of those EDNS options that other servers are to get (`rewrite`), rising.
+    codes of those EDNS options that other servers are to get (`rewrite`), rising. signed: None without a
+    signature, and where nobody looks at it (`tsig`).
     """
 
     data: bytes
@@ -93,6 +97,7 @@ class Query:
     links: int = 0
     metadata: Metadata | None = None
     passed: tuple[int, ...] = ()
+    signed: Signed | None = None
 
 
 class Aging(NamedTuple):
