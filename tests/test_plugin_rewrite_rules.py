@@ -382,6 +382,14 @@ def test_names_in_data(rtype: int, before: bytes, behind: bytes) -> None:
         ("name suffix .old.test .new.test answer auto", "X.NEW.test", "X.old.test."),
         ("name suffix old.test new.test answer auto", "xnew.test", "xold.test."),
         ("name suffix .old.test .new.test", "x.new.test", "x.new.test."),
+        (r"name suffix old.test new.test answer value ^\. a. answer value ^([^.]*)\.(.*)$ .{2}", "x.new.test", "a."),
+        (
+            r"continue name suffix old.test mid.test answer value ^\.(.*)\.$ a.{1}"
+            + "\n"
+            + r"name suffix mid.test new.test answer value ^[^.]*\.(.*)\.$ .{1}",
+            "x.new.test",
+            "a.new.test.",
+        ),
     ],
 )
 def test_names_are_changed_back(rules: str, target: str, changed: str) -> None:

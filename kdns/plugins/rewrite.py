@@ -168,6 +168,7 @@ from kdns.plugins.rewriting import (
     Code,
     Draft,
     Fixed,
+    InTurn,
     Lifetime,
     NameRule,
     NoName,
@@ -626,15 +627,19 @@ class Handler:
         """The response after all that the rules want done to it. Raises NoName."""
         opened = message.opened(response)
         reply = replace(opened)
+        renaming: list[Owners | Values] = []
         for change in reversed(draft.changes):
-            if isinstance(change, Code):
+            if isinstance(change, (Owners, Values)):
+                renaming.append(change)
+            elif isinstance(change, Code):
                 reply.rcode = change.new if reply.rcode == change.old else reply.rcode
-            elif isinstance(change, Target):
-                reply = await self._retarget(change, asked, reply)
+            elif isinstance(change, Lifetime):
+                _everywhere(reply, change.records)
             else:
-                reply.answer = change.records(reply.answer)
-                reply.authority = change.records(reply.authority)
-                reply.additional = change.records(reply.additional)
+                _rename(reply, renaming)
+                renaming = []
+                reply = await self._retarget(change, asked, reply)
+        _rename(reply, renaming)
         if response.relay is None or draft.name != draft.query.lname or _content(reply) != _content(opened):
             return reply
         if any(isinstance(change, Lifetime) for change in draft.changes):
@@ -683,6 +688,22 @@ class Handler:
         shown = b"".join([message.option(code, options[code]) for code in sorted(self._shown) if code in options])
         if len(shown) + len(response.edns_options) + _BESIDE_OPTIONS + len(draft.query.name) <= draft.query.limit:
             response.edns_options += shown
+
+
+def _everywhere(response: Response, change: Callable[[Records], Records]) -> None:
+    response.answer = change(response.answer)
+    response.authority = change(response.authority)
+    response.additional = change(response.additional)
+
+
+def _rename(response: Response, changes: Sequence[Owners | Values]) -> None:
+    """Change names in all records. Raises NoName."""
+    owners = tuple(change.text for change in changes if isinstance(change, Owners))
+    values = tuple(change.text for change in changes if isinstance(change, Values))
+    if owners:
+        _everywhere(response, Owners(InTurn(owners)).records)
+    if values:
+        _everywhere(response, Values(InTurn(values)).records)
 
 
 def _content(response: Response) -> tuple[int, Records, Records, Records]:

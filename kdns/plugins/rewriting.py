@@ -186,12 +186,16 @@ class BySuffix:
         return text[:at] + self.to if at >= 0 and text[at:].lower() == self.suffix else text
 
 
-class Change(Protocol):
-    """What a rule wants to be done to the records of a response."""
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """Changes texts several times; only the last one has to be a name."""
 
-    def records(self, records: Records) -> Records:
-        """A section as it is to be. Raises NoName."""
-        ...
+    texts: tuple[Text, ...]
+
+    def __call__(self, text: str) -> str:
+        for change in self.texts:
+            text = change(text)
+        return text
 
 
 @dataclass(frozen=True, slots=True)
