@@ -104,6 +104,7 @@ OURS = {
     "kdns_hosts_unreadable": ("gauge", {"hostsfile"}),
     "kdns_compiled": ("gauge", set()),
     "kdns_manifest_errors": ("gauge", set()),
+    "kdns_zone_files_unusable": ("gauge", set()),
     "kdns_memory_limit_bytes": ("gauge", set()),
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
     "kdns_top_names": ("gauge", {"name", "type", "rcode"}),
@@ -147,6 +148,7 @@ STATE = SupervisorState(
     synced=True,
     objects={"Service": 5, "Pod": 0},
     manifest_errors=1,
+    zone_file_errors=2,
     memory_limit=1 << 27,
     ways={"169.254.20.10": "nftables", "10.96.0.10": ""},
     outdated=True,
@@ -305,6 +307,7 @@ def test_the_supervisors_values_are_shown(totals: Totals) -> None:
     assert value(text, "kdns_kubernetes_objects", kind="Service") == 5
     assert value(text, "kdns_compiled") == 1
     assert value(text, "kdns_manifest_errors") == 1
+    assert value(text, "kdns_zone_files_unusable") == 2
     assert value(text, "kdns_tls_certificate_expiry_timestamp_seconds", certificate="/etc/tls/tls.crt") == 1.8e9
     assert value(text, "kdns_tls_certificate_unusable", certificate="/etc/tls/tls.crt") == 0
     assert value(text, "kdns_tls_certificate_unusable", certificate="/etc/tls/\\udcff.crt") == 1

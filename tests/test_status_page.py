@@ -123,7 +123,7 @@ class Document(HTMLParser):
             replace(WELL, sources=(Source(("a.",), "", True, 31.4, {}, 2),)),
             (
                 "a.: data is 31 s old; answers stay as they were then",
-                "a.: 2 manifests cannot be used; what they said before is served",
+                "a.: 2 files cannot be used; what they said before is served",
             ),
         ),
         (replace(WELL, sources=(Source(("a.",), "", True, 29.0, {}, 0),)), ()),

@@ -206,9 +206,10 @@ def node(
     kdns node -localip 127.0.0.1 -basecorefile Corefile.base -conf /tmp/Corefile -dns.port 5300
     """
     if plugins:
+        from kdns.node.template import REFUSED
         from kdns.plugins import MANUALS
 
-        typer.echo("\n".join(sorted(MANUALS.keys() - {"kubernetes"})))
+        typer.echo("\n".join(sorted(MANUALS.keys() - REFUSED)))
         return
     if version:
         from kdns.cli.version import version as say_version

@@ -30,7 +30,9 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "kubernetes": (
         "kubernetes has no place on a node: kdns node keeps no zone store",
         "forward to the cluster's DNS, such as forward . __PILLAR__CLUSTER__DNS__",
-    )
+    ),
+    "file": ("file has no place on a node: kdns node keeps no zone store", "hosts, or forward to a server that has it"),
+    "auto": ("auto has no place on a node: kdns node keeps no zone store", "forward to a server that has its zones"),
 }
 """Directives that the Corefile of a node cannot have: why, and what is accepted instead."""
 

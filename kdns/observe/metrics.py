@@ -38,7 +38,8 @@ class SupervisorState:
     supervisor's first; their CPU time and memory are summed. data_age_seconds: since the Kubernetes objects were last
     known to be current, None without the `kubernetes` directive. synced: whether all of them are there and may be
     served, None likewise. objects: how many of each kind. manifest_errors: files that could not be read or parsed and
-    stand with their last good content. memory_limit: bytes that all processes together may take, None without a limit.
+    stand with their last good content; zone_file_errors: the same of `file` and `auto`. memory_limit: bytes that all
+    processes together may take, None without a limit.
     ways: on a node, by address, what brings queries here, "" if nothing does. outdated: the configuration's files have
     a mistake, and what they said before is served, or something is left out. top_names: what is asked for most, with
     the option `top_names`. compiled: whether what is on the way of a query is. certificates: of `tls`, path, when the
@@ -58,6 +59,7 @@ class SupervisorState:
     synced: bool | None = None
     objects: Mapping[str, int] = field(default_factory=dict)
     manifest_errors: int = 0
+    zone_file_errors: int = 0
     memory_limit: int | None = None
     ways: Mapping[str, str] = field(default_factory=dict)
     outdated: bool = False
@@ -452,6 +454,10 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
     yield _gauge(
         Family("kdns_manifest_errors", "Manifest files that cannot be used and stand with their last good content."),
         {(): state.manifest_errors},
+    )
+    yield _gauge(
+        Family("kdns_zone_files_unusable", "Master files that cannot be used; what they held before is served."),
+        {(): state.zone_file_errors},
     )
     yield _gauge(
         Family("kdns_memory_limit_bytes", "What all processes together may take, if their control group has a limit."),

@@ -54,7 +54,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the data of a `kubernetes` directive comes from. age: None if there is no data. objects: by kind.
+    """Where the data of a directive comes from. age: None if there is no data, or nothing is old. objects: by kind.
 
     problems: files that cannot be used and stand with their last good content.
     """
@@ -199,7 +199,7 @@ def _data(status: Status) -> Iterable[str]:
         elif source.age is not None and source.age > OLD_SECONDS:
             yield f"{zones}: data is {source.age:.0f} s old; answers stay as they were then"
         if source.problems:
-            yield f"{zones}: {source.problems} manifests cannot be used; what they said before is served"
+            yield f"{zones}: {source.problems} files cannot be used; what they said before is served"
 
 
 def _outside(status: Status) -> Iterable[str]:

@@ -23,6 +23,7 @@ from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
 from kdns.plugins import (
     acl,
+    auto,
     autopath,
     bind,
     bufsize,
@@ -32,6 +33,7 @@ from kdns.plugins import (
     debug,
     dns64,
     errors,
+    file,
     forward,
     header,
     health,
@@ -75,9 +77,9 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        acl, any_, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, forward, header, health, hosts,
-        k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid, prometheus,
-        ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
+        acl, any_, auto, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, file, forward, header,
+        health, hosts, k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid,
+        prometheus, ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

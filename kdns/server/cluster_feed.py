@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 from kdns.cluster.connection import IN_CLUSTER, Access, Connection
 from kdns.cluster.delivery import Inbox
@@ -85,6 +86,9 @@ class ClusterFeed:
     """
 
     problems = 0
+    of_cluster: Literal[True] = True
+    read_first = False
+    may_lack = False
 
     def __init__(
         self,

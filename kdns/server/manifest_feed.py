@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Literal
 
 from kdns.cluster.manifests import Change, ManifestSource
 from kdns.cluster.objects import Packed
@@ -17,6 +18,9 @@ class ManifestFeed:
 
     startup_timeout = 0.0
     """Files are read at once: a start does not wait for them."""
+    of_cluster: Literal[True] = True
+    read_first = False
+    may_lack = False
 
     def __init__(self, publication: Publication) -> None:
         self.publication = publication

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable
 
 from kdns.cluster.publisher import External, Outcome, Publisher, Settings
@@ -13,7 +12,7 @@ from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import StoreError
 from kdns.observe.logs import Log
-from kdns.plugins import autopath, bind, k8s_external, kubernetes, view
+from kdns.plugins import autopath, k8s_external, kubernetes, zones
 from kdns.server.plan import Beside
 from kdns.wire import names
 from kdns.zone.store import Store
@@ -25,12 +24,7 @@ CURRENT_SECONDS = 30.0
 
 def source_id(block: ServerConfig) -> str:
     """What a directive's data is kept under: the same for the same zones of the same server block after a restart."""
-    bound = block.plugins.get(bind.NAME)
-    binds = [token.text for one in bound.binds for token in one.wanted] if isinstance(bound, bind.Options) else []
-    keys = [f"{key.scheme}://{key.zone}:{key.port}" for key in block.keys]
-    views = [f"view {view.name_of(block)}"] if view.NAME in block.plugins else []
-    text = " ".join((*sorted(keys), *sorted(binds), *block.plugins[kubernetes.NAME].zones, *views))
-    return f"kubernetes-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return zones.source_id(kubernetes.NAME, block, block.plugins[kubernetes.NAME].zones)
 
 
 def settings(
@@ -80,8 +74,11 @@ class Publication:
     """One directive's publisher, for whatever source it has.
 
     The store's refusals (a full disk) stop nothing: what could not be written is written when it can be.
-    block: the server block. synced: its data is complete, be it from before a restart, and may be served.
+    directive, block: its name, and the server block. synced: its data is complete, be it from before a restart, and may
+    be served.
     """
+
+    directive = kubernetes.NAME
 
     def __init__(
         self,
@@ -111,6 +108,33 @@ class Publication:
     def title(self) -> str:
         """What it is called in messages."""
         return f"kubernetes {' '.join(self.options.zones)}"
+
+    @property
+    def source(self) -> str:
+        """What its data is kept under."""
+        return self.publisher.source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The zones that the directive names."""
+        return self.options.zones
+
+    @property
+    def origin(self) -> str:
+        """Where the data comes from, in words."""
+        options = self.options
+        if options.manifests:
+            return f"manifests {', '.join(options.manifests)}"
+        if options.kubeconfig:
+            context = f", context {options.context}" if options.context else ""
+            return f"Kubernetes API of {options.kubeconfig}{context}"
+        if options.endpoints:
+            return f"Kubernetes API at {options.endpoints[0]}"
+        return "Kubernetes API of this cluster"
+
+    def counts(self) -> dict[str, int]:
+        """How many objects of each kind there are."""
+        return self.publisher.counts()
 
     @property
     def zones(self) -> tuple[tuple[bytes, int], ...]:

@@ -25,7 +25,7 @@ from kdns.observe.metrics import proportional_set_size
 from kdns.observe.recent import Recent, merged
 from kdns.observe.status import Status
 from kdns.observe.text import printable
-from kdns.plugins import kubernetes, prometheus
+from kdns.plugins import prometheus
 from kdns.server.cgroups import memory_limit
 from kdns.server.plan import Plan
 from kdns.server.workers import Worker
@@ -162,7 +162,7 @@ def _store(inside: Inside) -> tuple[tuple[status.ZoneState, ...], int, int]:
     store = inside.store
     if store is None:
         return (), 0, 0
-    used = {feed.publication.publisher.source for feed in inside.feeds}
+    used = {feed.publication.source for feed in inside.feeds}
     used |= {sources.beside(source, sources.EXTERNAL) for source in used}
     zones = (zone for zone in store.zones if zone.source in used)
     found = [
@@ -174,25 +174,13 @@ def _store(inside: Inside) -> tuple[tuple[status.ZoneState, ...], int, int]:
 def _source(feed: Feed) -> status.Source:
     publication = feed.publication
     return status.Source(
-        zones=publication.options.zones,
-        origin=origin(publication.options),
+        zones=publication.names,
+        origin=publication.origin,
         synced=publication.synced,
         age=feed.age(),
-        objects=dict(publication.publisher.counts()),
+        objects=dict(publication.counts()),
         problems=feed.problems,
     )
-
-
-def origin(options: kubernetes.Options) -> str:
-    """Where a directive's data comes from, in words."""
-    if options.manifests:
-        return f"manifests {', '.join(options.manifests)}"
-    if options.kubeconfig:
-        context = f", context {options.context}" if options.context else ""
-        return f"Kubernetes API of {options.kubeconfig}{context}"
-    if options.endpoints:
-        return f"Kubernetes API at {options.endpoints[0]}"
-    return "Kubernetes API of this cluster"
 
 
 def _servers(plan: Plan) -> Iterable[status.Server]:

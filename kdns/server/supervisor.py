@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import bind, health, kubernetes, multisocket, prometheus, reload, tls, view
+from kdns.plugins import auto, bind, file, health, kubernetes, multisocket, prometheus, reload, tls, view
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -47,13 +47,17 @@ if TYPE_CHECKING:
     from kdns.observe.http import Reply
     from kdns.observe.metrics import SupervisorState
     from kdns.server.certificates import Keyring
+    from kdns.server.cluster_feed import ClusterFeed
     from kdns.server.feeds import Feed
+    from kdns.server.manifest_feed import ManifestFeed
     from kdns.server.pages import Pages
     from kdns.server.status import StatusPage
 
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
+_FED = (kubernetes.NAME, file.NAME, auto.NAME)
+"""Directives whose data is brought into the store."""
 _PATIENCE = 0.03
 """Seconds without a worker that answers after which queries are brought here no more; mostly it is replaced in less."""
 
@@ -267,10 +271,10 @@ class Supervisor:
         feeds = await asyncio.to_thread(self._feeds, config, servers)
         before = set(self._sockets)
         try:
-            if self._running is not None:
-                await self._load_new(feeds, {feed.publication.publisher.source for feed in self._running.feeds})
-            zones = {id(feed.publication.block): feed.publication.zones for feed in feeds}
-            beside = {id(feed.publication.block): feed.publication.beside for feed in feeds}
+            await self._load_new(feeds)
+            clusters = [feed.publication for feed in _clusters(feeds)]
+            zones = {id(publication.block): publication.zones for publication in clusters}
+            beside = {id(publication.block): publication.beside for publication in clusters}
             plan = Plan(
                 0,
                 config.blocks,
@@ -296,18 +300,25 @@ class Supervisor:
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
         await asyncio.gather(*(feed.stop() for feed in feeds))
 
-    async def _load_new(self, feeds: list[Feed], served: set[str]) -> None:
-        """Read the sources that the old configuration does not have, before anybody can ask for them."""
+    async def _load_new(self, feeds: list[Feed]) -> None:
+        """Read the sources that the old configuration does not have, before anybody can ask for them.
+
+        At a start, those that it is to wait for.
+        """
+        if self._running is not None:
+            served = {feed.publication.source for feed in self._running.feeds}
+        else:
+            served = {feed.publication.source for feed in feeds if not feed.read_first}
         for feed in feeds:
             title = feed.publication.title
-            if feed.publication.publisher.source in served:
+            if feed.publication.source in served:
                 continue
             try:
-                async with asyncio.timeout(LOAD_SECONDS):
+                async with asyncio.timeout(None if feed.may_lack else LOAD_SECONDS):
                     await feed.load()
             except TimeoutError:
                 raise KdnsError(f"the source of {title} could not be read in {LOAD_SECONDS:g} s") from None
-            if not feed.publication.synced:
+            if not (feed.publication.synced or feed.may_lack):
                 raise KdnsError(f"the source of {title} could not be read")
 
     def _wanted(self, config: Config) -> int:
@@ -343,21 +354,15 @@ class Supervisor:
         return keyring
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
-        blocks = [(index, block) for index, block in enumerate(config.blocks) if kubernetes.NAME in block.plugins]
-        if not blocks:
+        if not any(name in block.plugins for block in config.blocks for name in _FED):
             return []
-        # Loaded only where they are needed: with the libraries that they use they take 5 MB.
-        from kdns.server.feeds import make_feed
-        from kdns.server.publication import Publication
+        from kdns.server import feeds  # loaded only where it is needed
 
-        assert self._store is not None  # without one, no configuration has the directive
-        log = self._log.plugin(kubernetes.NAME)
+        assert self._store is not None  # without one, no configuration has such a directive
+        into = feeds.Into(self._store, self._log, self._committed, self._refused)
         before = self._running.feeds if self._running is not None else None
-        publications = [
-            Publication(block, _listens(index, servers), self._store, log, self._committed, self._refused)
-            for index, block in blocks
-        ]
-        return [make_feed(publication, self._own, before) for publication in publications]
+        listens = [_listens(index, servers) for index, _ in enumerate(config.blocks)]
+        return feeds.make_feeds(config.blocks, listens, into, self._own, before)
 
     def _follow(self, running: Running) -> None:
         running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]
@@ -457,7 +462,7 @@ class Supervisor:
 
     async def _forget_others(self, running: Running) -> None:
         """Drop what the store has of sources that the configuration does not have."""
-        used = {feed.publication.publisher.source for feed in running.feeds}
+        used = {feed.publication.source for feed in running.feeds}
 
         def action(txn: Transaction) -> None:
             for source in {zone.source for zone in txn.zones() if sources.whose(zone.source) not in used}:
@@ -566,7 +571,8 @@ class Supervisor:
 
     def _checks(self, feeds: list[Feed]) -> dict[str, Callable[[], bool]]:
         """For /ready: which directives have to be ready."""
-        return {kubernetes.NAME: lambda: all(feed.publication.synced for feed in feeds)} if feeds else {}
+        clusters = _clusters(feeds)
+        return {kubernetes.NAME: lambda: all(feed.publication.synced for feed in clusters)} if clusters else {}
 
     def _notes(self) -> list[str]:
         """For /ready: whose data is not current."""
@@ -617,9 +623,10 @@ class Supervisor:
             if place.proto == "udp":
                 self._losses.look(sock)
         ages = [age for feed in running.feeds if (age := feed.age()) is not None]
+        clusters = _clusters(running.feeds)
         objects: dict[str, int] = {}
-        for feed in running.feeds:
-            for kind, count in feed.publication.publisher.counts().items():
+        for feed in clusters:
+            for kind, count in feed.publication.counts().items():
                 objects[kind] = objects.get(kind, 0) + count
         return SupervisorState(
             version=kdns.__version__,
@@ -636,9 +643,10 @@ class Supervisor:
             store_generation=self._changes.generation,
             store_bytes=self._store.size if self._store is not None else 0,
             data_age_seconds=max(ages, default=None),
-            synced=all(feed.publication.synced for feed in running.feeds) if running.feeds else None,
+            synced=all(feed.publication.synced for feed in clusters) if clusters else None,
             objects=objects,
-            manifest_errors=sum(feed.problems for feed in running.feeds),
+            manifest_errors=sum(feed.problems for feed in clusters),
+            zone_file_errors=sum(feed.problems for feed in running.feeds if not feed.of_cluster),
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated or self._start.incomplete(),
@@ -649,6 +657,11 @@ class Supervisor:
 
 def _options(config: Config, name: str) -> list[Any]:
     return [block.plugins[name] for block in config.blocks if name in block.plugins]
+
+
+def _clusters(feeds: Iterable[Feed]) -> list[ManifestFeed | ClusterFeed]:
+    """Those of `kubernetes`."""
+    return [feed for feed in feeds if feed.of_cluster]
 
 
 def _bound(plan: Plan) -> frozenset[tuple[str, int]]:

@@ -27,9 +27,11 @@ from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
 from kdns.plugins import (
+    auto,
     autopath,
     chaos,
     debug,
+    file,
     forward,
     k8s_external,
     kubernetes,
@@ -41,6 +43,7 @@ from kdns.plugins import (
     tls,
     tsig,
     view,
+    zones,
 )
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
@@ -404,6 +407,10 @@ class Worker:
             return k8s_external.Handler(options, views, self._store, self._site(index).ask)
         if name == autopath.NAME:
             return self._autopath(index, options)
+        if name in (file.NAME, auto.NAME):
+            assert self._store is not None, "Start.load refuses it otherwise"
+            sources = options.sources(self._plan.blocks[index])
+            return zones.Handler(name, sources, self._store, self._site(index))
         if not hasattr(module, "Handler"):
             return None
         handler: Handler = (

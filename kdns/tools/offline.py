@@ -13,7 +13,7 @@ from typing import Any
 from kdns.corefile.config import ServerConfig
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
-from kdns.plugins import MODULES, forward, k8s_external, kubernetes, sited
+from kdns.plugins import MODULES, auto, file, forward, k8s_external, kubernetes, sited
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -122,6 +122,10 @@ class Offline:
                 found += self._kubernetes(options)
             elif name == k8s_external.NAME:
                 found.append(self._view.external(options, self._follow))
+            elif name == file.NAME:
+                found.append(_Unread(names.zone_set(zone for each in options.files for zone in each.zones)))
+            elif name == auto.NAME:
+                found.append(_Unread(names.zone_set(options.zones)))
             elif name == forward.NAME:
                 found.append(_Forward(options))
             elif name in _ANSWERING:

@@ -178,7 +178,7 @@ class Lookup:
         assert ns is not None
         self.response.authoritative = bool(self.response.answer)
         authority.append((place.owner, ns))
-        if self._signed:
+        if self._signed and _of_type(self._read(view, view.origin), rr.NSEC):
             ds = _of_type(place.found, rr.DS) or _of_type(place.found, rr.NSEC)
             if ds is not None:
                 self._add(authority, place.owner, ds, place.found)
