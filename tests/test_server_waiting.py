@@ -50,3 +50,35 @@ def test_address_records_of_an_answer_that_had_to_wait_rotate_over_udp() -> None
         assert len(first) > 1
 
     run(test)
+
+
+def test_what_gets_no_answer_after_all_is_not_waited_for_any_more() -> None:
+    """Nor is it sent: only the second of two queries is answered, and the socket has nothing pending then."""
+
+    async def silent_once(query: Query) -> Response:
+        return Response(rcode=rr.SERVFAIL, silent=True) if query.id == 1 else await addresses(query)
+
+    async def test() -> None:
+        region, changes = Region.create(), Changes.create()
+        block = Block(QueryCounters(region, "dns://:53", "."), link([Waits()], silent_once), None, None)
+        waiting = Waiting()
+        responder = Responder("dns://:53", {names.ROOT: block}, region, print, waiting)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, socket.socket(type=socket.SOCK_DGRAM) as client:
+            sock.bind(("127.0.0.1", 0))
+            client.connect(sock.getsockname())
+            client.setblocking(False)
+            udp = UdpServer(sock, responder, changes, region, asyncio.get_running_loop(), Budget())
+            udp.start()
+            for ident in (1, 2):
+                client.send(dns.message.make_query("slow.test", "A", id=ident).to_wire())
+            answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 512), 3)
+            await asyncio.wait_for(udp.stop(), 3)
+            assert answer[:2] == b"\0\2"
+            assert not waiting.queries
+            try:
+                more = client.recv(512)
+            except BlockingIOError:
+                more = b""
+            assert not more
+
+    run(test)

@@ -32,6 +32,7 @@ from kdns.plugins import (
     chaos,
     debug,
     dns64,
+    erratic,
     errors,
     file,
     forward,
@@ -77,9 +78,9 @@ ORDER = (
 MODULES: Mapping[str, ModuleType] = {
     module.NAME: module
     for module in (
-        acl, any_, auto, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, errors, file, forward, header,
-        health, hosts, k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket, nsid,
-        prometheus, ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
+        acl, any_, auto, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, erratic, errors, file, forward,
+        header, health, hosts, k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket,
+        nsid, prometheus, ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -193,6 +193,13 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "NXDOMAIN without": always,
         "The lengths": never,
     },
+    "erratic": {
+        "Each worker": always,
+        "Answers are truncated": option("truncate"),
+        "`drop` without": option("drop"),
+        "There is no zone": always,
+        "It has no part": always,
+    },
     "errors": {"An expression that takes": never},
     "file": {
         "An answer has no NS": always,
@@ -343,7 +350,6 @@ INSTEAD: Mapping[str, str] = {
     "clouddns": _ELSEWHERE,
     "dnssec": "nothing: the cluster's zones are not signed",
     "dnstap": "log",
-    "erratic": "nothing: it is for tests",
     "etcd": _ELSEWHERE,
     "geoip": "nothing",
     "grpc": "forward over UDP, TCP, TLS or HTTPS",
