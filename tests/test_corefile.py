@@ -245,7 +245,11 @@ def test_the_content_of_a_variable_is_one_word_and_never_syntax() -> None:
         ('a.org {\nlog . "open\n}\n', 2, "a quote that is opened here is never closed"),
         ("a.org {\nkubernets\n}", 2, 'unknown directive "kubernets"; accepted: "kubernetes" is near; acl, any,'),
         ("a.org {\nxyzzy\n}", 2, 'unknown directive "xyzzy"; accepted: acl, any,'),
-        ("a.org {\ndnssec\n}", 2, "dnssec is not supported by this version of kdns; accepted: acl, any,"),
+        (
+            "a.org {\ndnssec\n}",
+            2,
+            "dnssec is not supported by this version of kdns; accepted: nothing: the cluster's zones are not signed",
+        ),
         ("a.org {\netcd\n}", 2, "etcd is not supported by this version of kdns"),
         ("a.org {\nwhoami\nwhoami\n}", 3, "whoami is given twice in a server block"),
     ],

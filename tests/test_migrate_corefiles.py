@@ -11,7 +11,7 @@ from kdns.corefile.config import Directive
 from kdns.corefile.lexer import Token
 from kdns.corefile.parser import parse_text
 from kdns.errors import KdnsError
-from kdns.plugins import MANUALS, MODULES, ORDER, load
+from kdns.plugins import MANUALS, MODULES, ORDER, absent, load
 from kdns.tools import differences
 from kdns.tools.corefiles import Finding, Judgement, Source, Verdict, judge, without
 from tests.support.node import NODE_LOCAL
@@ -186,12 +186,12 @@ def test_every_directive_of_coredns_has_a_verdict(name: str) -> None:
         assert all("is not supported" not in why for why in mine.why)
     else:
         assert mine.verdict is Verdict.UNSUPPORTED
-        assert mine.why == (f"{name} is not supported by this version of kdns; instead: {differences.INSTEAD[name]}",)
+        assert mine.why == (f"{name} is not supported by this version of kdns; instead: {absent.INSTEAD[name]}",)
     assert line(found.findings, 3).verdict is Verdict.DIFFERS, "the others are told all the same"
 
 
 def test_what_to_do_instead_is_there_for_what_is_missing_only() -> None:
-    assert set(differences.INSTEAD) == (set(OF_COREDNS) | set(ORDER)) - set(MANUALS)
+    assert set(absent.INSTEAD) == (set(OF_COREDNS) | set(ORDER)) - set(MANUALS)
 
 
 @pytest.mark.parametrize("name", sorted(MANUALS))

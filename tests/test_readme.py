@@ -11,6 +11,9 @@ import pytest
 import typer
 
 from kdns.cli import app
+from kdns.plugins import MANUALS, ORDER
+from kdns.plugins.absent import INSTEAD
+from kdns.tools.differences import sentences
 from tests.support import readme
 from tests.support.server import ROOT
 
@@ -63,3 +66,35 @@ def test_a_line_to_type_is_accepted(
 @pytest.mark.parametrize("name", sorted(set(GROUP.commands) - {"version"}))
 def test_a_help_text_has_examples(name: str) -> None:
     assert any(arguments[0] == name for arguments in readme.invocations(examples(GROUP.commands[name].help)))
+
+
+PLUGINS = dict(
+    re.findall(r"^\| `(\w+)` \| ((?:works|differs|not here).*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+)
+
+
+def test_the_table_of_plugins_has_each_of_them_once_and_in_order() -> None:
+    assert list(PLUGINS) == sorted({*ORDER, *INSTEAD, *MANUALS}), "one line for each plugin, and none for others"
+
+
+@pytest.mark.parametrize("name", sorted({*ORDER, *INSTEAD, *MANUALS}))
+def test_the_table_of_plugins_says_what_is_true(name: str) -> None:
+    """Who adds a plugin, or a difference, changes its line in README.md, and takes it out of kdns/plugins/absent.py."""
+    told = PLUGINS.get(name, "nothing")
+    if name not in MANUALS:
+        assert name in INSTEAD, f"{name} is not in kdns/plugins/absent.py: what is to be done instead?"
+        wanted = f"not here: {INSTEAD[name].removeprefix('nothing: ')}"
+        assert told == wanted, (
+            f"README.md has to say of {name}, as kdns/plugins/absent.py does: | `{name}` | {wanted} |"
+        )
+    elif sentences(name):
+        assert re.fullmatch(r"differs: .{5,100}", told), (
+            f"{name} is here and differs from CoreDNS (its manual says how): README.md has to say in a few words"
+            f" | `{name}` | differs: ... |, and says {told}"
+        )
+    else:
+        assert told == "works", f"{name} is here as CoreDNS has it: README.md has to say | `{name}` | works |"
+
+
+def test_no_plugin_is_both_here_and_absent() -> None:
+    assert not {*INSTEAD} & {*MANUALS}, "take it out of kdns/plugins/absent.py"

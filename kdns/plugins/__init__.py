@@ -65,6 +65,7 @@ from kdns.plugins import (
 from kdns.plugins import (
     any as any_,
 )
+from kdns.plugins.absent import INSTEAD
 
 ORDER = (
     "root", "metadata", "geoip", "cancel", "timeouts", "multisocket", "reload", "nsid", "bufsize", "bind", "debug",
@@ -90,11 +91,6 @@ MANUALS: Mapping[str, ModuleType] = {**MODULES, import_.NAME: import_}
 
 SCHEMES = ("dns", "tls")
 """What servers of this version can speak."""
-
-_COREDNS_ONLY = frozenset((
-    "proxyproto", "quic", "grpc_server", "https", "https3", "shed", "route53", "azure", "clouddns", "etcd", "grpc",
-    "on", "nomad",
-))  # fmt: skip
 
 
 def load(path: str | Path, *, environ: Mapping[str, str], default_port: int = 53) -> Config:
@@ -168,8 +164,8 @@ def _module(directive: Directive, mistakes: list[Mistake]) -> ModuleType | None:
     name = directive.name
     module = MODULES.get(name.text)
     if module is None:
-        if name.text in ORDER or name.text in _COREDNS_ONLY:
-            message, accepted = f"{name.text} is not supported by this version of kdns", ", ".join(sorted(MANUALS))
+        if name.text in INSTEAD:
+            message, accepted = f"{name.text} is not supported by this version of kdns", INSTEAD[name.text]
         else:
             message, accepted = f"unknown directive {shown(name.text)}", choices(name.text, MANUALS)
         mistakes.append(Mistake(name.file, name.line, message, accepted))

@@ -89,7 +89,7 @@ Addresses are asked of one server, all else of another:
 ## Differences from CoreDNS
 
 A server block behind one without *view* that has the same zone and port is refused. Two views of one name for one zone
-and port are refused. An expression that can never be true or false, such as `1`, is refused. A network that is written
+and port are refused. An expression that is no condition, such as `1`, is refused. A network that is written
 out and is none is refused; CoreDNS finds the expression false. `metadata('LABEL')` is empty without *metadata* in the
 server block; CoreDNS shows that of a server block that was tried before. Variables (`let`), `if`, and the functions of
 the language that are not listed above are not supported. A query for type DS goes to the server block of the longest

@@ -20,6 +20,7 @@ from kdns.corefile.parser import Part
 from kdns.errors import ConfigError, KdnsError, Mistake
 from kdns.node.configmap import KubeDns
 from kdns.node.template import REFUSED, Values, fill
+from kdns.plugins import absent
 from kdns.tools import differences
 
 NODE = Values(("169.254.20.10", "10.96.0.10"), 53, "cluster.local", "kube-dns", "10.96.0.11")
@@ -221,8 +222,8 @@ class _Look:
 
     def _told(self, mistake: Mistake) -> str:
         name, _, rest = mistake.message.partition(" ")
-        if name in differences.INSTEAD and rest == _MISSING:
-            return f"{mistake.message}; instead: {differences.INSTEAD[name]}"
+        if name in absent.INSTEAD and rest == _MISSING:
+            return f"{mistake.message}; instead: {absent.INSTEAD[name]}"
         text = f"{mistake.message}; accepted: {mistake.accepted}" if mistake.accepted else mistake.message
         return text.replace(str(self._root), "")
 

@@ -332,7 +332,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "view": {
         "A server block behind": never,
         "Two views of one name": never,
-        "An expression that can never": never,
+        "An expression that is": never,
         "A network that": never,
         "`metadata('LABEL')` is empty": option("expr"),
         "Variables (`let`)": never,
@@ -341,31 +341,3 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "whoami": {"A name that is": always},
 }
 """When a sentence of a manual matters, by the words that it starts with."""
-
-
-_ELSEWHERE = "another server for these names, and a server block that forwards to it"
-_PLAIN = "DNS over UDP, TCP or TLS"
-INSTEAD: Mapping[str, str] = {
-    "azure": _ELSEWHERE,
-    "clouddns": _ELSEWHERE,
-    "dnssec": "nothing: the cluster's zones are not signed",
-    "dnstap": "log",
-    "etcd": _ELSEWHERE,
-    "geoip": "nothing",
-    "grpc": "forward over UDP, TCP, TLS or HTTPS",
-    "grpc_server": _PLAIN,
-    "https": _PLAIN,
-    "https3": _PLAIN,
-    "nomad": _ELSEWHERE,
-    "on": "nothing: commands at start and end belong to the pod (postStart, preStop)",
-    "pprof": "nothing: it is for Go",
-    "proxyproto": _PLAIN,
-    "quic": _PLAIN,
-    "route53": _ELSEWHERE,
-    "secondary": _ELSEWHERE,
-    "shed": "nothing: what waits is bounded (max_concurrent of forward)",
-    "sign": "nothing: the cluster's zones are not signed",
-    "trace": "log; kdns_* and coredns_* metrics",
-    "transfer": "kdns records, which prints zones",
-}
-"""What to do instead of a directive of CoreDNS that kdns does not have."""
