@@ -56,7 +56,7 @@ def prepare(folder: Path) -> None:
     for title in USED:
         path = folder / title.replace(" ", "-")
         ground = worlds.build(path, WORLDS[title])
-        (path / "ground").write_bytes(pickle.dumps((ground.path, ground.config, ground.zones)))
+        (path / "ground").write_bytes(pickle.dumps((ground.path, ground.config, ground.zones, ground.beside)))
 
 
 class Stores:
@@ -70,8 +70,8 @@ class Stores:
         """A world with the reader of its store."""
         if title not in self._open:
             data = (self._folder / title.replace(" ", "-") / "ground").read_bytes()
-            path, config, zones = pickle.loads(data)  # noqa: S301 - it is ours
-            ground = Ground(path, config, zones, Changes.create())
+            path, config, zones, beside = pickle.loads(data)  # noqa: S301 - it is ours
+            ground = Ground(path, config, zones, beside, Changes.create())
             self._open[title] = ground, Reader(ground.path, ground.changes)
         return self._open[title]
 

@@ -26,7 +26,7 @@ from kdns.plugins.budget import Budget
 from kdns.server import sockets
 from kdns.server.direct import Direct, Served
 from kdns.server.packet_cache import Entry, PacketCache
-from kdns.server.plan import Plan
+from kdns.server.plan import Beside, Plan
 from kdns.server.publication import Publication
 from kdns.server.respond import Pending, Responder, Via
 from kdns.server.worker import Worker
@@ -42,11 +42,13 @@ Counted = dict[tuple[str, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What workers share: a configuration, and the store with the data that it asks for. path: of the store."""
+    """What workers share: a configuration, and the store with the data that it asks for. path: of the store. zones,
+    beside: as in a Plan."""
 
     path: Path
     config: Config
     zones: tuple[tuple[tuple[bytes, int], ...], ...]
+    beside: dict[int, Beside]
     changes: Changes
 
     def names(self) -> list[bytes]:
@@ -73,12 +75,14 @@ def publish(folder: Path, objects: Iterable[Object], corefile: str, states: Mapp
     try:
         items = list(ManifestSource([manifests]).load().objects.values())
         zones = []
-        for block in config.blocks:
+        beside = {}
+        for index, block in enumerate(config.blocks):
             found: tuple[tuple[bytes, int], ...] = ()
             if kubernetes.NAME in block.plugins:
                 publication = Publication(block, ["192.0.2.1"], store, Log(Sink()), lambda: None)
                 publication.publisher.replace(items)
                 found = publication.zones
+                beside[index] = publication.beside
             zones.append(found)
         wanted = {names.from_text(zone): state for zone, state in (states or {}).items()}
 
@@ -90,7 +94,7 @@ def publish(folder: Path, objects: Iterable[Object], corefile: str, states: Mapp
         store.write(mark)
     finally:
         store.close()
-    return Ground(folder / "state", config, tuple(zones), changes)
+    return Ground(folder / "state", config, tuple(zones), beside, changes)
 
 
 def _fail(text: str) -> None:
@@ -106,7 +110,7 @@ class Answering(Worker):
     def __init__(self, ground: Ground, reader: Reader, *, without_direct: bool = False, proto: str = "udp") -> None:
         """reader: of the ground's store, which can be opened once in a process."""
         servers = sockets.servers(ground.config.blocks, {})
-        plan = Plan(0, ground.config.blocks, servers, ground.zones, "", "token")
+        plan = Plan(0, ground.config.blocks, servers, ground.zones, "", "token", beside=ground.beside)
         self.region = Region.create()
         control, self._peer = socket.socketpair()
         super().__init__(plan, [control.detach(), os.dup(self.region.fd), ground.changes.fd])

@@ -35,6 +35,8 @@ class World:
 
 def objects() -> list[Object]:
     """A cluster that has something of everything."""
+    outer = service("outer", ips=("10.96.1.5",))
+    outer["spec"]["externalIPs"] = ["198.51.100.1"]
     many = [endpoint(f"10.1.{index // 250}.{index % 250}") for index in range(80)]
     pods = [endpoint(f"10.244.0.{last}", hostname=f"db-{last}") for last in (1, 2, 3)]
     return [
@@ -42,6 +44,7 @@ def objects() -> list[Object]:
         service("kube-dns", "kube-system", ips=("10.96.0.10", "fd00:96::a"), ports=(("dns", 53, "UDP"), ("", 53))),
         service("web", ips=("10.96.1.1", "fd00:96::1")),
         service("web", "a-b", ips=("10.96.1.1",), ports=()),
+        outer,
         service("six", ips=("fd00:96::6",)),
         service(LONG, ips=("10.96.1.2",), ports=((LONG[:15], 80),)),
         service("two", ips=("10.96.1.3", "10.96.1.4")),
@@ -142,6 +145,20 @@ WORLDS: dict[str, World] = {
         direct=(WEB, GONE, POD, REVERSE),
     ),
     "rewrite": World(_block(f"rewrite ttl suffix .default.svc.{Z} 60", _kubernetes()), direct=(REVERSE,)),
+    "outside": World(
+        _block("k8s_external example.org {\nheadless\n}", _kubernetes(), "prometheus 127.0.0.1:9153", FORWARD),
+        direct=("outer.default.example.org", "web.default.example.org", WEB, GONE, POD, REVERSE, ELSEWHERE),
+    ),
+    "outside in the same zones": World(
+        _block(f"k8s_external {Z} in-addr.arpa {{\nfallthrough\n}}", _kubernetes()),
+        direct=(f"outer.default.{Z}",),
+    ),
+    "outside below": World(
+        _block(f"k8s_external default.svc.{Z}", _kubernetes(), "whoami"),
+        direct=(f"outer.default.default.svc.{Z}", f"web.a-b.svc.{Z}", WEB, GONE, POD, REVERSE),
+    ),
+    "outside above": World(_block("k8s_external local", _kubernetes()), direct=("outer.default.local", REVERSE)),
+    "autopath": World(_block("autopath @kubernetes", _kubernetes("pods verified")), direct=(WEB, REVERSE)),
     "zonal": World(_block(_kubernetes("zonal"))),
     "short": World(_block(_kubernetes("ttl 0\nnoendpoints"), "loadbalance"), direct=(WEB, GONE, POD, REVERSE)),
 }
