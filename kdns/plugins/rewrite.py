@@ -73,8 +73,8 @@ What is kept by *cache* is kept apart by these options.
 by another one: names such as NXDOMAIN, or numbers from 0 to 23.
 
 `cname` changes the target of the first CNAME record of an answer that fits, and puts in the place of what follows what
-this server answers to the same question about the new target. It is done to every response, so that a rule behind it
-is only tried after `continue`.
+this server answers to the same question about the new target. No dot is added to its **FROM** and **TO**, but for
+`exact`. It is done to every response, so that a rule behind it is only tried after `continue`.
 
 ## Metrics
 
@@ -129,13 +129,13 @@ Other servers get to know the client, and nobody else does:
 The client's question comes back whatever rules have done; CoreDNS forgets that where the last rule that did something
 says `continue` and wants nothing done to the response. Where `answer` changes names back, they are compared without
 case, and expressions see owners in lower case. In `cname` rules targets are turned to lower case, expressions are not.
-Response code, authority and additional section come from the new target of a `cname` rule, and if nobody can say what
-there is at it the client gets SERVFAIL. A `rcode` rule is tried once, not once for each record. What a **TO** puts in
-is not looked at for further groups. A number in **TO** that is none of a group, letters beyond ASCII in names, TTLs
-above 2147483647 and types of zone transfers are refused. Of clients' own options only those pass whose codes rules
-name. `append` adds nothing where the option is there already. Options are in the response only if there is an OPT
-record in the query, and those of `nsid` never are. A name that cannot be changed back is SERVFAIL; CoreDNS sends
-nothing. A class that no rule has turned into IN is REFUSED. A response that was changed has no AD bit.
+Response code, authority and additional section come from the new target of a `cname` rule, and if asking for it fails
+the client gets SERVFAIL. A `rcode` rule is tried once, not once for each record. What a **TO** puts in is not looked at
+for further groups. A number in **TO** that is none of a group, letters beyond ASCII in names, TTLs above 2147483647 and
+types of zone transfers are refused. Of clients' own options only those pass whose codes rules name. `append` adds
+nothing where the option is there already. Options are in the response only if there is an OPT record in the query, and
+those of `nsid` never are. A name that cannot be changed back is SERVFAIL; CoreDNS sends nothing. A class that no rule
+has turned into IN is REFUSED. A response that was changed has no AD bit.
 
 ## See also
 
