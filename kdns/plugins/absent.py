@@ -10,14 +10,11 @@ from collections.abc import Mapping
 _ELSEWHERE = "another server for these names, and a server block that forwards to it"
 _PLAIN = "DNS over UDP, TCP or TLS"
 INSTEAD: Mapping[str, str] = {
-    "auto": _ELSEWHERE,
     "azure": _ELSEWHERE,
     "clouddns": _ELSEWHERE,
     "dnssec": "nothing: the cluster's zones are not signed",
     "dnstap": "log",
-    "erratic": "nothing: it is for tests",
     "etcd": _ELSEWHERE,
-    "file": f"hosts for addresses; {_ELSEWHERE}",
     "geoip": "nothing: there is no database of places",
     "grpc": "forward over UDP, TCP, TLS or HTTPS",
     "grpc_server": _PLAIN,
