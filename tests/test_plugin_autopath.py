@@ -159,7 +159,9 @@ def test_successes_are_counted_and_nothing_else(server: Server) -> None:
         f"web.other.svc.{Z}",
     ):
         ask(server, name)
-    assert server.metrics().value(SUCCESS, server=f"dns://127.0.0.1:{server.port}") == before + 1
+    metrics = server.metrics()
+    assert metrics.value(SUCCESS, server=f"dns://127.0.0.1:{server.port}") == before + 1
+    assert metrics.value("coredns_dns_responses_total", plugin="autopath") >= 1
 
 
 def test_a_pod_that_comes_or_goes_is_known_at_once(server: Server) -> None:

@@ -294,4 +294,4 @@ def _renamed(query: Query, found: Response, depends: tuple[bytes, ...], *, cache
     if answer:
         owner, rrset = answer[0]
         answer = [(query.lname, RRset(rr.CNAME, rrset.ttl, (owner,))), *answer]
-    return replace(opened, answer=answer, depends=depends, cacheable=cacheable)
+    return replace(opened, answer=answer, depends=depends, cacheable=cacheable, plugin=NAME)
