@@ -117,6 +117,15 @@ def test_a_connection_goes_on_without_the_answers_that_are_dropped(server: Serve
         assert read_message(sock) is None  # nothing is pending, so it closes at once
 
 
+def test_a_client_that_has_no_more_questions_is_let_go_when_the_last_one_gets_no_answer(server: Server) -> None:
+    with server.tcp_socket() as sock:
+        wire = dns.message.make_query("a.never.test", "A").to_wire()
+        sock.sendall(struct.pack("!H", len(wire)) + wire)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_message(sock) is None
+    assert "[ERROR]" not in server.log
+
+
 def test_one_in_some_comes_later(server: Server) -> None:
     begun = time.monotonic()
     with server.udp_socket() as sock:

@@ -228,6 +228,20 @@ def test_what_is_denied_or_has_one_address_is_let_be(tmp_path: Path) -> None:
         assert (found.cacheable, found.rotate) == (True, True)
 
 
+def test_names_without_weights_take_turns_and_are_not_kept_as_they_may_get_some(tmp_path: Path) -> None:
+    handler, _ = weighted(tmp_path / "weights", "b.test\n192.0.2.1 255\n")
+    response = Response(answer=[addresses("192.0.2.1", "192.0.2.2")], cacheable=True)
+    assert answered(handler, query("a.test"), Behind(response)) is response
+    assert (response.cacheable, response.rotate) == (False, True)
+
+
+def test_weights_are_for_addresses_that_were_asked_for_or_are_those_of_services(tmp_path: Path) -> None:
+    handler, _ = weighted(tmp_path / "weights", "a.test\n192.0.2.1 255\n")
+    response = Response(additional=[addresses("192.0.2.1", "192.0.2.2")])
+    assert answered(handler, query("a.test", "MX"), Behind(response)) is response
+    assert answered(handler, query("a.test", "SRV"), Behind(response)) is not response
+
+
 def test_another_servers_response_stays_as_it_is_for_others(tmp_path: Path) -> None:
     handler, _ = weighted(tmp_path / "weights", "a.test\n192.0.2.2 255\n")
     asked = query("a.test")
