@@ -89,7 +89,7 @@ MODULES: Mapping[str, ModuleType] = {
 MANUALS: Mapping[str, ModuleType] = {**MODULES, import_.NAME: import_}
 """Every module whose docstring is a manual page, by directive."""
 
-SCHEMES = ("dns", "tls")
+SCHEMES = ("dns", "tls", "https")
 """What servers of this version can speak."""
 
 
@@ -144,7 +144,7 @@ def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = 
 def _server(block: ServerBlock, mistakes: list[Mistake]) -> ServerConfig:
     for token, scheme in dict.fromkeys((key.token, key.scheme) for key in block.keys if key.scheme not in SCHEMES):
         message = f"{scheme}:// is not supported by this version of kdns"
-        mistakes.append(Mistake(token.file, token.line, message, "dns://, tls://, or no scheme"))
+        mistakes.append(Mistake(token.file, token.line, message, "dns://, tls://, https://, or no scheme"))
     found: dict[str, list[Any]] = {}
     for directive in block.directives:
         module = _module(directive, mistakes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _ELSEWHERE = "another server for these names, and a server block that forwards to it"
-_PLAIN = "DNS over UDP, TCP or TLS"
+_PLAIN = "DNS over UDP, TCP, TLS or HTTPS"
 INSTEAD: Mapping[str, str] = {
     "azure": _ELSEWHERE,
     "clouddns": _ELSEWHERE,
@@ -18,7 +18,7 @@ INSTEAD: Mapping[str, str] = {
     "geoip": "nothing: there is no database of places",
     "grpc": "forward over UDP, TCP, TLS or HTTPS",
     "grpc_server": _PLAIN,
-    "https": _PLAIN,
+    "https": "nothing: connections are bounded, 1000 for each worker",
     "https3": _PLAIN,
     "nomad": _ELSEWHERE,
     "on": "nothing: commands at start and end belong to the pod (postStart, preStop)",

@@ -59,14 +59,27 @@ tls://.:853 {
 }
 ```
 
-One server block for all transports; clients with TLS need a certificate of ours:
+One server block for all three transports; clients with TLS need a certificate of ours:
 
 ```corefile
-.:53 tls://. {
+.:53 tls://. https://. {
     tls tls.crt tls.key clients.crt {
         client_auth require_and_verify
     }
     root /etc/kdns/tls
+    whoami
+}
+```
+
+Plain HTTP for a proxy:
+
+```corefile
+https://.:8080 {
+    whoami
+}
+
+tls://. {
+    tls /etc/kdns/tls/tls.crt /etc/kdns/tls/tls.key
     whoami
 }
 ```
@@ -77,7 +90,8 @@ One server block for all transports; clients with TLS need a certificate of ours
 Python's TLS asks for none that it would not verify. Certificates by ACME (`tls` without files) are refused. A `tls://`
 key without `tls` is refused: CoreDNS serves unencrypted DNS there. A `tls` that no key of its server block uses is
 refused, as are different ones at one address: CoreDNS takes any of them. Changed files are read again: CoreDNS reads
-them when it starts.
+them when it starts. Over HTTPS, a method other than GET and POST is 405 and a message over 65535 bytes is 413: with
+CoreDNS both are 400. Over HTTPS, a query that cannot be read is answered with FORMERR: with CoreDNS it is status 400.
 
 ## See also
 

@@ -29,7 +29,7 @@ cdef class Connections:
 
 @cython.final
 cdef class TcpServer:
-    cdef readonly object responder, limits, region, via, local, certificate
+    cdef readonly object responder, limits, region, via, local, certificate, label
     cdef readonly Connections connections
     cdef readonly PacketCache cache
     cdef readonly int family

@@ -202,6 +202,7 @@ class TcpServer:
     """Accepts connections on one listening socket, in the event loop.
 
     certificate: for TLS, None without. kind: what its connections speak; plain DNS messages if that is not said.
+    label: as in metrics, `https://:443`.
     """
 
     def __init__(
@@ -214,8 +215,10 @@ class TcpServer:
         limits: Limits | None = None,
         certificate: Credential | None = None,
         kind: type[Connection] | None = None,
+        label: str = "",
     ) -> None:
         self._socket = sock
+        self.label = label
         self.certificate = certificate
         self._kind = kind or Connection
         self.responder = responder

@@ -53,7 +53,7 @@ from kdns.server.direct import Direct, Served
 from kdns.server.plan import Plan, Server
 from kdns.server.respond import Block, Responder, Waiting, WriteDown
 from kdns.server.sampling import Sampler, TopNames
-from kdns.server.tcp import Connections, TcpServer
+from kdns.server.tcp import Connection, Connections, TcpServer
 from kdns.server.udp import UdpServer
 from kdns.wire import names, rr
 from kdns.wire.message import Metadata, Query, Response
@@ -267,9 +267,22 @@ class Worker:
 
     def _stream_server(self, server: Server, sock: socket.socket, responder: Responder) -> TcpServer:
         """What serves connections."""
-        limits = self._limits(server)
-        certificate = self._certificate(server)
-        return TcpServer(sock, responder, self._changes, self._connections, self._budget, limits, certificate)
+        kind = Connection
+        if server.scheme == "https":
+            from kdns.server.https import HttpConnection
+
+            kind = HttpConnection
+        return TcpServer(
+            sock,
+            responder,
+            self._changes,
+            self._connections,
+            self._budget,
+            self._limits(server),
+            self._certificate(server),
+            kind,
+            server.label,
+        )
 
     def _certificate(self, server: Server) -> Credential | None:
         """For TLS, that of the server blocks of an address, which is the same in all of them."""

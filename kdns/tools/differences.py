@@ -310,6 +310,8 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A `tls://` key without": never,
         "A `tls` that no key": never,
         "Changed files are": always,
+        "Over HTTPS, a method": always,
+        "Over HTTPS, a query": always,
     },
     "template": {
         "A template that asks": never,
