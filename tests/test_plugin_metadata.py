@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.message
+import dns.query
 import pytest
 
 from kdns.plugins import metadata, schema
@@ -12,7 +14,7 @@ from kdns.wire import names
 from kdns.wire.message import Query, Response
 from tests.support import procs
 from tests.support.configs import options, refused
-from tests.support.objects import service
+from tests.support.objects import pod, service
 from tests.support.plugins import answered, query
 from tests.support.server import Server
 
@@ -39,6 +41,23 @@ some.test:$dns {{
         manifests $manifests
     }}
 }}
+pods.test:$dns {{
+    bind 127.0.0.1
+    metadata
+    log . "{{name}} {{/kubernetes/client-namespace}}"
+    kubernetes {{
+        manifests $manifests
+        pods verified
+    }}
+}}
+unverified.test:$dns {{
+    bind 127.0.0.1
+    metadata
+    log . "{{name}} {{/kubernetes/client-namespace}}"
+    kubernetes {{
+        manifests $manifests
+    }}
+}}
 none.test:$dns {{
     bind 127.0.0.1
     log . "{{name}} {{/kubernetes/kind}}"
@@ -57,11 +76,13 @@ none.test:$dns {{
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("metadata")
-    with Server(folder, [service("web", "shop")], corefile=COREFILE, addresses=["127.0.0.1"]) as started:
+    objects = [service("web", "shop"), pod("a", "shop", "127.0.0.2"), pod("b", "other", "127.0.0.3")]
+    objects += [pod("c", "shop", "127.0.0.4"), pod("d", "other", "127.0.0.4")]
+    with Server(folder, objects, corefile=COREFILE, addresses=["127.0.0.1"]) as started:
         yield started
 
 
-def logged(server: Server, name: str, times: int = 1, *, tcp: bool = False) -> set[str]:
+def logged(server: Server, name: str, times: int = 1, *, tcp: bool = False, source: str = "127.0.0.1") -> set[str]:
     """The lines of queries for a name, without `[INFO] ` and the name."""
     mark = len(server.log)
 
@@ -69,7 +90,8 @@ def logged(server: Server, name: str, times: int = 1, *, tcp: bool = False) -> s
         return [line.removeprefix(f"[INFO] {name}. ") for line in server.log[mark:].splitlines() if f"{name}." in line]
 
     for _ in range(times):
-        server.query(name, tcp=tcp)
+        ask = dns.query.tcp if tcp else dns.query.udp
+        ask(dns.message.make_query(name, "A"), "127.0.0.1", timeout=3, port=server.port, source=source)
     procs.wait_until(lambda: len(lines()) == times, 3, f"{times} lines for {name}")
     return set(lines())
 
@@ -95,6 +117,20 @@ def test_only_names_in_its_zones_have_metadata(server: Server) -> None:
     assert logged(server, "web.shop.svc.kubernetes.some.test") == {"svc"}
     assert logged(server, "web.shop.svc.some.test") == {"-"}
     assert logged(server, "web.shop.svc.none.test") == {"-"}
+
+
+def test_log_shows_the_namespace_of_the_client(server: Server) -> None:
+    for tcp in (False, True):
+        for zone, number, namespace in (
+            ("pods", 2, "shop"),
+            ("pods", 3, "other"),
+            ("pods", 2, "shop"),
+            ("pods", 4, "-"),
+            ("pods", 1, "-"),
+            ("unverified", 2, "-"),
+        ):
+            text = logged(server, f"web.shop.svc.{zone}.test", 2, tcp=tcp, source=f"127.0.0.{number}")
+            assert text == {namespace}, (zone, number)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +212,14 @@ def test_an_answer_that_was_made_with_more_than_the_question_is_not_kept() -> No
     [
         ("metadata a..b", ['1: metadata: zone "a..b" has an empty label, or is too long']),
         ("metadata {\nx\n}", ['2: metadata has no option "x"']),
+        (
+            'metadata\nlog . "{/kubernetes/client-pod-name}"\n'
+            "view x {\nexpr metadata('kubernetes/client-label/a') == ''\n}",
+            [
+                "2: metadata kubernetes/client-pod-name is not supported by this version of kdns",
+                "4: metadata kubernetes/client-label/ is not supported by this version of kdns",
+            ],
+        ),
         ("metadata\nmetadata", ["2: metadata is given twice in a server block"]),
     ],
 )

@@ -26,7 +26,8 @@ these zones are SERVFAIL until it has been read.
 With *metadata* in the server block, it tells others what a name says: `kubernetes/kind` (`svc` or `pod`),
 `kubernetes/namespace`, `kubernetes/service`, `kubernetes/endpoint`, `kubernetes/port-name`, `kubernetes/protocol`,
 `kubernetes/cluster` in zones of `multicluster`, `kubernetes/zone` with `zonal`; only `kubernetes/parse-error` for a
-name that is nothing in the schema. That a name says so does not mean that it exists.
+name that is nothing in the schema. That a name says so does not mean that it exists. With `pods verified`,
+`kubernetes/client-namespace` is the namespace of the pod that asks, if it asks from its own address.
 
 ## Syntax
 
@@ -177,6 +178,7 @@ from kdns.plugins.chain import Next, in_loop
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
+from kdns.zone.clients import Namespaces
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader as StoreReader
 from kdns.zone.store import EXPIRED
@@ -416,12 +418,21 @@ class Handler:
 
     views: the zones, as they are numbered in the store. ask: what this server answers to another query. fall: the zones
     (lower case) in which what does not exist is passed on. name: of the directive, as metrics and logs have it.
+    namespaces: of clients, None if they are not known.
     """
 
     name = NAME
 
-    def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
+    def __init__(
+        self,
+        options: Options,
+        views: Iterable[ZoneView],
+        store: StoreReader,
+        ask: Next,
+        namespaces: Namespaces | None = None,
+    ) -> None:
         self.options = options
+        self._namespaces = namespaces
         self.views = tuple(views)
         self._ask = ask
         self._views = names.Zones({view.origin: view for view in self.views})
@@ -429,11 +440,13 @@ class Handler:
         self.fall = tuple(names.lower(names.from_text(zone)) for zone in options.fallthrough)
 
     def is_of_the_name(self, label: str) -> bool:
-        """All that is told is read from the name."""
-        return True
+        """All that is told of others is read from the name."""
+        return label != "client-namespace"
 
     def fact(self, label: str, name: bytes, client: str) -> str:
-        """What a name in these zones says (`metadata`)."""
+        """What a name in these zones says, and who the client is (`metadata`)."""
+        if label == "client-namespace":
+            return (self._namespaces.of(client) if self._namespaces is not None else None) or ""
         view = self._views.find(name)
         if view is None:
             return ""

@@ -42,6 +42,8 @@ cluster.local:53 {
 ## Differences from CoreDNS
 
 A value that depends on more than the question is not kept: an answer that was made with it goes to that client only.
+`kubernetes/client-pod-name` and `kubernetes/client-label/` are refused. Where pods of different namespaces have one
+address, those of its node, `kubernetes/client-namespace` is empty; CoreDNS takes any of them.
 
 ## See also
 
@@ -50,24 +52,29 @@ A value that depends on more than the question is not kept: an answer that was m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kdns.corefile.config import Directive, ServerBlock
+from kdns.corefile.config import Directive, ServerBlock, ServerConfig
+from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
+from kdns.plugins import kubernetes
 from kdns.plugins.chain import Next, Provider
 from kdns.wire import names
 from kdns.wire.message import Query, Response
 
 NAME = "metadata"
+CLIENT_NAMESPACE = "kubernetes/client-namespace"
+_MISSING = ("kubernetes/client-pod-name", "kubernetes/client-label/")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """zones: lower case with their last dot."""
+    """zones: lower case with their last dot. clients: the server block asks for the namespaces of clients."""
 
     zones: tuple[str, ...] = (".",)
+    clients: bool = False
 
 
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
@@ -75,7 +82,28 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     reader = Reader(directive, mistakes)
     zones = reader.zones(directive.args) or tuple(dict.fromkeys(key.zone for key in block.keys))
     reader.no_block()
-    return Options(zones) if reader.sound else None
+    clients = False
+    for token in _words(block.directives):
+        clients = clients or CLIENT_NAMESPACE in token.text
+        for label in _MISSING:
+            if label in token.text:
+                message = f"metadata {label} is not supported by this version of kdns"
+                reader.refuse(token, message, CLIENT_NAMESPACE)
+    return Options(zones, clients) if reader.sound else None
+
+
+def _words(directives: Iterable[Directive]) -> Iterator[Token]:
+    """All arguments of directives and of their blocks."""
+    for directive in directives:
+        yield from directive.args
+        yield from _words(directive.block or ())
+
+
+def needs_clients(block: ServerConfig) -> bool:
+    """Whether the namespaces of clients have to be known for a server block with `kubernetes`."""
+    options = block.plugins.get(NAME)
+    pods: str = block.plugins[kubernetes.NAME].pods
+    return isinstance(options, Options) and options.clients and pods == "verified"
 
 
 @dataclass(slots=True, eq=False)

@@ -64,7 +64,8 @@ class Server:
 class Beside:
     """What a source of Kubernetes objects keeps in the store beside its zones.
 
-    external: origin and number of the zones of `k8s_external`. clients: number of the index for `autopath`, or None.
+    external: origin and number of the zones of `k8s_external`. clients: number of the index for `autopath` and
+    `metadata`, or None.
     """
 
     external: tuple[tuple[bytes, int], ...] = ()

@@ -12,7 +12,7 @@ from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import StoreError
 from kdns.observe.logs import Log
-from kdns.plugins import autopath, k8s_external, kubernetes, zones
+from kdns.plugins import autopath, k8s_external, kubernetes, metadata, zones
 from kdns.server.plan import Beside
 from kdns.wire import names
 from kdns.zone.store import Store
@@ -36,7 +36,7 @@ def settings(
 ) -> Settings:
     """A directive's options in the terms of the publisher.
 
-    outside, clients: what `k8s_external` and `autopath` want of it, in the same server block.
+    outside, clients: what `k8s_external`, and `autopath` or `metadata`, want of it, in the same server block.
     """
     origins = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
     return Settings(
@@ -96,9 +96,8 @@ class Publication:
         self.log = log
         self._committed = committed
         self._refused = refused
-        wanted = settings(
-            self.options, listens, block.plugins.get(k8s_external.NAME), clients=autopath.needs_clients(block)
-        )
+        known = autopath.needs_clients(block) or metadata.needs_clients(block)
+        wanted = settings(self.options, listens, block.plugins.get(k8s_external.NAME), clients=known)
         self.publisher = Publisher(store, source_id(block), wanted)
         if self._servable() != 0:
             self.publisher.revive()

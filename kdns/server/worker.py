@@ -413,7 +413,7 @@ class Worker:
         if name == kubernetes.NAME:
             assert self._store is not None, "Start.load refuses it otherwise"
             views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
-            return kubernetes.Handler(options, views, self._store, self._site(index).ask)
+            return kubernetes.Handler(options, views, self._store, self._site(index).ask, self._namespaces(index))
         if name == k8s_external.NAME:
             assert self._store is not None, "it needs `kubernetes`"
             views = [ZoneView(number, origin) for origin, number in self._plan.beside[index].external]
@@ -431,13 +431,19 @@ class Worker:
         )
         return handler
 
+    def _namespaces(self, index: int) -> clients.Namespaces | None:
+        """Those of clients, if the source of a server block keeps them."""
+        number = self._plan.beside[index].clients if index in self._plan.beside else None
+        if number is None:
+            return None
+        assert self._store is not None, "it needs `kubernetes`"
+        return clients.StoredNamespaces(ZoneView(number, clients.ORIGIN), self._store)
+
     def _autopath(self, index: int, options: autopath.Options) -> autopath.Handler:
         if not options.pods:
             return autopath.Handler(options, self._site(index))
-        number = self._plan.beside[index].clients
-        assert self._store is not None, "it needs `kubernetes`"
-        assert number is not None, "the source is told to keep it"
-        known = clients.StoredNamespaces(ZoneView(number, clients.ORIGIN), self._store)
+        known = self._namespaces(index)
+        assert known is not None, "the source is told to keep it"
         cluster = self._plan.blocks[index].plugins[kubernetes.NAME].zones
         return autopath.Handler(options, self._site(index), cluster, known)
 

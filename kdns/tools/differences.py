@@ -282,7 +282,11 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "`{/log/class}`": never,
     },
     "loop": {"CoreDNS ends its process": always, "It looks for one": always},
-    "metadata": {"A value that depends": never},
+    "metadata": {
+        "A value that depends": never,
+        "`kubernetes/client-pod-name` and": never,
+        "Where pods of different": always,
+    },
     "minimal": {"An alias whose target": always, "The dates of signatures": always},
     "multisocket": {"The number is": always, "More than 64": never, "Without the directive": never},
     "nsid": {"The length has": never},
