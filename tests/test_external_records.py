@@ -278,6 +278,17 @@ def test_services_that_were_kept_without_are_listed_again_and_nothing_inside_wai
     assert Publisher(store, "main", WANTED).begin(SCOPES, strict=True) == {S: "9", E: "6", N: "7"}
 
 
+def test_some_services_with_all_do_not_make_up_for_those_without(store: Store) -> None:
+    former = Publisher(store, "main", PLAIN)
+    former.begin(SCOPES, strict=True)
+    former.deliver([complete(S, "5", WITHOUT), complete(E, "6"), complete(N, "7")], complete=True, current=True)
+    store.write(lambda txn: txn.delete_meta("externals main"))
+    publisher = Publisher(store, "main", PLAIN)
+    publisher.begin(SCOPES, strict=True)
+    publisher.deliver([Delivery(S, version="8")], complete=False, current=True)
+    assert Publisher(store, "main", WANTED).begin(SCOPES, strict=True) == {E: "6", N: "7"}
+
+
 def test_services_that_were_kept_with_all_need_no_list(store: Store) -> None:
     former = Publisher(store, "main", PLAIN)
     former.begin(SCOPES, strict=True)

@@ -137,6 +137,12 @@ def test_others_have_another_list_and_get_no_answer_that_was_made_for_a_pod(serv
         assert ask(server, f"web.other.{SHOP}", client=client) == ["NXDOMAIN"]
 
 
+def test_where_an_address_is_of_pods_of_several_namespaces_no_list_can_be_told(server: Server) -> None:
+    for mine, name in (("shop", "web.other"), ("other", "web.shop")):
+        assert ask(server, f"{name}.{mine}.svc.{Z}", client=BOTH) == ["NXDOMAIN"]
+        assert len(ask(server, f"{name}.{mine}.svc.{Z}", client=POD if mine == "shop" else OTHER)) == 2
+
+
 def test_only_first_names_are_gone_on_from(server: Server) -> None:
     assert ask(server, f"web.other.other.svc.{Z}") == ["NXDOMAIN"]
     assert ask(server, f"www.example.net.svc.{Z}") == ["NXDOMAIN"]
@@ -253,6 +259,30 @@ def test_all_names_of_the_list_are_tried_in_their_order() -> None:
     response = completed(f"Web.x.{SHOP}", chain)
     assert chain.asked == [f"Web.x.{end}" for end in (SHOP, f"svc.{Z}", Z, "host.example.")] + ["Web.x."]
     assert (response.rcode, response.cacheable, response.answer) == (rr.NXDOMAIN, False, [])
+
+
+def test_the_search_domain_itself_is_no_name_of_it() -> None:
+    chain = Chain({})
+    assert (completed(SHOP, chain).rcode, chain.asked) == (rr.NXDOMAIN, [SHOP])
+
+
+def test_no_name_is_tried_twice() -> None:
+    chain = Chain({})
+    settings = autopath.Options((".",), ("svc.",), pods=True)
+    answered(Handler(settings, Ground().site, (".",), Known()), query("web.x.shop.svc."), chain)
+    assert chain.asked == ["web.x.shop.svc.", "web.x.svc.", "web.x."]
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_the_answer_is_kept_only_if_all_that_it_was_made_of_may_be(at: int) -> None:
+    """For a list that is everybody's."""
+    names_of = [f"web.{end}" for end in ("a.test.", "b.test.", "c.test.")]
+    denials = {name: Response(rcode=rr.NXDOMAIN, plugin="chain", cacheable=True) for name in names_of[:2]}
+    responses = {**denials, names_of[2]: address(names_of[2])}
+    handler = Handler(autopath.Options((".",), ("a.test.", "b.test.", "c.test.")), Ground().site)
+    assert answered(handler, query(names_of[0]), Chain(responses)).cacheable
+    responses[names_of[at]].cacheable = False
+    assert not answered(handler, query(names_of[0]), Chain(responses)).cacheable
 
 
 def test_names_that_are_too_long_are_passed_over() -> None:

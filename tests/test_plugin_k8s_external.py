@@ -17,6 +17,7 @@ from tests.support import objects, procs
 from tests.support.configs import options, refused
 from tests.support.objects import Object
 from tests.support.server import Server
+from tests.test_status_page import facts
 
 COREFILE = """
 .:$dns {
@@ -165,6 +166,16 @@ def test_changes_are_answered(server: Server) -> None:
         assert records(server, "77.100.51.198.in-addr.arpa.", "PTR") == [pointer]
     finally:
         server.write_objects(cluster())
+
+
+def test_the_status_page_shows_the_zone(server: Server) -> None:
+    told = facts(server.metrics_port)["zones"]
+    assert ("example.org.", "synced") in [(zone["zone"], zone["state"]) for zone in told]
+
+
+def test_kdns_explain_knows_the_names(server: Server) -> None:
+    done = CliRunner().invoke(app, ["explain", WEB, "--conf", str(server.conf)])
+    assert (done.exit_code, f"{WEB}  A 198.51.100.1 198.51.100.2" in done.output) == (0, True), done.output
 
 
 def test_kdns_records_lists_such_a_zone(server: Server) -> None:
