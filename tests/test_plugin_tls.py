@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -488,6 +489,12 @@ tls://.:$metrics {
     server = Server(tmp_path / "server", corefile=text.replace("$folder", str(tmp_path)))
     code, said = server.run()
     assert code != 0
+    checked = subprocess.run(
+        [sys.executable, "-m", "kdns", "check", str(server.conf)], capture_output=True, text=True, timeout=20
+    )
+    assert checked.returncode == 1
+    assert [line for line in checked.stderr.splitlines() if line not in said] == []
+    assert checked.stderr.count("Corefile:") == 3
     lines = [line.partition("Corefile")[2] for line in said.splitlines() if "Corefile" in line]
     assert [line.partition(": ")[0] for line in lines] == [":3", ":7", ":11"]
     assert f"{tmp_path}/missing.crt cannot be read: No such file or directory" in lines[0]

@@ -11,7 +11,7 @@ import typer
 from kdns.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kdns.corefile.config import ServerConfig
+    from kdns.corefile.config import Config, ServerConfig
 
 
 def check(
@@ -22,8 +22,8 @@ def check(
     """Read Corefiles as `kdns serve` would, and print every mistake as FILE:LINE: what is wrong; what is accepted.
 
     For a file without mistakes: the zones, ports and plugins that it would serve. Variables like {$NAME} are taken from
-    this command's environment. The interfaces that `bind` may name are looked up by `kdns serve` alone. With --node,
-    __PILLAR__ variables have the values of some node.
+    this command's environment. The files of `tls` are tried as well. The interfaces that `bind` may name are looked up
+    by `kdns serve` alone. With --node, __PILLAR__ variables have the values of some node.
 
     \b
     kdns check Corefile
@@ -54,6 +54,7 @@ def report(file: Path, *, node: bool = False) -> dict[str, Any]:
 
     try:
         config = example(file) if node else load(file, environ=os.environ)
+        _try_certificates(config)
     except ConfigError as error:
         mistakes = [
             {
@@ -67,6 +68,15 @@ def report(file: Path, *, node: bool = False) -> dict[str, Any]:
         ]
         return {"file": str(file), "ok": False, "servers": [], "mistakes": mistakes}
     return {"file": str(file), "ok": True, "servers": [_server(block) for block in config.blocks], "mistakes": []}
+
+
+def _try_certificates(config: Config) -> None:
+    """Raise ConfigError with the files of `tls` that cannot be used."""
+    if any("tls" in block.plugins for block in config.blocks):
+        from kdns.server import certificates
+
+        if mistakes := certificates.check(config.blocks):
+            raise ConfigError(mistakes)
 
 
 def _server(block: ServerConfig) -> dict[str, Any]:
