@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import dns.query
 import pytest
 
-from kdns.plugins import metadata, schema
+from kdns.plugins import kubernetes, metadata, schema
 from kdns.wire import names
 from kdns.wire.message import Query, Response
 from tests.support import procs
@@ -205,6 +206,13 @@ def test_an_answer_that_was_made_with_more_than_the_question_is_not_kept() -> No
             return Response(cacheable=True)
 
         assert answered(handler, query("Web.test"), uses).cacheable is kept
+
+
+def test_what_kubernetes_knows_of_a_client_is_not_the_same_for_all() -> None:
+    nothing: Any = None
+    handler = kubernetes.Handler(options("kubernetes"), (), nothing, nothing)
+    assert not handler.is_of_the_name("client-namespace")
+    assert handler.is_of_the_name("namespace")
 
 
 @pytest.mark.parametrize(
