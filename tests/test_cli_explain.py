@@ -778,6 +778,15 @@ def test_what_a_corefile_makes_of_a_name(
     assert done.code == code
 
 
+def test_autopath_goes_through_the_search_list_for_a_pod(tmp_path: Path) -> None:
+    arguments = cluster(tmp_path, [*EMPTY, WEB], "pods verified", extra="autopath @kubernetes\nforward . 192.0.2.1")
+    inside = explain("web.shop.svc", "-n", "data", *arguments)
+    assert (inside.code, inside.costs) == (0, (2, 2))
+    outside = explain("www.example.com", "-n", "data", *arguments)
+    (step,) = outside.json["steps"]
+    assert (step["answers"][0]["upstream"], outside.costs) == ("forwarded to 192.0.2.1:53", (2, 2))
+
+
 def test_names_that_fall_through_are_forwarded(tmp_path: Path) -> None:
     arguments = cluster(tmp_path, [*EMPTY, WEB], "fallthrough in-addr.arpa", extra="forward . 192.0.2.1")
     done = explain("10.99.99.99", "-n", "shop", *arguments)

@@ -304,7 +304,7 @@ def _data(given: _Given, view: View) -> Data:
 
     if given.corefile is not None:
         corefile = given.corefile
-        offline = Offline(view, corefile.blocks, corefile.port)
+        offline = Offline(view, corefile.blocks, corefile.port, namespace=given.namespace)
         for text in offline.warnings:
             typer.echo(text, err=True)
         return Data(_title(given), offline, Origins(view, _settings(given), corefile.options.pods, given.namespace))

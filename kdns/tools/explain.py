@@ -141,7 +141,7 @@ class Data:
         """What a server with this data and Corefile would answer."""
         answered = self._offline.ask(name, rtype)
         if answered.way is not None and not answered.answer:
-            return self._unknown(name, rtype, answered.way, exists)
+            return self._unknown(name, rtype, answered.way, exists or _is_completed(name, answered.way.name))
         records = _records(answered)
         found = _count(records, rtype)
         outcome = Outcome(answered.rcode, len(records), found, answered.size)
@@ -174,6 +174,14 @@ class Data:
         if answered.plugin != "kubernetes":
             return (Origin(f"the plugin {answered.plugin}"),) if answered.answer else ()
         return self._origins.found(answered)
+
+
+def _is_completed(name: bytes, left: bytes) -> bool:
+    """Whether the server went through the search list (`autopath`): what leaves is the name without its search domain.
+
+    That is the name as it is, then, which an upstream's answer is not known for.
+    """
+    return len(left) < len(name) and names.lower(name).startswith(left[:-1])
 
 
 class Live:

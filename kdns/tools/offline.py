@@ -13,7 +13,7 @@ from typing import Any
 from kdns.corefile.config import ServerConfig
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
-from kdns.plugins import MODULES, auto, file, forward, k8s_external, kubernetes, sited
+from kdns.plugins import MODULES, auto, autopath, file, forward, k8s_external, kubernetes, sited
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
 from kdns.plugins.site import Site
@@ -68,9 +68,15 @@ class _Left(Exception):  # noqa: N818 - it is no error
 class Offline:
     """The server blocks of one port. warnings: what a server would log at its start, such as files that are missing."""
 
-    def __init__(self, view: View, blocks: Sequence[ServerConfig], port: int, upstream: str = "") -> None:
-        """port: whose blocks answer. upstream: in words, who is asked where no plugin answers; "" for nobody."""
+    def __init__(
+        self, view: View, blocks: Sequence[ServerConfig], port: int, upstream: str = "", namespace: str = ""
+    ) -> None:
+        """port: whose blocks answer. upstream: in words, who is asked where no plugin answers; "" for nobody.
+
+        namespace: of the pod that asks, "" for no pod.
+        """
         self._view = view
+        self._namespace = namespace
         self._upstream = upstream
         self._left: Way | None = None
         self.warnings: list[str] = []
@@ -120,6 +126,10 @@ class Offline:
         for name, options in block.plugins.items():
             if name == kubernetes.NAME:
                 found += self._kubernetes(options)
+            elif name == autopath.NAME:
+                cluster = block.plugins[kubernetes.NAME].zones if options.pods else ()
+                pods = _Pods(self._namespace) if options.pods else None
+                found.append(autopath.Handler(options, site, cluster, pods))
             elif name == k8s_external.NAME:
                 found.append(self._view.external(options, self._follow))
             elif name == file.NAME:
@@ -159,6 +169,17 @@ class Offline:
         if self._upstream:
             raise _Left(Way(query.lname, self._upstream))
         return Response(rcode=rr.REFUSED, error="no plugin of the server block answers for it")
+
+
+class _Pods:
+    """Takes whoever asks for a pod of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def of(self, address: str) -> str | None:
+        """See `kdns.zone.clients`."""
+        return self._namespace or None
 
 
 class _Unread:
