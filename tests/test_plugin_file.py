@@ -20,11 +20,12 @@ import dns.zone
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from kdns.cli import check
 from tests.conftest import Serve
 from tests.support import digs, procs
 from tests.support.configs import options, refused
 from tests.support.knot import Knot
-from tests.support.server import Server
+from tests.support.server import ROOT, Server
 
 ZONE = """\
 $ORIGIN {origin}.
@@ -93,6 +94,31 @@ plain.test:$dns {
 signed.test:$dns {
     bind 127.0.0.1
     file $folder/signed
+}
+"""
+ALIASES = """\
+.:$dns {
+    bind 127.0.0.1
+    file $manifests/db z.test chain.test
+    forward . 127.0.0.1:9 {
+        max_fails 0
+    }
+}
+other.test:$dns {
+    bind 127.0.0.1
+    hosts $manifests/hosts {
+        fallthrough gone.other.test
+    }
+    template ANY ANY gone.other.test {
+        rcode NXDOMAIN
+        authority "other.test. 60 IN SOA ns.other.test. host.other.test. 1 2 3 4 60"
+    }
+}
+refused.test:$dns {
+    bind 127.0.0.1
+    acl {
+        block
+    }
 }
 """
 CHANGING = """\
@@ -333,6 +359,80 @@ def test_kubernetes_answers_before_file_for_what_is_in_its_zone(server: Server) 
     assert server.query("cluster.local", "SOA").answer[0][0].minimum == 5
 
 
+# Aliases that lead out of the zones
+
+
+@pytest.fixture(scope="module")
+def aliases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("aliases")
+    (folder / "manifests").mkdir()
+    (folder / "manifests" / "hosts").write_text("192.0.2.77 a.other.test\n")
+    chain = "".join(f"c{number} CNAME c{number + 1}\n" for number in range(12))
+    long = ".".join(["x" * 60] * 3)
+    write(
+        folder / "manifests" / "db",
+        1,
+        "out CNAME a.other.test.\nmissing CNAME gone.other.test.\ndead CNAME a.dead.test.\n"
+        "refused CNAME a.refused.test.\nd DNAME other.test.\nw.x CNAME out\n*.w CNAME a.other.test.\n"
+        f"{chain}c12 A 192.0.2.12\nlong DNAME {long}\nloop DNAME loop.loop\nping CNAME ping.chain.test.\n",
+    )
+    server = Server(folder, corefile=ALIASES)
+    try:
+        server.start(wait=False)
+        server.wait_ready()
+        yield server
+    finally:
+        server.kill()
+
+
+def shown(server: Server, name: str, rdtype: str = "A", *, tcp: bool = False) -> tuple[str, list[str]]:
+    """The rcode, and the answer section with its owners."""
+    found = server.query(name, rdtype, tcp=tcp)
+    lines = [f"{rrset.name} {rdata}" for rrset in found.answer for rdata in rrset]
+    return dns.rcode.to_text(found.rcode()), lines
+
+
+def test_an_alias_is_completed_by_what_this_server_answers(aliases: Server) -> None:
+    assert shown(aliases, "out.z.test") == ("NOERROR", ["out.z.test. a.other.test.", "a.other.test. 192.0.2.77"])
+    assert shown(aliases, "any.w.z.test")[1] == ["any.w.z.test. a.other.test.", "a.other.test. 192.0.2.77"]
+    assert shown(aliases, "w.x.z.test")[1][-1] == "a.other.test. 192.0.2.77"
+    assert shown(aliases, "a.d.z.test")[1] == [
+        "d.z.test. other.test.",
+        "a.d.z.test. a.other.test.",
+        "a.other.test. 192.0.2.77",
+    ]
+    assert shown(aliases, "out.z.test", "CNAME") == ("NOERROR", ["out.z.test. a.other.test."])
+    missing = aliases.query("missing.z.test")
+    assert (missing.rcode(), missing.authority[0].rdtype) == (dns.rcode.NXDOMAIN, dns.rdatatype.SOA)
+    assert [rrset.rdtype for rrset in missing.answer] == [dns.rdatatype.CNAME]
+
+
+def test_what_an_alias_leads_to_may_fail(aliases: Server) -> None:
+    assert shown(aliases, "dead.z.test") == ("SERVFAIL", [])
+    assert shown(aliases, "refused.z.test") == ("SERVFAIL", [])
+
+
+def test_chains_come_to_an_end(aliases: Server) -> None:
+    code, lines = shown(aliases, "c0.z.test")
+    assert (code, len(lines)) == ("NOERROR", 10)
+    assert shown(aliases, "c2.z.test")[1][-1] == "c12.z.test. 192.0.2.12"
+    assert len(shown(aliases, "a.loop.z.test")[1]) <= 20
+    assert shown(aliases, "ping.z.test") == (
+        "NOERROR",
+        ["ping.z.test. ping.chain.test.", "ping.chain.test. ping.chain.test."],
+    )
+
+
+def test_a_name_that_a_dname_makes_too_long_is_yxdomain(aliases: Server) -> None:
+    code, lines = shown(aliases, "y" * 60 + ".yyyy.long.z.test")
+    assert (code, len(lines)) == ("YXDOMAIN", 1)
+
+
+def test_any_is_minimal_over_udp_only(aliases: Server) -> None:
+    assert shown(aliases, "z.test", "ANY") == ("NOERROR", ['z.test. "RFC8482" ""'])
+    assert len(shown(aliases, "z.test", "ANY", tcp=True)[1]) == 2
+
+
 # At a start
 
 
@@ -372,6 +472,30 @@ def test_a_new_zone_has_to_be_right(tmp_path: Path, text: str | None, lines: str
     code, said = server.run()
     assert code == 1
     assert f"{server.manifests}/{message}" in said
+
+
+def test_check_reads_the_files_that_are_there(tmp_path: Path) -> None:
+    corefile = tmp_path / "Corefile"
+    corefile.write_text(f"z.test {{\n root {tmp_path}\n file db z.test y.test\n file gone x.test\n}}\n")
+    write(tmp_path / "db", 1)
+    assert check.report(corefile)["ok"]
+    write(tmp_path / "db", 1, mistake="a A x\n")
+    (mistake,) = check.report(corefile)["mistakes"]
+    assert mistake["text"].startswith(f"{tmp_path}/db:5: Text input is malformed.; accepted: a master file")
+    corefile.write_text(f"z.test {{\n file {tmp_path}/gone {{\n reload 0\n}}\n}}\n")
+    assert [each["file"] for each in check.report(corefile)["mistakes"]] == [f"{tmp_path}/gone"]
+
+
+def test_the_example_is_right() -> None:
+    assert check.report(ROOT / "zones" / "example" / "Corefile")["ok"]
+
+
+@pytest.mark.parametrize("directive", ["file db", "auto {\n directory zones\n}"])
+def test_a_node_has_no_place_for_it(tmp_path: Path, directive: str) -> None:
+    corefile = tmp_path / "Corefile"
+    corefile.write_text(f"z.test {{\n {directive}\n}}\n")
+    (mistake,) = check.report(corefile, node=True)["mistakes"]
+    assert (mistake["line"], "has no place on a node: kdns node keeps no zone store" in mistake["message"]) == (2, True)
 
 
 # In the Corefile

@@ -21,9 +21,10 @@ def check(
 ) -> None:
     """Read Corefiles as `kdns serve` would, and print every mistake as FILE:LINE: what is wrong; what is accepted.
 
-    For a file without mistakes: the zones, ports and plugins that it would serve. Variables like {$NAME} are taken from
-    this command's environment. The files of `tls` are tried as well. The interfaces that `bind` may name are looked up
-    by `kdns serve` alone. With --node, __PILLAR__ variables have the values of some node.
+    Master files of `file` are read too, as far as they are there. For a file without mistakes: the zones, ports and
+    plugins that it would serve. Variables like {$NAME} are taken from this command's environment. The files of
+    `tls` are tried as well. The interfaces that `bind` may name are looked up by `kdns serve` alone. With --node,
+    __PILLAR__ variables have the values of some node.
 
     \b
     kdns check Corefile
@@ -54,6 +55,11 @@ def report(file: Path, *, node: bool = False) -> dict[str, Any]:
 
     try:
         config = example(file) if node else load(file, environ=os.environ)
+        if any("file" in block.plugins for block in config.blocks):
+            from kdns.server import zone_feed
+
+            if wrong := zone_feed.unusable(config.blocks):
+                raise ConfigError(wrong)
         _try_certificates(config)
     except ConfigError as error:
         mistakes = [

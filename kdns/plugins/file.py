@@ -52,7 +52,7 @@ The zone of a file, which other zones are beside:
 
 ```corefile
 shop.example {
-    file zones/shop.example
+    file zones/example/shop.example
 }
 . {
     forward . 192.0.2.53

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -265,6 +267,8 @@ class ZoneFeed:
         if known.seen == seen:
             return False
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # it may never end, or never begin
+                raise OSError(errno.EINVAL, "is no file", str(path))
             age = time.time() - max(Path(name).stat().st_mtime for name in seen)
         except OSError as error:
             missing = Mistake(
@@ -350,6 +354,23 @@ class ZoneFeed:
             self.publication.log.info(f"{text}, of {self._known[origin].path}")
         for zone in gone:
             self.publication.log.info(f"zone {names.to_text(zone.origin)}: its file is gone, and so is the zone")
+
+
+def unusable(blocks: Iterable[ServerConfig]) -> list[Mistake]:
+    """What is wrong with files of `file`, and would keep a server from starting that has no data from before."""
+    mistakes, jobs = [], []
+    for each in (each for block in blocks if file.NAME in block.plugins for each in block.plugins[file.NAME].files):
+        for origin, path in of_file(each).items():
+            if path.exists():
+                jobs.append((str(path), origin))
+            elif not each.reload:
+                mistakes.append(Mistake(str(path), 1, "no such file or directory", "a file that can be read"))
+    if jobs:
+        with tempfile.TemporaryFile() as rows:
+            command = [sys.executable, "-m", masterfile.__name__]
+            subprocess.run(command, input=masterfile.jobs(jobs), stdout=rows, check=True)
+            mistakes += [result.mistake for result in masterfile.results(rows.fileno()) if result.mistake is not None]
+    return list(dict.fromkeys(mistakes))
 
 
 def _digest(path: str) -> str:
