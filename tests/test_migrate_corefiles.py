@@ -242,6 +242,16 @@ def told(text: str) -> list[str]:
         ("kubernetes cluster.local", "`apiserver_qps` and", False),
         ("health", "Written twice", False),
         ("any", "None.", False),
+        ("template IN A {\nanswer {{.Name}}\n}", "Of `printf`,", False),
+        ("template IN A {\nanswer {{printf}}\n}", "Of `printf`,", True),
+        ("template IN A {\nanswer a{{.Name}}\n}", "An alias", False),
+        ("template IN A {\nauthority a\nanswer CNAME\n}", "An alias", True),
+        ("template IN A {\nederror 15\n}", "The extended", True),
+        ("template IN A {\nrcode NXDOMAIN\n}", "The extended", False),
+        ("loadbalance weighted /dev/null", "With `weighted`,", True),
+        ("loadbalance", "With `weighted`,", False),
+        ("erratic {\ndrop\n}", "`drop` without", True),
+        ("erratic", "`drop` without", False),
     ],
 )
 def test_a_difference_is_told_where_it_matters(text: str, sentence: str, there: bool) -> None:

@@ -112,6 +112,18 @@ def rule(*fields: str) -> When:
     return when
 
 
+def _in_templates(pattern: str) -> When:
+    """With a record of *template* in which this is found."""
+    found = re.compile(pattern)
+
+    def when(directive: Directive) -> Iterator[Token]:
+        for item in directive.block or ():
+            if item.name.text in ("answer", "authority", "additional") and any(found.search(a.text) for a in item.args):
+                yield item.name
+
+    return when
+
+
 def _short_chaos(directive: Directive) -> Iterator[Token]:
     if len(directive.args) < 2:
         yield directive.name
@@ -319,12 +331,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     },
     "template": {
         "A template that asks": never,
-        "Of `printf`": always,
-        "What a template makes": always,
-        "A template that takes": always,
+        "Of `printf`": _in_templates("printf"),
+        "What a template makes": _in_templates(r"\$[A-Z]+"),
+        "A template that takes": _in_templates("range|printf"),
         "Classes": never,
         "The extended error": option("ederror"),
-        "An alias whose": always,
+        "An alias whose": _in_templates("CNAME"),
         "Queries that the packet": always,
         "`var` and": never,
     },
