@@ -275,6 +275,7 @@ STEPS = {
     "a cut above": ("b.f A 192.0.2.5", "b.f", "f NS ns.else.test.", "NOERROR"),
     "a DNAME above": ("b.g A 192.0.2.5", "b.g", "g DNAME d", "NOERROR 192.0.2.5 b.d.z.test. d.z.test."),
     "the target of an alias": ("h CNAME t", "h", "t A 192.0.2.8", "NOERROR 192.0.2.8 t.z.test."),
+    "a wildcard below a name that is there": ("l TXT x", "a.l", "*.l A 192.0.2.5", "NOERROR 192.0.2.5"),
     "a nearer wildcard": ("*.i A 192.0.2.5", "a.b.i", "*.b.i A 192.0.2.6", "NOERROR 192.0.2.6"),
     "an address of a target": ("j MX 1 m.j", "j", "m.j A 192.0.2.5", "NOERROR 1 m.j.z.test."),
 }
