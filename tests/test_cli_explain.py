@@ -984,3 +984,18 @@ def test_garbage_from_a_server_is_one_line(
     assert done.code in (0, 1, 3)
     assert done.err.count("\n") <= 1
     assert all(char.isprintable() or char == "\n" for char in done.out + done.err)
+
+
+def test_views_are_tried_in_the_order_of_the_file(tmp_path: Path) -> None:
+    arguments = cluster(tmp_path, EMPTY)
+    corefile = tmp_path / "Corefile"
+    written = corefile.read_text()
+    inside, documents = "incidr(client_ip(), '10.0.0.0/8')", "incidr(client_ip(), '192.0.2.0/24')"
+    for number, taken in enumerate((inside, documents), 1):
+        written += f"\na.test {{\nview v{number} {{\nexpr {taken}\n}}\nhosts {{\n192.0.2.{number} www.a.test\n}}\n}}\n"
+    corefile.write_text(f"{written}\na.test {{\nhosts {{\n192.0.2.3 www.a.test\n}}\n}}\n")
+    done = explain("www.a.test.", "-n", "shop", *arguments)
+    assert "192.0.2.2" in done.out
+    assert "192.0.2.1 " not in done.out
+    assert "192.0.2.3" not in done.out
+    assert "views are tried for a client at 192.0.2.1" in done.err

@@ -28,8 +28,8 @@ from kdns.zone.changes import name_hash
 
 if TYPE_CHECKING:
     from kdns.plugins.tsig import Checker
+    from kdns.plugins.views import Views
     from kdns.server.direct import Direct
-    from kdns.server.views import Views
 
 WriteDown: TypeAlias = Callable[..., None]
 """Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds; known: its metadata,

@@ -64,8 +64,8 @@ from kdns.zone.reader import Reader
 from kdns.zone.store import is_held
 
 if TYPE_CHECKING:
+    from kdns.plugins.views import Candidate, Views
     from kdns.server.certificates import Credential
-    from kdns.server.views import Candidate, Views
 
 T = TypeVar("T")
 GO, READY, STOP, LEAVE = b"go", b"ready", b"stop", b"leave"
@@ -353,7 +353,7 @@ class Worker:
 
     def _candidate(self, index: int, found: Chains, block: T, apart: T) -> Candidate[T]:
         from kdns.plugins.conditions import View
-        from kdns.server.views import Candidate
+        from kdns.plugins.views import Candidate
 
         options = self._plan.blocks[index].plugins.get(view.NAME)
         return Candidate(block, apart, View(options) if options is not None else None, found.known)
@@ -361,7 +361,7 @@ class Worker:
     def _views(self, candidates: dict[bytes, list[Candidate[T]]]) -> Views[T] | None:
         if not candidates:
             return None
-        from kdns.server.views import Views  # for those who need them
+        from kdns.plugins.views import Views  # for those who need them
 
         return Views(candidates)
 

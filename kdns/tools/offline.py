@@ -14,9 +14,12 @@ from kdns.corefile.config import ServerConfig
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
 from kdns.plugins import MODULES, auto, autopath, file, forward, k8s_external, kubernetes, sited
+from kdns.plugins import view as view_
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
+from kdns.plugins.conditions import View as Conditions
 from kdns.plugins.site import Site
+from kdns.plugins.views import Candidate, Views
 from kdns.tools.snapshot import View, finish
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
@@ -66,7 +69,8 @@ class _Left(Exception):  # noqa: N818 - it is no error
 
 
 class Offline:
-    """The server blocks of one port. warnings: what a server would log at its start, such as files that are missing."""
+    """The server blocks of one port. warnings: what a server would log at its start, such as files that are missing;
+    and for whom views are tried."""
 
     def __init__(
         self, view: View, blocks: Sequence[ServerConfig], port: int, upstream: str = "", namespace: str = ""
@@ -80,19 +84,25 @@ class Offline:
         self._upstream = upstream
         self._left: Way | None = None
         self.warnings: list[str] = []
-        chains: dict[bytes, Next] = {}
+        chains: dict[bytes, list[Candidate[Next]]] = {}
+        viewed = False
         for block in blocks:
             chain = link(self._handlers(block), self._nobody)
+            options = block.plugins.get(view_.NAME)
             for key in block.keys:
                 if key.port == port and key.scheme == "dns":
-                    chains.setdefault(names.lower(names.from_text(key.zone)), chain)
-        self._chains = names.Zones(chains)
+                    viewed = viewed or options is not None
+                    found = Candidate(chain, chain, Conditions(options) if options is not None else None)
+                    chains.setdefault(names.lower(names.from_text(key.zone)), []).append(found)
+        if viewed:
+            self.warnings.append(f"views are tried for a client at {_CLIENT[0]}, and without metadata")
+        self._chains = Views(chains)
 
     def ask(self, name: bytes, rtype: int) -> Answered:
         """What is answered to a question for a name and type over UDP."""
         query = _query(name, rtype)
         self._left = None
-        chain = self._chains.find(query.lname)
+        chain = self._chains.find(query)
         if chain is None:
             return Answered(rr.REFUSED, "", error="no server block has this name")
         try:
@@ -155,7 +165,7 @@ class Offline:
 
     async def _follow(self, query: Query) -> Response:
         """What this server answers for the target of an alias, as far as it is known here."""
-        chain = self._chains.find(query.lname)
+        chain = self._chains.find(query)
         try:
             response = await chain(query) if chain is not None else Response(rcode=rr.REFUSED)
         except _Left as left:
