@@ -230,6 +230,8 @@ def test_networks_in_the_corefile() -> None:
 def test_the_response_of_who_is_let_pass_by_address_is_not_cacheable() -> None:
     handler = acl.Handler(options("acl {\nblock net 10.0.0.0/8\n}", "."), Ground().site)
     assert not answered(handler, query("a.test"), Behind(Response(cacheable=True))).cacheable
+    handler = acl.Handler(options("acl {\nallow net 10.0.0.0/8\nblock type TXT\n}", "."), Ground().site)
+    assert answered(handler, query("a.test"), Behind(Response(cacheable=True))).cacheable
     handler = acl.Handler(options("acl {\nblock type TXT net 10.0.0.0/8\n}", "."), Ground().site)
     assert answered(handler, query("a.test"), Behind(Response(cacheable=True))).cacheable
 

@@ -29,7 +29,7 @@ acl [ZONES...] {
   clients. IPv4 clients of an IPv6 socket count as what they are.
 
 What clients of a server block are answered is kept in the packet cache if it is the same for all of them: if none of
-the rules up to the one that decides, for that type, has a `net`.
+the rules up to the one that decides, for that type, has a `net`, or all rules for that type allow.
 
 ## Metrics
 
@@ -252,7 +252,10 @@ class Handler:
     def _decide(self, query: Query) -> tuple[str, str, bool]:
         """The action, the zone of the directive that wants it, and whether the client made a difference."""
         by_client = False
-        for zone, rule in self._applying(query):
+        applying = list(self._applying(query))
+        if all(rule.action == ALLOW for _, rule in applying):
+            return ALLOW, "", False
+        for zone, rule in applying:
             if rule.networks is None:
                 return rule.action, zone, by_client
             by_client = True

@@ -159,6 +159,20 @@ WORLDS: dict[str, World] = {
     ),
     "outside above": World(_block("k8s_external local", _kubernetes()), direct=("outer.default.local", REVERSE)),
     "autopath": World(_block("autopath @kubernetes", _kubernetes("pods verified")), direct=(WEB, REVERSE)),
+    "acl and template elsewhere": World(
+        _block(
+            "acl example.org {\nblock\n}",
+            "acl {\nallow net 10.0.0.0/8\ndrop type ANY\n}",
+            "template IN A gone.example {\nrcode NXDOMAIN\n}",
+            _kubernetes(),
+        ),
+        direct=(WEB, GONE, POD, REVERSE),
+    ),
+    "acl": World(_block("acl {\nfilter type AAAA\n}", _kubernetes())),
+    "template": World(
+        _block(f"template IN TXT default.svc.{Z} {{\nrcode REFUSED\n}}", _kubernetes()), direct=(REVERSE,)
+    ),
+    "dns64": World(_block("dns64", _kubernetes())),
     "zonal": World(_block(_kubernetes("zonal"))),
     "short": World(_block(_kubernetes("ttl 0\nnoendpoints"), "loadbalance"), direct=(WEB, GONE, POD, REVERSE)),
 }
