@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -18,10 +19,15 @@ import dns.query
 import pytest
 
 from kdns.errors import ConfigError
+from kdns.observe.counters import Region
 from kdns.plugins import loads
+from kdns.plugins.budget import Budget
 from kdns.plugins.tls import Options
 from kdns.server import tcp
 from kdns.server.certificates import Certificate, Credential
+from kdns.server.respond import Responder, Waiting
+from kdns.server.secure import BYTES as TLS_BYTES
+from kdns.zone.changes import Changes
 from tests.support import objects, ports, procs
 from tests.support.configs import refused
 from tests.support.server import Server, read_message
@@ -282,6 +288,43 @@ def test_nobody_negotiates_anew(site: Site, needs: Callable[..., None]) -> None:
         client.stdin.flush()
         procs.wait_until(lambda: site.closed("tls") == before + 1, 3, "the end of the connection")
         client.stdin.close()
+
+
+def test_what_tls_takes_counts_as_held(tmp_path: Path) -> None:
+    """Where memory is short, the one that was idle longest goes."""
+    asyncio.run(_hold(Issued(tmp_path), most=4 * TLS_BYTES))
+
+
+async def _hold(issued: Issued, most: int) -> None:
+    changes, region = Changes.create(), Region.create()
+    connections = tcp.Connections(region, most)
+    responder = Responder("tls://:853", {}, region, lambda _: None, Waiting())
+    credential = Credential(
+        Options(str(issued.folder / "server.crt"), str(issued.folder / "server.key")), ("dot",), None
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as stack:
+        where = listening.getsockname()[1]
+        server = tcp.TcpServer(listening, responder, changes, connections, Budget(), certificate=credential)
+        server.start()
+        loop = asyncio.get_running_loop()
+        socks = [
+            stack.enter_context(await loop.run_in_executor(None, connect, where, issued.client())) for _ in range(9)
+        ]
+        await asyncio.sleep(0)
+        assert len(connections.open) == most // TLS_BYTES
+        assert [_is_open(sock) for sock in socks] == [False] * 5 + [True] * 4
+        await server.stop()
+        await connections.drain(0)
+
+
+def _is_open(sock: ssl.SSLSocket) -> bool:
+    sock.settimeout(0.05)
+    try:
+        return sock.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
 
 
 # Who may connect

@@ -24,7 +24,7 @@ TURN = 32
 """Requests of a connection that are answered before others have their turn."""
 SLICE = 4 << 10
 """Bytes that are read as HTTP together."""
-BYTES = 48 << 10
+BYTES = 24 << 10
 """About what HTTP takes for a connection, in bytes."""
 _PREFACE = b"PRI "
 _CLOCK = doh.Clock()

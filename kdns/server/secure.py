@@ -8,7 +8,7 @@ from ssl import MemoryBIO, SSLWantReadError
 
 READ = 64 << 10
 BYTES = 24 << 10
-"""About what a connection's TLS takes, in bytes."""
+"""About what a connection's TLS takes, in bytes: less when nothing comes, twice as much while there is a handshake."""
 
 
 class Secure:
