@@ -100,6 +100,7 @@ ALIASES = """\
 .:$dns {
     bind 127.0.0.1
     file $manifests/db z.test chain.test
+    file $manifests/child child.z.test
     forward . 127.0.0.1:9 {
         max_fails 0
     }
@@ -368,6 +369,7 @@ def aliases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("aliases")
     (folder / "manifests").mkdir()
     (folder / "manifests" / "hosts").write_text("192.0.2.77 a.other.test\n")
+    write(folder / "manifests" / "child", 5)
     chain = "".join(f"c{number} CNAME c{number + 1}\n" for number in range(12))
     long = ".".join(["x" * 60] * 3)
     write(
@@ -375,7 +377,8 @@ def aliases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         1,
         "out CNAME a.other.test.\nmissing CNAME gone.other.test.\ndead CNAME a.dead.test.\n"
         "refused CNAME a.refused.test.\nd DNAME other.test.\nw.x CNAME out\n*.w CNAME a.other.test.\n"
-        f"{chain}c12 A 192.0.2.12\nlong DNAME {long}\nloop DNAME loop.loop\nping CNAME ping.chain.test.\n",
+        f"{chain}c12 A 192.0.2.12\nlong DNAME {long}\nloop DNAME loop.loop\nping CNAME ping.chain.test.\n"
+        f"*.wild DNAME other.test.\nchild NS ns.child\nchild DS 1 13 2 {'01' * 32}\n",
     )
     server = Server(folder, corefile=ALIASES)
     try:
@@ -427,6 +430,17 @@ def test_chains_come_to_an_end(aliases: Server) -> None:
 def test_a_name_that_a_dname_makes_too_long_is_yxdomain(aliases: Server) -> None:
     code, lines = shown(aliases, "y" * 60 + ".yyyy.long.z.test")
     assert (code, len(lines)) == ("YXDOMAIN", 1)
+
+
+def test_a_dname_at_a_wildcard_is_a_record_as_others(aliases: Server) -> None:
+    assert shown(aliases, "a.wild.z.test") == ("NOERROR", [])
+    assert shown(aliases, "a.wild.z.test", "DNAME") == ("NOERROR", ["a.wild.z.test. other.test."])
+
+
+def test_ds_is_above_the_cut_and_all_else_below(aliases: Server) -> None:
+    assert shown(aliases, "child.z.test", "DS")[1] == [f"child.z.test. 1 13 2 {'01' * 32}"]
+    assert shown(aliases, "child.z.test", "SOA")[1][0].split()[3] == "5"
+    assert aliases.query("x.child.z.test", "DS").authority[0].name.to_text() == "child.z.test."
 
 
 def test_any_is_minimal_over_udp_only(aliases: Server) -> None:
