@@ -38,15 +38,18 @@ def sockets(server: Server) -> int:
     return sum(line.split()[1] == wanted for line in Path("/proc/net/udp").read_text().splitlines())
 
 
+def state(server: Server) -> tuple[int, int, int]:
+    """How many workers and sockets there are, and how many workers it tells of."""
+    return len(server.worker_pids()), sockets(server), int(server.metrics().value("kdns_workers"))
+
+
 def test_there_are_as_many_workers_and_sockets_as_it_says_also_after_a_reload(tmp_path: Path) -> None:
     with Undecided(tmp_path, corefile=COREFILE, plugins="multisocket 2", addresses=["127.0.0.1"]) as server:
         assert (len(server.worker_pids()), sockets(server)) == (2, 2)
         for number in (3, 1):
             server.write_corefile(plugins=f"multisocket {number}")
             server.signal(signal.SIGUSR1)
-            procs.wait_until(lambda number=number: sockets(server) == number, 10, f"{number} sockets")  # type: ignore[misc]
-            procs.wait_until(lambda number=number: len(server.worker_pids()) == number, 10, "as many workers")  # type: ignore[misc]
-            assert server.metrics().value("kdns_workers") == number
+            procs.wait_until(lambda number=number: state(server) == (number,) * 3, 10, f"{number} workers")  # type: ignore[misc]
             assert all(server.query("a.test").answer == [] for _ in range(20))
 
 
