@@ -16,6 +16,7 @@ from tests.support.server import Server
 COREFILE = """
 .:$dns {
     bind 127.0.0.1
+    ready 127.0.0.1:$ready
     prometheus 127.0.0.1:$metrics
     whoami
     $plugins
