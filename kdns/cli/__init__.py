@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kdns.cli import check, compare, demo, explain, migrate, node, query, records, serve, top, version
+from kdns.cli import check, compare, demo, doc, explain, migrate, node, query, records, serve, top, version
 from kdns.errors import KdnsError
 
 
@@ -50,4 +50,5 @@ app.command()(compare.compare)
 app.command()(migrate.migrate)
 app.command()(explain.explain)
 app.command()(top.top)
+app.command()(doc.doc)
 app.command()(version.version)
