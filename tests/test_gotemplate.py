@@ -358,8 +358,48 @@ def test_what_is_not_here_is_refused_by_name(text: str, problem: str) -> None:
 def test_what_a_template_uses_is_known() -> None:
     text = '{{ .Name }}{{ with .Question }}{{ .Name }}{{ $.Zone }}{{ end }}{{ if len .Match }}{{ .Meta "x" }}{{ end }}'
     assert parse(text, SHAPE).uses == {"Name", "Question", "Zone", "Match", "Meta"}
-    assert parse("{{ range .Match }}{{ .Remote }}{{ end }}", SHAPE).uses == {"Match"}
+    for text in ("{{ with . }}{{ .Remote }}{{ end }}", "{{ $x := . }}{{ $x.Remote }}", "{{ (or $ .).Remote }}"):
+        assert parse(text, SHAPE).uses == {"Remote"}, text
     assert parse("plain", SHAPE).uses == frozenset()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ " + "(" * 101 + "." + ")" * 101 + " }}",
+        "{{ " + "(" * 5000 + "." + ")" * 5000 + " }}",
+        "{{ if .Name }}" * 5000 + "{{ end }}" * 5000,
+        "{{ if .Name }}" + "{{ else if .Name }}" * 5000 + "{{ end }}",
+        "{{ 1" + "0" * 5000 + " }}",
+        "{{ 1" + "0" * 5000 + ".5 }}",
+    ],
+    ids=["parentheses", "many", "if", "else-if", "integer", "float"],
+)
+def test_a_template_without_measure_is_refused(text: str) -> None:
+    with pytest.raises(ConfigValueError):
+        parse(text, SHAPE)
+
+
+def test_a_template_of_some_depth_is_none_of_them() -> None:
+    assert parse("{{ if .Name }}" * 50 + "{{ " + "(" * 50 + "1" + ")" * 50 + " }}" + "{{ end }}" * 50, SHAPE).run(
+        DATA
+    ) == "1"  # fmt: skip
+    assert parse("{{ if .Group.e }}" + "{{ else if .Group.e }}" * 99 + "{{ else }}1{{ end }}", SHAPE).run(DATA) == "1"
+    assert str(parse("{{ if (eq 1 1) }}{{ end }}" * 500, SHAPE)).startswith("{{if (eq 1 1)}}{{end}}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{{ $x := "ab" }}{{ range 60 }}{{ $x = print $x $x }}{{ end }}',
+        '{{ printf "%' + "9" * 5000 + 'd" 1 }}',
+        '{{ printf "%.' + "9" * 5000 + 'd" 1 }}',
+    ],
+    ids=["print", "width", "precision"],
+)
+def test_texts_have_an_end_too(text: str) -> None:
+    with pytest.raises(TemplateError, match="more than"):
+        parse(text, SHAPE).run(DATA)
 
 
 def test_a_template_that_does_not_end_in_time_fails() -> None:

@@ -142,6 +142,16 @@ def test_an_extended_error_is_for_those_who_speak_edns(server: Server) -> None:
     assert server.query("x7.a.test", use_edns=False).edns == -1
 
 
+@pytest.mark.parametrize(("payload", "size"), [(512, 0), (1232, 900)])
+def test_the_text_of_an_extended_error_is_left_out_where_it_has_no_room(payload: int, size: int) -> None:
+    asked = query("a.test", use_edns=0, payload=payload)
+    made = answered(handler(f'template IN A {{\nrcode NXDOMAIN\nederror 15 "{"x" * 900}"\n}}'), asked)
+    (option,) = read(asked, made).options
+    assert isinstance(option, dns.edns.EDEOption)
+    assert (option.code, len(option.text or "")) == (15, size)
+    assert len(message.encode(asked, made).wire) <= payload
+
+
 def test_a_name_without_a_match_falls_through_where_that_is_said(server: Server) -> None:
     assert answer(server, "q.a.test") == ("SERVFAIL", [])
     code, records = answer(server, "q.z.a.test")
@@ -266,7 +276,19 @@ def handler(*directives: str, zones: str = ".") -> template.Handler:
 
 @pytest.mark.parametrize(
     ("use", "cacheable"),
-    [(".Name", True), (".Question.Name", True), (".Remote", False), (".Message.Id", False), ('.Meta "a/b"', False)],
+    [
+        (".Name", True),
+        (".Question.Name", True),
+        ("with .Name }}{{ . }}{{ end", True),
+        (".Remote", False),
+        (".Message.Id", False),
+        ('.Meta "a/b"', False),
+        ("with . }}{{ .Remote }}{{ end", False),
+        ("range .Match }}{{ with $ }}{{ .Remote }}{{ end }}{{ end", False),
+        ("$x := . }}{{ $x.Message.Id", False),
+        ("(or $).Remote", False),
+        ('(and . $).Meta "a/b"', False),
+    ],
 )
 def test_whether_an_answer_may_be_kept(use: str, cacheable: bool) -> None:
     made = handler('template IN TXT {\nanswer "{{ .Name }} TXT \\"{{ ' + use.replace('"', '\\"') + ' }}\\""\n}')
@@ -379,6 +401,7 @@ def test_no_name_breaks_a_template(labels: list[bytes]) -> None:
         ("template IN A {\nrcode WHAT\n}", ['2: template: "WHAT" is not known']),
         ("template IN A {\nrcode\n}", ['2: template: "rcode" has 0 arguments']),
         ("template IN A {\nederror x\n}", ['2: template: "x" is not a whole number']),
+        (f"template IN A {{\nederror 1 {'x' * 901}\n}}", ["2: template: the reason has 901 bytes"]),
         ("template IN A {\nederror 1 2 3\n}", ['2: template: "ederror" has 3 arguments']),
         ("template IN A {\nvar x 1\n}", ['2: template: "var" is not supported by this version of kdns']),
         ("template IN A {\nexpr true\n}", ['2: template: "expr" is not supported by this version of kdns']),

@@ -27,6 +27,8 @@ _INTEGER = re.compile(
 )
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d{1,3})?", re.ASCII)
 _LARGEST = 1 << 63
+_LONGEST = 100
+"""Characters of a number."""
 _INFINITE = float("inf")
 
 
@@ -73,6 +75,8 @@ def number(text: str) -> int | float | None:
         swapped = {"\\'": "'", '"': '\\"', '\\"': ""}  # what a string escapes and a character does not
         char = unquoted(f'"{swapped.get(inner, inner)}"')
         return ord(char) if char is not None and len(char) == 1 else None
+    if len(text) > _LONGEST:
+        return None
     if _INTEGER.fullmatch(text):
         digits = text.replace("_", "")
         octal = re.fullmatch(r"[-+]?0[0-7]+", digits)
@@ -165,6 +169,8 @@ class _Verb:
     def __init__(self, match: re.Match[str]) -> None:
         self.flags = match["flags"]
         self.verb = match["verb"]
+        if max(len(match["width"]), len(match["precision"] or "")) > _LONGEST:
+            raise TemplateError(f"printf with more than {WIDEST} characters")
         self.width = int(match["width"] or 0)
         self.precision = int(match["precision"] or 0) if match["dot"] else None
         if max(self.width, self.precision or 0) > WIDEST:

@@ -24,6 +24,8 @@ LONGEST = 1 << 16
 """Characters that a template may make."""
 STEPS = 100_000
 """Nodes that it may go through: a range may be over a number, in another one."""
+DEEPEST = 100
+"""How many parentheses, and actions with an end, may be within each other."""
 
 MAP: Final = "map"
 METHOD: Final = "method"
@@ -204,7 +206,7 @@ Node: TypeAlias = "Text | Action | Branch | Jump"
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template. uses: the fields of the data itself that it may look at."""
+    """A parsed template. uses: the fields of the data itself that it may look at, by whatever way."""
 
     nodes: tuple[Node, ...]
     uses: frozenset[str]
@@ -289,6 +291,7 @@ class _Parser:
         self.variables = ["$"]
         self.root = True
         self.loops = 0
+        self.depth = 0
 
     def error(self, problem: str, accepted: str = "a template of Go's text/template") -> ConfigValueError:
         return _error(self.text, problem, accepted)
@@ -335,6 +338,7 @@ class _Parser:
     def branch(self, word: str) -> Branch:
         """`if`, `with` or `range`, behind the word."""
         scope, root = len(self.variables), self.root
+        self.enter()
         pipe = self.pipe(word, "right")
         if word != "if":
             self.root = False
@@ -354,8 +358,15 @@ class _Parser:
                 self.close("end")
         else:
             self.close("end")
+        self.depth -= 1
         del self.variables[scope:]
         return Branch(word, pipe, nodes, otherwise)
+
+    def enter(self) -> None:
+        """One step deeper."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.error("too much is within each other", f"at most {DEEPEST} if, with, range and parentheses")
 
     def pipe(self, context: str, end: str) -> Pipe:
         """A pipeline and the token behind it."""
@@ -423,6 +434,7 @@ class _Parser:
         if not names:
             return term
         if isinstance(term, Pipe):
+            self.check(names, rooted=False)
             return Chain(term, tuple(names))
         raise self.error(f".{names[0]} follows {term}, which has no fields")
 
@@ -441,7 +453,10 @@ class _Parser:
                 raise self.error(f"{shown(text)} is no {kind}")
             return Constant(value, text)
         if text == "(":
-            return self.pipe("parentheses", ")")
+            self.enter()
+            pipe = self.pipe("parentheses", ")")
+            self.depth -= 1
+            return pipe
         raise self.error(f"{shown(text)} stands where a value belongs")
 
     def word(self, text: str) -> Operand:
@@ -459,9 +474,10 @@ class _Parser:
             raise self.error(f"the variable {name} is not declared")
 
     def check(self, names: Sequence[str], *, rooted: bool) -> None:
-        """Note what is used of the data itself, and refuse what it does not have."""
+        """Note what may be used of the data itself, and refuse what it does not have."""
+        if names:
+            self.uses.add(names[0])  # what has it may be the data, under another name
         if rooted and names:
-            self.uses.add(names[0])
             self.shape_of(names)
 
     def shape_of(self, names: Sequence[str]) -> Shape | str:
@@ -648,9 +664,12 @@ class _Run:
             return value
         arguments = [*(self.operand(each, dot) for each in operands), *final]
         try:
-            return _FUNCTIONS[name](*arguments)
+            value = _FUNCTIONS[name](*arguments)
         except TypeError:
             raise TemplateError(f"{name} with {len(arguments)} arguments") from None
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise TemplateError(f"{name} makes more than {LONGEST} characters")
+        return value
 
     def operand(self, operand: Operand, dot: Any, arguments: Sequence[Any] = ()) -> Any:
         """Its value; of a method, what it gives for arguments."""

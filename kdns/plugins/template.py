@@ -41,7 +41,7 @@ template CLASS TYPE [ZONES...] {
 * `rcode` **RCODE**: the response code, such as `NXDOMAIN`. Default: `NOERROR`. With `SERVFAIL` there is nothing else in
   the answer.
 * `ederror` **CODE** [**REASON**]: an extended error (RFC 8914), from 0 to 65535, and a text, for clients that speak
-  EDNS.
+  EDNS. The text is left out where it has no room.
 * `fallthrough`: with **ZONES**, only for names in these.
 
 `upstream`, which old Corefiles have, changes nothing.
@@ -107,8 +107,8 @@ A template that asks for a field or a function that is not here is refused when 
 `block`, `template`, `html`, `js`, `urlquery`, `call`, and what would write a whole message or question. Of `printf`,
 `%T`, `%p`, `*` and `[n]` make the template fail. What a template makes has no directives (`$ORIGIN`, `$INCLUDE`). A
 template that takes 100000 steps, or makes 65536 characters, fails. Classes other than IN, and ANY for IN, are refused,
-as this server answers no others here. The extended error is sent to clients that speak EDNS, and to no others. An alias
-whose target could not be looked up is SERVFAIL, and one that leads to itself ends after 10 links. Queries that the
+as this server answers no others here. The extended error is sent to clients that speak EDNS, and to no others; a text of more than 900
+bytes is refused. An alias whose target could not be looked up is SERVFAIL, and one that leads to itself ends after 10 links. Queries that the
 packet cache answers are not counted as matches. `var` and `expr` of later versions are refused.
 
 ## See also
@@ -145,6 +145,8 @@ LONGEST_CHAIN = 10
 KEPT = 1024
 """Texts of a server block whose records are remembered."""
 SECTIONS = ("answer", "authority", "additional")
+LONGEST_REASON = 900
+"""Bytes of an extended error's text."""
 
 _QUESTION: Shape = {"Name": LEAF, "Qtype": LEAF, "Qclass": LEAF}
 _FLAGS = {
@@ -167,6 +169,8 @@ RCODES: Mapping[str, int] = {
     **{text: 16 + index for index, text in enumerate(_MORE_RCODES)},
 }
 _META_TYPES = frozenset((0, rr.OPT, *range(128, 256)))
+_BESIDE_REASON = 11 + 4 + 2
+"""Bytes of an OPT record with an extended error, but for the text."""
 _USAGE = "template CLASS TYPE [ZONES...]"
 
 
@@ -255,7 +259,11 @@ def _checked(text: str) -> str:
 
 def _error(reader: Reader, args: tuple[Token, ...]) -> tuple[int, str] | None:
     code = reader.value(args[0], lambda text: values.integer(text, 0, 65535)) if args else None
-    return None if code is None else (code, args[1].text if len(args) > 1 else "")
+    reason = args[1].text if len(args) > 1 else ""
+    size = len(reason.encode(errors="replace"))
+    if size > LONGEST_REASON:
+        reader.refuse(args[1], f"template: the reason has {size} bytes", f"at most {LONGEST_REASON}")
+    return None if code is None else (code, reason)
 
 
 # Records
@@ -316,7 +324,7 @@ class _Match:
 class _Rule:
     """A rule at work. is_personal: whether its answers are for one client."""
 
-    __slots__ = ("fall", "is_personal", "option", "rule", "sections", "zones")
+    __slots__ = ("fall", "is_personal", "rule", "sections", "zones")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -327,10 +335,16 @@ class _Rule:
         }
         uses = {name for templates in self.sections.values() for template in templates for name in template.uses}
         self.is_personal = not uses.isdisjoint(_PERSONAL)
-        self.option = b""
-        if rule.error is not None:
-            code, text = rule.error
-            self.option = message.option(message.EDE, code.to_bytes(2) + text.encode("utf-8", "replace"))
+
+    def option(self, query: Query) -> bytes:
+        """The extended error, without its text where that has no room."""
+        if self.rule.error is None:
+            return b""
+        code, reason = self.rule.error
+        text = reason.encode("utf-8", "replace")
+        if query.question_end + _BESIDE_REASON + len(text) > query.limit:
+            text = b""
+        return message.option(message.EDE, code.to_bytes(2) + text)
 
     def concerns(self, query: Query) -> bool:
         """Whether its zones and its type fit."""
@@ -395,7 +409,7 @@ class Handler:
             answer=answer,
             authority=authority,
             additional=additional,
-            edns_options=rule.option,
+            edns_options=rule.option(query),
             cacheable=not rule.is_personal,
             plugin=NAME,
         )
