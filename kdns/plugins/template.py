@@ -107,9 +107,10 @@ A template that asks for a field or a function that is not here is refused when 
 `block`, `template`, `html`, `js`, `urlquery`, `call`, and what would write a whole message or question. Of `printf`,
 `%T`, `%p`, `*` and `[n]` make the template fail. What a template makes has no directives (`$ORIGIN`, `$INCLUDE`). A
 template that takes 100000 steps, or makes 65536 characters, fails. Classes other than IN, and ANY for IN, are refused,
-as this server answers no others here. The extended error is sent to clients that speak EDNS, and to no others; a text of more than 900
-bytes is refused. An alias whose target could not be looked up is SERVFAIL, and one that leads to itself ends after 10 links. Queries that the
-packet cache answers are not counted as matches. `var` and `expr` of later versions are refused.
+as this server answers no others here. The extended error is sent to clients that speak EDNS, and to no others; a text
+of more than 900 bytes is refused. An alias whose target could not be looked up is SERVFAIL, and one that leads to
+itself ends after 10 links. Queries that the packet cache answers are not counted as matches. `var` and `expr` of later
+versions are refused.
 
 ## See also
 
