@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from kdns.plugins import dns64
 from kdns.plugins.chain import Next
-from kdns.wire import rr
-from kdns.wire.message import Query, Response
+from kdns.wire import message, names, relay, rr
+from kdns.wire.message import Aging, Query, Response
 from kdns.wire.rrset import RRset
 from tests.support import objects
 from tests.support.configs import options, refused
@@ -235,6 +235,78 @@ def test_what_is_made_of_our_own_names_may_be_kept_as_long_as_both_answers_hold(
     assert kept(True, True) == (True, (b"\1a\0", b"\1b\0"))
     assert not kept(True, False)[0]
     assert not kept(False, True)[0]
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_that_there_is_nothing_may_be_kept_as_long_as_both_answers_hold(first: bool, second: bool, kept: bool) -> None:
+    asked = query("a.test", "AAAA", client=("2001:db8::7", 4711))
+    handler = dns64.Handler(dns64.Options(), Ground().site)
+    behind = Chain({
+        rr.AAAA: Response(cacheable=first, depends=(b"\1a\0",)),
+        rr.A: Response(rcode=rr.REFUSED, cacheable=second, depends=(b"\1b\0",)),
+    })  # fmt: skip
+    response = answered(handler, asked, behind)
+    assert (response.rcode, response.cacheable) == (rr.NOERROR, kept)
+    assert response.depends == (b"\1a\0", b"\1b\0")
+
+
+def from_elsewhere(
+    asked: Query,
+    *records: dns.rrset.RRset,
+    flags: int = 0,
+    rcode: dns.rcode.Rcode = dns.rcode.NOERROR,
+    rdtype: str = "AAAA",
+) -> Response:
+    """Another server's answer, which `cache` has."""
+    made = dns.message.make_response(dns.message.make_query(names.to_text(asked.name), rdtype))
+    made.flags |= flags
+    made.set_rcode(rcode)
+    made.answer += records
+    made.authority.append(dns.rrset.from_text("test.", 300, "IN", "SOA", "ns.test. root.test. 1 2 3 4 60"))
+    wire = made.to_wire()
+    found = relay.read(wire, wire[12 : asked.question_end])
+    aging = Aging(9.0, 9.0, True, memoryview(b""), (0, 0))
+    return Response(relay=found, cacheable=True, aging=aging, plugin="cache")
+
+
+A_RECORD = dns.rrset.from_text("a.test.", 60, "IN", "A", "192.0.2.1")
+
+
+def test_that_there_is_nothing_is_not_kept_for_as_long_as_the_first_answer_holds() -> None:
+    """Whoever asks next may get addresses, as `cache` keeps the other answer for a shorter time."""
+    asked = query("a.test", "AAAA", client=("2001:db8::7", 4711))
+    handler = dns64.Handler(dns64.Options(), Ground().site)
+    behind = Chain({rr.AAAA: from_elsewhere(asked), rr.A: from_elsewhere(asked, rdtype="A")})
+    response = answered(handler, asked, behind)
+    assert response is behind.responses[rr.AAAA]
+    assert not response.cacheable
+
+
+def test_a_look_up_that_fails_is_no_answer() -> None:
+    asked = query("a.test", "AAAA", client=("2001:db8::7", 4711))
+    six = [(asked.lname, RRset(rr.AAAA, 5, (rr.address("2001:db8::1"),)))]
+    failed = (
+        Response(rcode=rr.SERVFAIL, plugin="forward", error="why"),
+        from_elsewhere(asked, rcode=dns.rcode.SERVFAIL, rdtype="A"),
+    )
+    for each in failed:
+        handler = dns64.Handler(dns64.Options(), Ground().site)
+        response = answered(handler, asked, Chain({rr.AAAA: from_elsewhere(asked), rr.A: each}))
+        assert (response.rcode, response.cacheable, response.error) == (rr.SERVFAIL, False, each.error)
+        assert read(asked, response).rcode() == dns.rcode.SERVFAIL
+        every = dns64.Handler(dns64.Options(translate_all=True), Ground().site)
+        assert answered(every, asked, Chain({rr.AAAA: Response(answer=six), rr.A: each})).answer == six
+
+
+def test_what_is_truncated_is_to_be_asked_for_over_tcp() -> None:
+    asked = query("a.test", "AAAA", client=("2001:db8::7", 4711))
+    handler = dns64.Handler(dns64.Options(), Ground().site)
+    for original in (from_elsewhere(asked, flags=dns.flags.TC), Response(set_flags=message.TC, plugin="template")):
+        behind = Chain({rr.AAAA: original, rr.A: from_elsewhere(asked, A_RECORD, rdtype="A")})
+        assert answered(handler, asked, behind) is original
+        assert behind.asked == [rr.AAAA]
+    behind = Chain({rr.AAAA: from_elsewhere(asked), rr.A: from_elsewhere(asked, flags=dns.flags.TC, rdtype="A")})
+    assert read(asked, answered(handler, asked, behind)).flags & dns.flags.TC
 
 
 def test_failures_of_our_own_and_silence_stay_what_they_are() -> None:

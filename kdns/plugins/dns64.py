@@ -12,7 +12,8 @@ packets to this prefix go through a NAT64, a client that only has IPv6 reaches s
 
 The TTL of what is made is the A record's, but no longer than that of the SOA record in the answer without AAAA records,
 or than 600 seconds if there was none. Other records of the answer, such as CNAMEs, come as they are. A name that does
-not exist (NXDOMAIN) stays so; where there are no A records either, the client gets the first answer.
+not exist (NXDOMAIN) stays so; where there are no A records either, the client gets the first answer. If the look-up of
+A records fails (SERVFAIL), so does the query: the client is to try again.
 
 This goes for names of the cluster and for those that are forwarded. A client that validates signatures itself (DO and
 CD, RFC 6147 5.5) gets nothing that is made: it makes such records for itself.
@@ -58,8 +59,9 @@ dns64 [PREFIX] {
 ## Differences from CoreDNS
 
 Clients with DO and CD get no AAAA records that are made. Where there are no A records, the answer is the first one, and
-not counted. NXDOMAIN without an SOA record stays NXDOMAIN. The lengths 72, 80 and 88, which are not in RFC 6052, are
-refused.
+not counted; where they could not be looked up, it is SERVFAIL and not empty. Nothing is made if the answer for AAAA
+records is truncated: the client is to ask over TCP. NXDOMAIN without an SOA record stays NXDOMAIN. The lengths 72, 80
+and 88, which are not in RFC 6052, are refused.
 
 ## See also
 
@@ -177,7 +179,12 @@ class Handler:
         if query.type != rr.AAAA or query.klass != rr.IN or not self._is_for(query) or not self._lacks(original):
             return original
         found = message.opened(await next(_for_addresses(query)))
-        if found.rcode != rr.NOERROR or all(rrset.type != rr.A for _, rrset in found.answer):
+        if found.rcode == rr.SERVFAIL and not found.silent and not _has_addresses(original):
+            return found
+        is_empty = all(rrset.type != rr.A for _, rrset in found.answer) and not found.set_flags & message.TC
+        if found.rcode != rr.NOERROR or is_empty:
+            original.cacheable = _may_be_kept(original, found)
+            original.depends += found.depends
             return original
         self._count(query.server)
         return self._made(original, found)
@@ -192,11 +199,7 @@ class Handler:
         """Whether there is something to be put in place of a response. Failures of our own are none of its business."""
         if original.rcode == rr.NXDOMAIN or (original.relay is None and original.rcode == rr.SERVFAIL):
             return False
-        if self._options.translate_all:
-            return True
-        if original.relay is not None:
-            return not original.relay.answered
-        return all(rrset.type != rr.AAAA for _, rrset in original.answer)
+        return self._options.translate_all or not (_is_truncated(original) or _has_addresses(original))
 
     def _made(self, original: Response, found: Response) -> Response:
         """The answer to the question for A records, with AAAA records in their place."""
@@ -206,7 +209,7 @@ class Handler:
             found,
             answer=[(owner, self._translated(rrset, most)) for owner, rrset in found.answer],
             authoritative=False,
-            cacheable=original.cacheable and found.cacheable and original.aging is None and found.aging is None,
+            cacheable=_may_be_kept(original, found),
             depends=(*original.depends, *found.depends),
             plugin=NAME,
         )
@@ -224,6 +227,23 @@ class Handler:
             key = "count", "coredns_dns64_requests_translated_total", "server", server
             cell = self._counts[server] = self._site.region.series(key, 1)
         self._cells[cell] += 1
+
+
+def _has_addresses(original: Response) -> bool:
+    """Whether it answers the question for AAAA records."""
+    if original.relay is not None:
+        return original.relay.answered
+    return any(rrset.type == rr.AAAA for _, rrset in original.answer)
+
+
+def _is_truncated(original: Response) -> bool:
+    """Whether there may be AAAA records that had no room."""
+    return bool(original.set_flags & message.TC) or (original.relay is not None and original.relay.truncated)
+
+
+def _may_be_kept(original: Response, found: Response) -> bool:
+    """Whether what was decided by two answers holds as long as the names that they were made of."""
+    return original.cacheable and found.cacheable and original.aging is None and found.aging is None
 
 
 def _for_addresses(query: Query) -> Query:

@@ -202,6 +202,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "dns64": {
         "Clients with DO": always,
         "Where there are no": always,
+        "Nothing is made if": always,
         "NXDOMAIN without": always,
         "The lengths": never,
     },
