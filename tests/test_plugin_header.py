@@ -7,6 +7,7 @@ import pytest
 
 from kdns.plugins import header
 from kdns.wire import message
+from kdns.wire.message import Response
 from tests.conftest import Serve
 from tests.support.configs import options, refused
 from tests.support.plugins import Behind, answered, query
@@ -84,3 +85,12 @@ def test_the_plugins_behind_see_the_query_as_it_was_made() -> None:
 )
 def test_mistakes(directive: str, messages: list[str]) -> None:
     assert refused(directive) == messages
+
+
+def test_an_answer_that_is_truncated_stays_so() -> None:
+    """What a plugin behind has no room for, or an alias leads to, is to be asked for over TCP."""
+    for text, flags in (("response set ra", message.TC | message.RA), ("response clear aa", message.TC)):
+        handler = header.Handler(options(f"header {{\n{text}\n}}"))
+        response = answered(handler, query("a.test"), Behind(Response(set_flags=message.TC, clear_flags=message.RA)))
+        assert response.set_flags == flags
+        assert response.clear_flags & message.RA == (0 if flags & message.RA else message.RA)

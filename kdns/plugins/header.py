@@ -127,6 +127,7 @@ class Handler:
         """What the rest of the chain answers."""
         query.flags = query.flags & ~self._query.clear | self._query.set
         response = await next(query)
-        response.set_flags = self._response.set
-        response.clear_flags = self._response.clear
+        change = self._response
+        response.set_flags = response.set_flags & ~change.clear | change.set
+        response.clear_flags = response.clear_flags & ~change.set | change.clear
         return response
