@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import dns.flags
@@ -304,6 +305,27 @@ def test_the_answer_section_can_be_had_with_its_names_in_full() -> None:
 
 
 # What is none
+
+
+def test_taking_apart_thousands_of_records_takes_as_many_steps() -> None:
+    """A server of somebody else can send them, and each client's query may take them apart again."""
+    asked = query()
+    count = 4000
+    record = b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\4"
+    data = message.HEADER.pack(1, 0x8000, 1, count, 0, 0) + message.question(asked)
+    data += b"".join([record + number.to_bytes(4, "big") for number in range(count - 1)]) + record + bytes(4)
+    found = relay.read(data, message.question(asked))
+
+    started = time.process_time()
+    walked = list(found.records())
+    walk = time.process_time() - started
+    started = time.process_time()
+    answer, _, _ = found.sections()
+    took = time.process_time() - started
+
+    assert len(walked) == count
+    assert [len(rrset.rdatas) for _, rrset in answer] == [count - 1]
+    assert took < 5 * walk + 0.01
 
 
 def test_a_refusal_without_the_question_gets_it_back() -> None:

@@ -123,12 +123,11 @@ class Relay(Struct, frozen=True, eq=False, gc=False):
 
 def _rrsets(records: Iterable[tuple[bytes, int, int, int, bytes]]) -> list[tuple[bytes, RRset]]:
     """Records as `Relay.records` gives them, put together: one TTL for each RRset, the least (RFC 2181 5.2)."""
-    found: dict[tuple[bytes, int, int], tuple[int, list[bytes]]] = {}
+    found: dict[tuple[bytes, int, int], tuple[int, dict[bytes, None]]] = {}
     for owner, rtype, klass, ttl, rdata in records:
         key = owner.lower(), rtype, klass
-        least, rdatas = found.get(key, (ttl, []))
-        if rdata not in rdatas:
-            rdatas.append(rdata)
+        least, rdatas = found.get(key, (ttl, {}))
+        rdatas[rdata] = None
         found[key] = min(least, ttl), rdatas
     return [(owner, RRset(rtype, ttl, tuple(rdatas), klass)) for (owner, rtype, klass), (ttl, rdatas) in found.items()]
 
