@@ -276,6 +276,9 @@ def test_a_file_that_is_not_there_yet_or_never(tmp_path: Path) -> None:
     assert refused(f"loadbalance weighted {tmp_path} {{\nreload 0\n}}") == [
         f'1: loadbalance: "{tmp_path}" cannot be read: not a file'
     ]
+    assert refused("loadbalance weighted /a\0b {\nreload 0\n}") == [
+        '1: loadbalance: "/a\\x00b" cannot be read: not a file'
+    ]
     path.write_text("a.test\n")
     ground = Ground()
     loadbalance.Handler(options(f"loadbalance weighted {path} {{\nreload 0\n}}"), ground.site)

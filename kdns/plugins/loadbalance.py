@@ -188,7 +188,7 @@ def read(path: Path) -> Weights:
     found: dict[bytes, dict[bytes, int]] = {}
     mistakes: list[Mistake] = []
     name: bytes | None = None
-    if not stat.S_ISREG(path.stat().st_mode):  # it may never end
+    if "\0" in str(path) or not stat.S_ISREG(path.stat().st_mode):  # it may never end
         raise OSError(errno.EINVAL, "not a file")
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         words = line.split()
