@@ -109,6 +109,8 @@ OURS = {
     "kdns_node_intercepted": ("gauge", {"address", "by"}),
     "kdns_top_names": ("gauge", {"name", "type", "rcode"}),
     "kdns_tls_handshakes_total": ("counter", {"result"}),
+    "kdns_transfers_total": ("counter", {"result"}),
+    "kdns_notifies_total": ("counter", {"result"}),
     "kdns_tls_certificate_expiry_timestamp_seconds": ("gauge", {"certificate"}),
     "kdns_tls_certificate_unusable": ("gauge", {"certificate"}),
     "kdns_log_dropped_total": ("counter", set()),

@@ -140,6 +140,8 @@ COUNTERS = (
     ),
     Family("kdns_tcp_accept_errors_total", "Times that no TCP connection could be accepted: no descriptor, no memory."),
     Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
+    Family("kdns_transfers_total", "Zone transfers that were asked for, by what came of them.", ("result",)),
+    Family("kdns_notifies_total", "NOTIFYs to those who have copies of zones, sent and answered.", ("result",)),
     Family("kdns_tls_handshakes_total", "TLS handshakes of clients, by how they ended.", ("result",)),
     Family("coredns_dns_https_responses_total", "HTTP responses by server and status.", ("server", "status")),
     Family("kdns_log_dropped_total", "Log lines dropped because standard output was closed or did not keep up."),

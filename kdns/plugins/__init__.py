@@ -58,6 +58,7 @@ from kdns.plugins import (
     template,
     timeouts,
     tls,
+    transfer,
     tsig,
     view,
     whoami,
@@ -81,7 +82,7 @@ MODULES: Mapping[str, ModuleType] = {
     for module in (
         acl, any_, auto, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, erratic, errors, file, forward,
         header, health, hosts, k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket,
-        nsid, prometheus, ready, reload, rewrite, root, template, timeouts, tls, tsig, view, whoami,
+        nsid, prometheus, ready, reload, rewrite, root, template, timeouts, tls, transfer, tsig, view, whoami,
     )
 }  # fmt: skip
 """The plugins that this version has, by name."""

@@ -30,6 +30,5 @@ INSTEAD: Mapping[str, str] = {
     "shed": "nothing: what waits is bounded (max_concurrent of forward)",
     "sign": "nothing: the cluster's zones are not signed",
     "trace": "log; kdns_* and coredns_* metrics",
-    "transfer": "kdns records, which prints zones",
 }
 """By name: what to do instead, or why there is nothing to do."""

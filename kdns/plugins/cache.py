@@ -655,6 +655,8 @@ class Handler:
         """What is kept, or what the rest of the chain answers."""
         if not self._everything and self._zones.find(query.lname) is None:
             return await next(query)
+        if query.type in (rr.AXFR, rr.IXFR):
+            return await next(query)
         counts = self._counts.get(query.server) or self._count_for(query.server)
         key = key_of(query)
         now = self._clock()

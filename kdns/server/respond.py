@@ -11,7 +11,7 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -23,13 +23,14 @@ from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.server.sampling import Sampler, TopNames
 from kdns.upstream.steps import Run
 from kdns.wire import message, names, rr
-from kdns.wire.message import Aging, Encoded, Query, Response
+from kdns.wire.message import Aging, Encoded, Query, Response, Transfer
 from kdns.zone.changes import name_hash
 
 if TYPE_CHECKING:
     from kdns.plugins.tsig import Checker
     from kdns.plugins.views import Views
     from kdns.server.direct import Direct
+    from kdns.wire.tsig import Signer
 
 WriteDown: TypeAlias = Callable[..., None]
 """Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds; known: its metadata,
@@ -49,6 +50,7 @@ class Block:
     whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
     in the event loop, and when its query was read; None without `top_names`. classes: what answers other classes than
     IN, before `chaos` (`rewrite`). signatures: looks at those of queries, None without `tsig`.
+    transfers: it has `transfer`.
     """
 
     counters: QueryCounters
@@ -59,13 +61,14 @@ class Block:
     sample: Callable[[bytes, int], None] | None = None
     classes: Mapping[int, Next] = field(default_factory=dict)
     signatures: Checker | None = None
+    transfers: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Via:
     """The socket by which a query came. family: AF_INET or AF_INET6. local: where it is bound.
 
-    direct: is asked first, None if there is none or it was asked already.
+    direct: is asked first, None if there is none or it was asked already. streams: a query may have several responses.
     """
 
     proto: str
@@ -73,6 +76,7 @@ class Via:
     local: tuple[str, int]
     cache: PacketCache
     direct: Direct | None = None
+    streams: bool = False
 
     @property
     def family_label(self) -> str:
@@ -83,10 +87,11 @@ class Via:
 class Pending(Run):
     """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop.
 
-    waited: what the first step has given, see Run. started: `time.monotonic_ns()` before that step.
+    waited: what the first step has given, see Run. started: `time.monotonic_ns()` before that step. transfer: has the
+    responses behind the first one.
     """
 
-    __slots__ = ("block", "deliver", "query", "responder", "seen", "started", "via", "waited")
+    __slots__ = ("block", "deliver", "query", "responder", "seen", "started", "transfer", "via", "waited")
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class Pending(Run):
         self.waited = waited
         self.started = started
         self.deliver: Callable[[Entry | None], None] | None = None
+        self.transfer: Transfer | None = None
 
     def ended(self, value: Any, error: BaseException | None) -> None:
         """Deliver the answer."""
@@ -196,7 +202,7 @@ class Responder:
                 self._malformed("format", data, client)
                 return self._plain(data, rr.FORMERR, via)
         if query.klass == rr.IN and block is not self.dropped:
-            if query.type in (rr.AXFR, rr.IXFR):
+            if query.type in (rr.AXFR, rr.IXFR) and not (block.transfers and (via.streams or via.proto == "udp")):
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
             chain: Next | None = block.chain
         else:
@@ -241,6 +247,8 @@ class Responder:
             deliver(None)
             return
         entry = self._finished(pending.query, response, pending.via, pending.block, pending.seen)
+        if pending.via.streams:
+            pending.transfer = response.transfer
         if pending.query.metadata is not None and pending.block.log is not None:
             block = replace(pending.block, log=partial(pending.block.log, known=pending.query.metadata))
             entry = Entry(entry.response, entry.cell, entry.turns, block, ())  # the packet cache has the other one
@@ -271,6 +279,8 @@ class Responder:
         """Encode, count, and keep what may be kept."""
         if block.recursive is not None and query.klass == rr.IN:
             response.recursion = response.recursion or block.recursive(query.lname)
+        if response.transfer is not None and response.transfer.name != query.lname:  # another name was put in its place
+            response = Response(rcode=rr.REFUSED, plugin=response.plugin)
         try:
             encoded = _encoded(query, response)
         except Exception as error:
@@ -330,13 +340,30 @@ class Responder:
 
 
 def _encoded(query: Query, response: Response) -> Encoded:
-    """The response as bytes, signed if the query is."""
-    if query.signed is None:
+    """The response as bytes, signed if the query is; the first one of a transfer."""
+    if query.signed is None and response.transfer is None:
         return message.encode(query, response)
+    signer = _signer(query)
+    if response.transfer is not None:
+        response.transfer.stream = _stream(query, response, response.transfer, signer)
+        return Encoded(next(response.transfer.stream), None)
+    assert query.signed is not None
+    assert signer is not None
+    room = replace(query, limit=query.limit - query.signed.size)
+    return Encoded(signer.sign(message.encode(room, response).wire, time.time()), None)
+
+
+def _signer(query: Query) -> Signer | None:
+    if query.signed is None:
+        return None
     from kdns.wire.tsig import Signer
 
-    room = replace(query, limit=query.limit - query.signed.size)
-    return Encoded(Signer(query.signed).sign(message.encode(room, response).wire, time.time()), None)
+    return Signer(query.signed)
+
+
+def _stream(query: Query, response: Response, transfer: Transfer, signer: Signer | None) -> Iterator[bytes]:
+    for wire in message.transfer_messages(query, response, transfer):
+        yield wire if signer is None else signer.sign(wire, time.time())
 
 
 def _turns(encoded: Encoded) -> Turns | None:

@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import auto, bind, file, health, kubernetes, multisocket, prometheus, reload, tls, view
+from kdns.plugins import auto, bind, file, health, kubernetes, multisocket, prometheus, reload, tls, transfer, view
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -37,7 +37,7 @@ from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence
 from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
-from kdns.zone import sources
+from kdns.zone import journal, sources
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kdns.server.certificates import Keyring
     from kdns.server.cluster_feed import ClusterFeed
     from kdns.server.feeds import Feed
+    from kdns.server.followers import Followed, Notifier
     from kdns.server.manifest_feed import ManifestFeed
     from kdns.server.pages import Pages
     from kdns.server.status import StatusPage
@@ -136,6 +137,8 @@ class Supervisor:
         except StoreError:
             self._staff.close()
             raise
+        self._notifier: Notifier | None = None
+        self._notifying: asyncio.Task[None] | None = None
         self._sockets: dict[tuple[Place, int], socket.socket] = {}
         self._losses = listening.Losses(self._own)
         self._pages: Pages
@@ -268,9 +271,11 @@ class Supervisor:
         servers = self._plan_servers(config)
         count = self._wanted(config)
         keyring = await asyncio.to_thread(self._open_keyring, config)
-        feeds = await asyncio.to_thread(self._feeds, config, servers)
         before = set(self._sockets)
+        self._keep_journals(config)
+        feeds: list[Feed] = []
         try:
+            feeds = await asyncio.to_thread(self._feeds, config, servers)
             await self._load_new(feeds)
             clusters = [feed.publication for feed in _clusters(feeds)]
             zones = {id(publication.block): publication.zones for publication in clusters}
@@ -293,6 +298,7 @@ class Supervisor:
         except BaseException:
             self._release(set(self._sockets) - before)
             await self._stop_feeds(feeds)
+            self._keep_journals()
             raise
         crew = Crew(plan, count, self._sockets, self._staff, self._attend, keyring)
         return Running(config, plan, feeds, crew, [], keyring)
@@ -462,15 +468,43 @@ class Supervisor:
 
     async def _forget_others(self, running: Running) -> None:
         """Drop what the store has of sources that the configuration does not have."""
+        store = self._store
+        if store is None:
+            return
         used = {feed.publication.source for feed in running.feeds}
+        self._keep_journals()
 
         def action(txn: Transaction) -> None:
             for source in {zone.source for zone in txn.zones() if sources.whose(zone.source) not in used}:
                 txn.drop_source(source)
+            for zone in txn.zones():
+                if store.journaled is None or not store.journaled(zone):
+                    journal.end(txn, zone)
 
-        if self._store is not None:
-            with contextlib.suppress(StoreError):
-                await asyncio.to_thread(self._store.write, action)
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(store.write, action)
+        if self._notifier is not None:
+            self._notifier.follow(self._followed(running.config))
+            if self._notifying is None:
+                self._notifying = asyncio.create_task(self._notifier.run())
+
+    def _followed(self, *configs: Config) -> Followed:
+        from kdns.server.followers import Followed
+
+        return Followed(block for config in configs for block in config.blocks)
+
+    def _keep_journals(self, *more: Config) -> None:
+        """Keep journals of the zones that others may have, in the configuration at work and in another one."""
+        configs = [*more, *([self._running.config] if self._running is not None else [])]
+        if self._store is None or (self._notifier is None and not any(_options(one, transfer.NAME) for one in configs)):
+            return
+        if self._notifier is None:
+            from kdns.server.followers import Notifier  # loaded only where it is used
+
+            store = self._store
+            self._notifier = Notifier(lambda: store.zones, self._own)
+        followed = self._followed(*configs)
+        self._store.journaled = followed.has if followed else None
 
     # While it runs
 
@@ -549,9 +583,9 @@ class Supervisor:
         await asyncio.gather(*self._current.followers, return_exceptions=True)
         if self._absence is not None:
             self._absence.cancel()
-        if self._keeping is not None:
-            self._keeping.cancel()
-        await asyncio.gather(*filter(None, (self._keeping, self._turning)), return_exceptions=True)
+        for task in filter(None, (self._keeping, self._notifying)):
+            task.cancel()
+        await asyncio.gather(*filter(None, (self._keeping, self._turning, self._notifying)), return_exceptions=True)
         if self._setup is not None:
             await self._setup.withdraw()
         self._release(set(self._sockets))  # a worker cannot give up a socket that is open here
@@ -565,6 +599,8 @@ class Supervisor:
 
     def _committed(self) -> None:
         self._own.count(("count", "kdns_store_commits_total"))
+        if self._notifier is not None:
+            self._notifier.committed()
 
     def _refused(self) -> None:
         self._own.count(("count", "kdns_store_errors_total"))

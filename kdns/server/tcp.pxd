@@ -55,7 +55,8 @@ cdef class Connection:
     cdef bint _open, _half_closed, _turn
     cdef bytes _rest
     cdef bytearray _unsent
-    cdef double _heard, _started, _blocked, _closing, _ended
+    cdef double _heard, _started, _blocked, _closing, _ended, _streamed
+    cdef list _streams
 
     cdef begin(self)
     cdef happened(self, int events)
@@ -93,6 +94,9 @@ cdef class Connection:
     )
     cdef bytes _reply(self, bytes query, Entry entry, long long now)
     @cython.locals(sent=cython.Py_ssize_t)
+    cdef _send_on(self, transfer)
+    @cython.locals(count=cython.int, now=cython.longlong)
+    cpdef _go_on(self)
     cdef _write(self, bytes data)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _transmit(self, bytes data)

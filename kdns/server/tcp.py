@@ -33,6 +33,7 @@ from kdns.server.plan import BACKLOG, WILDCARDS
 from kdns.server.respond import Block, Pending, Responder, Via, family_label
 from kdns.server.secure import BYTES as TLS_BYTES
 from kdns.server.secure import Secure
+from kdns.wire.message import Transfer
 from kdns.zone.changes import Changes
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ HANDSHAKES = 200
 """TLS handshakes of a worker that may be under way; with more, the one that began first is ended."""
 SHAKING = 0.003
 """Seconds in which handshakes go on until the rest of the event loop has its turn; it may be one more."""
+MESSAGES = 4
+"""Messages of a transfer that are written before others have their turn."""
 LINGER = 1.0
 """Seconds that a client has to close a connection that we have ended: what it still sends would reset it, and with it
 the answers that are on their way."""
@@ -230,7 +233,7 @@ class TcpServer:
         self.local: tuple[str, int] = sock.getsockname()[:2]
         self.wildcard = self.local[0] in WILDCARDS.values()
         direct = responder.direct("tcp", family_label(self.family))
-        self.via = Via("tcp", self.family, self.local, self.cache, direct)
+        self.via = Via("tcp", self.family, self.local, self.cache, direct, self._kind is Connection)
         self.counters = changes.counters
         self.cells = self.region.cells
         self.hits = self.region.series(("count", "kdns_packet_cache_hits_total"), 1)
@@ -297,8 +300,8 @@ class Connection:
 
     __slots__ = (
         "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_most",
-        "_open", "_overhead", "_rest", "_secure", "_server", "_socket", "_started", "_turn", "_unsent", "_watched",
-        "held", "pending",
+        "_open", "_overhead", "_rest", "_secure", "_server", "_socket", "_started", "_streamed", "_streams", "_turn",
+        "_unsent", "_watched", "held", "pending",
     )  # fmt: skip
 
     def __init__(
@@ -319,6 +322,8 @@ class Connection:
         self._blocked = 0.0  # since when answers are not taken, 0.0 if they are
         self._closing = 0.0  # since when it ends as soon as its answers are taken, 0.0 if it does not
         self._turn = False  # whether there is more to answer in the next one
+        self._streams: list[Transfer] = []  # transfers that are under way
+        self._streamed = 0.0  # when the last message of one was written
         self._asked = 0
         self._ended = 0.0  # since when it has had its number of queries and their answers
         self._most = PENDING  # what may be pending until no more is read
@@ -475,7 +480,7 @@ class Connection:
     def _half_close(self) -> None:
         """The client has no more questions; the answers that are due still go out."""
         self._half_closed = True
-        if self.pending:
+        if self.pending or self._streams:
             self._watch()
         else:
             self._finish()
@@ -534,7 +539,7 @@ class Connection:
             self._started = 0.0
         elif not self._started:
             self._started = self._heard
-        if self._asked == self._server.limits.queries and not self.pending:
+        if self._asked == self._server.limits.queries and not (self.pending or self._streams):
             self._end()
         self._watch()
         self._note()
@@ -617,9 +622,39 @@ class Connection:
                 if entry is not None:
                     response = entry.answer(query, self._client, self._local, "tcp", started)
                     self._write(len(response).to_bytes(2, "big") + response)
+                    if pending.transfer is not None:
+                        self._send_on(pending.transfer)
                 self._resume(now)
+            elif pending.transfer is not None:
+                pending.transfer.close()
 
         self._server.responder.finish(pending, deliver)
+
+    def _send_on(self, transfer: Transfer) -> None:
+        """Send the rest of a transfer, as fast as the client takes it."""
+        self._streams.append(transfer)
+        self._streamed = time.monotonic()
+        if len(self._streams) == 1:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Write some more messages of the first transfer, unless those before wait for the client."""
+        count = 0
+        while self._streams and self._open and not (self._unsent or self._closing):
+            if count == MESSAGES:
+                asyncio.get_running_loop().call_soon(self._go_on)
+                break
+            count += 1
+            message = next(self._streams[0].stream, None)
+            if message is None:
+                self._streams.pop(0).close()
+                continue
+            self._write(len(message).to_bytes(2, "big") + message)
+            now = time.monotonic_ns()
+            self._heard = self._streamed = now / 1e9
+        if not self._streams:
+            self._resume(time.monotonic_ns())
+        self._watch()
 
     def _write(self, data: bytes) -> None:
         """Send answers."""
@@ -667,11 +702,13 @@ class Connection:
         if self._open and len(self._unsent) <= self._server.connections.unsent // 4:
             self._blocked = 0.0
             self._resume(time.monotonic_ns())
+        if self._streams and not self._unsent:
+            self._go_on()
 
     @property
     def _busy(self) -> bool:
         """True if answers are being worked out."""
-        return self.pending > 0 or self._turn
+        return self.pending > 0 or self._turn or bool(self._streams)
 
     def _next_turn(self) -> None:
         self._turn = False
@@ -693,7 +730,9 @@ class Connection:
         if self._closing:
             if now - self._closing > limits.write:
                 self.abort()
-        elif self._blocked and now - self._blocked > limits.write:
+        elif (self._blocked and now - self._blocked > limits.write) or (
+            self._streams and now - self._streamed > limits.write
+        ):
             self._count("slow")
             self.abort()
         elif self._ended:
@@ -741,6 +780,9 @@ class Connection:
             self._open = False
             self._server.connections.remove(self._fd, self)
             self._socket.close()
+            for transfer in self._streams:
+                transfer.close()
+            self._streams.clear()
 
     def _count(self, reason: str) -> None:
         self._server.region.count(("count", "kdns_tcp_connections_closed_total", "reason", reason))

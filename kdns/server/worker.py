@@ -41,12 +41,14 @@ from kdns.plugins import (
     rewrite,
     timeouts,
     tls,
+    transfer,
     tsig,
     view,
     zones,
 )
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
+from kdns.plugins.outgoing import Outgoing
 from kdns.plugins.site import Site
 from kdns.server import cgroups, direct, memory
 from kdns.server.direct import Direct, Served
@@ -133,6 +135,7 @@ class Worker:
         self._store = Reader(Path(plan.state_dir), self._changes) if plan.state_dir else None
         self._sink = logs.Sink(lost=self._lost_lines)
         self._log = logs.Log(self._sink)
+        self._outgoing: Outgoing | None = None
         self._budget = Budget(plan.share.cached)
         self._waiting = Waiting(plan.share.waiting)
         self._connections = Connections(self._region, plan.share.held)
@@ -337,6 +340,7 @@ class Worker:
             sampler.one if sampler is not None else None,
             found.classes,
             self._signatures(server, config),
+            transfer.NAME in config.plugins,
         )
 
     def _signatures(self, server: Server, config: ServerConfig) -> tsig.Checker | None:
@@ -420,6 +424,8 @@ class Worker:
             return k8s_external.Handler(options, views, self._store, self._site(index).ask)
         if name == autopath.NAME:
             return self._autopath(index, options)
+        if name == transfer.NAME:
+            return self._transfer(index, options)
         if name in (file.NAME, auto.NAME):
             assert self._store is not None, "Start.load refuses it otherwise"
             sources = options.sources(self._plan.blocks[index])
@@ -430,6 +436,20 @@ class Worker:
             module.Handler(options, self._site(index)) if plugins.sited(name) else module.Handler(options)
         )
         return handler
+
+    def _transfer(self, index: int, options: transfer.Options) -> transfer.Handler:
+        assert self._store is not None, "a node has no such directive"
+        if self._outgoing is None:
+            self._outgoing = Outgoing(self._store)
+        config = self._plan.blocks[index]
+        beside = self._plan.beside.get(index)
+        numbers = [number for _, number in (beside.external if beside is not None else ())]
+        numbers += [number for _, number in self._plan.zones[index]]
+        there = {}
+        for other in config.plugins.values():
+            for source in other.sources(config) if hasattr(other, "sources") else ():
+                there[source.id] = names.zone_set(source.within) if source.within is not None else None
+        return transfer.Handler(options, transfer.Held(numbers, there), self._outgoing, self._site(index))
 
     def _namespaces(self, index: int) -> clients.Namespaces | None:
         """Those of clients, if the source of a server block keeps them."""

@@ -341,6 +341,13 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Queries that the packet": always,
         "`var` and": never,
     },
+    "transfer": {
+        "IXFR sends differences": always,
+        "NOTIFYs are repeated": option("to"),
+        "A transfer of": always,
+        "An IXFR without": always,
+        "Every change of": option("to"),
+    },
     "tsig": {
         "A secret that": never,
         "The `algorithm` of": option("secrets"),

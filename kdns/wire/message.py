@@ -6,7 +6,7 @@ Bytes from the network raise FormatError and nothing else, and no loop runs long
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -116,6 +116,37 @@ class Aging(NamedTuple):
     asked: Callable[[], None] | None = None
 
 
+class Transfer:
+    """An answer of many messages (`transfer`).
+
+    name: in the question (lower case). messages: for each how many records its answer section has, and these records,
+    for offsets behind that question. stream: the bytes of what is still to be sent, once that has begun.
+    """
+
+    __slots__ = ("_done", "_kept", "messages", "name", "stream")
+
+    def __init__(
+        self, name: bytes, messages: Sequence[tuple[int, bytes]], done: Callable[[], None], kept: object = None
+    ) -> None:
+        """done: called once, when nobody sends them any more. kept: has to be there until then."""
+        self.name = name
+        self.messages = messages
+        self.stream: Iterator[bytes] = iter(())
+        self._done: Callable[[], None] | None = done
+        self._kept = kept
+
+    def close(self) -> None:
+        """Send no more of it."""
+        done, self._done, self._kept = self._done, None, None
+        self.messages = ()
+        self.stream = iter(())
+        if done is not None:
+            done()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass(slots=True, eq=False)
 class Response:
     """What a plugin answers. Sections are lists of an owner name (lower case) and an RRset.
@@ -125,7 +156,8 @@ class Response:
     edns_options: options of our OPT in wire format, sent only if the query had an OPT.
     recursion: RA. cacheable: whether the packet cache may hold it; depends: the names in our zones that it was made
     of (lower case), whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
-    plugin: who answered. error: what `errors` logs. silent: nothing is sent.
+    plugin: who answered. error: what `errors` logs. silent: nothing is sent. transfer: what is sent in place of the
+    sections; over UDP only its first message.
     """
 
     rcode: int = rr.NOERROR
@@ -146,6 +178,7 @@ class Response:
     set_flags: int = 0
     clear_flags: int = 0
     silent: bool = False
+    transfer: Transfer | None = None
 
     def __post_init__(self) -> None:
         if self.relay is not None:
@@ -342,6 +375,15 @@ def encode(query: Query, response: Response) -> Encoded:
     writer.parts[0] = header
     writer.parts.append(opt)
     return Encoded(b"".join(writer.parts), writer.rotation)
+
+
+def transfer_messages(query: Query, response: Response, transfer: Transfer) -> Iterator[bytes]:
+    """The messages of a transfer (RFC 5936 2.2), each with the question as it was asked, and our OPT if one was."""
+    opt = opt_record(query.edns.do, query.udp_size) if query.edns is not None else b""
+    flags = _flags(query, response)
+    for count, records in transfer.messages:
+        header = HEADER.pack(query.id, flags, 1, count, 0, bool(opt))
+        yield b"".join((header, question(query), records, opt))
 
 
 def _flags(query: Query, response: Response) -> int:

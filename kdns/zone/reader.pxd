@@ -3,7 +3,7 @@ cimport cython
 @cython.final
 cdef class Reader:
     cdef readonly long long generation
-    cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _cursor, _set_range, _key, _value
+    cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _cursor, _set_range, _key, _value, _snapshots
     cdef int _depth
 
     cpdef enter(self)

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import lmdb
 import msgspec
 
+from kdns.errors import StoreError
 from kdns.zone.changes import Changes
 from kdns.zone.keys import zone_prefix
 from kdns.zone.store import DATABASES, Transaction, Zone
+
+
+class Snapshot:
+    """All that the store has, as it was when this was made; for what takes longer than a look-up.
+
+    The store cannot use old pages again meanwhile: it is to be ended soon. It ends by itself if the store's map grows.
+    """
+
+    def __init__(
+        self, txn: lmdb.Transaction[bytes], databases: list[lmdb._Database], mutex: AbstractContextManager[object]
+    ) -> None:
+        self._txn: lmdb.Transaction[bytes] | None = txn
+        self._databases = databases
+        self._mutex = mutex
+        self._cursor: lmdb.Cursor[bytes] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Transaction]:
+        """What there is, to be read inside of the context and at once. Raises StoreError if it has ended."""
+        with self._mutex:
+            if self._txn is None:
+                raise StoreError("a snapshot of the zone store has ended")
+            yield Transaction(self._txn, self._databases)
+
+    def entries(self, prefix: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """The next name keys with a prefix, and their values; none behind the last one. Raises StoreError."""
+        with self.open():
+            cursor = self._cursor
+            if cursor is None:
+                assert self._txn is not None
+                self._cursor = cursor = self._txn.cursor(self._databases[0])
+                there = cursor.set_range(prefix)
+            else:
+                there = bool(cursor.key())
+            found: list[tuple[bytes, bytes]] = []
+            while there and len(found) < most:
+                key = cursor.key()
+                if not key.startswith(prefix):
+                    break
+                found.append((key, cursor.value()))
+                there = cursor.next()
+            return found
+
+    def end(self) -> None:
+        """Let the store go on without it."""
+        with self._mutex:
+            txn, self._txn, self._cursor = self._txn, None, None
+            if txn is not None:
+                txn.abort()
 
 
 class Reader:
@@ -30,6 +82,7 @@ class Reader:
         self._databases = [self._env.open_db(name, create=False) for name in DATABASES]
         self._names, self._zones = self._databases[:2]
         self._mutex = threading.RLock()
+        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
         self._depth = 0
         self._txn: lmdb.Transaction[bytes]
         self._set_range: Callable[[bytes], bool]
@@ -55,7 +108,7 @@ class Reader:
                 try:
                     self._txn = self._env.begin()
                 except lmdb.MapResizedError:
-                    self._env.set_mapsize(0)
+                    self._follow_map()
                     self._txn = self._env.begin()
                 self._cursor = cursor = self._txn.cursor(self._names)
                 self._set_range, self._key, self._value = cursor.set_range, cursor.key, cursor.value
@@ -70,6 +123,24 @@ class Reader:
         if not self._depth:
             self._txn.abort()
         self._mutex.release()
+
+    def snapshot(self) -> Snapshot:
+        """What is there now, for longer than a look-up. Raises lmdb.Error."""
+        with self._mutex:
+            try:
+                txn = self._env.begin()
+            except lmdb.MapResizedError:
+                self._follow_map()
+                txn = self._env.begin()
+            snapshot = Snapshot(txn, self._databases, self._mutex)
+            self._snapshots.add(snapshot)
+            return snapshot
+
+    def _follow_map(self) -> None:
+        """Map all of a file that has grown, which cannot be done while anything is read."""
+        for snapshot in list(self._snapshots):
+            snapshot.end()
+        self._env.set_mapsize(0)
 
     def find(self, key: bytes) -> bytes | None:
         """The sealed value of a name key; b"" for a name that only has names below it; None if it does not exist."""

@@ -35,6 +35,7 @@ import msgspec
 from kdns.errors import StoreError
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
+from kdns.zone import journal
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
 from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, seal
@@ -50,6 +51,9 @@ _MANY_BYTES = 1 << 20
 _PORTION = 2000
 """Entries that are written together."""
 UNSYNCED, SYNCED, EXPIRED = 0, 1, 2
+_TICKS = 256
+"""Serials count these parts of a second. So a zone that is written anew without the store has a serial behind the one
+that it had, though it had changed that often each second; and it takes 97 days to get half around the ring."""
 _ARPA = b"\4arpa\0"
 DATA_FILE = "data.mdb"
 
@@ -89,7 +93,8 @@ class Store:
     """The writing side. One per state directory, held by a lock on its file `lock`.
 
     size: bytes that the data takes on disk. zones, entries: the zones, and how many names have an entry, both as of the
-    last commit: for whoever shall not wait for a transaction.
+    last commit: for whoever shall not wait for a transaction. journaled: which zones have a journal
+    (`kdns.zone.journal`), None for none.
     """
 
     def __init__(self, directory: Path, opened: _Opened, lock: int, changes: Changes) -> None:
@@ -107,6 +112,7 @@ class Store:
         self.size = _used(env)
         self.zones: tuple[Zone, ...] = ()
         self.entries = 0
+        self.journaled: Callable[[Zone], bool] | None = None
 
     @classmethod
     def open(
@@ -179,7 +185,7 @@ class Store:
         env, databases = self._environment()
         try:
             with env.begin(write=write) as raw:
-                yield Transaction(raw, databases)
+                yield Transaction(raw, databases, self.journaled)
         except lmdb.PanicError:  # after a commit that the disk refused half-way, LMDB wants to be opened anew
             self._close()
             raise
@@ -277,10 +283,13 @@ class Transaction:
     """
 
     __slots__ = (
+        "_before",
         "_cursor",
+        "_journaled",
         "_meta",
         "_names",
         "_objects",
+        "_rewritten",
         "_txn",
         "_zones",
         "changed",
@@ -290,8 +299,17 @@ class Transaction:
         "touched",
     )
 
-    def __init__(self, txn: lmdb.Transaction[bytes], databases: list[lmdb._Database]) -> None:
+    def __init__(
+        self,
+        txn: lmdb.Transaction[bytes],
+        databases: list[lmdb._Database],
+        journaled: Callable[[Zone], bool] | None = None,
+    ) -> None:
+        """journaled: see Store."""
         self._txn = txn
+        self._journaled = journaled
+        self._before: dict[int, dict[bytes, bytes | None] | None] = {}
+        self._rewritten: set[int] = set()
         self._names, self._zones, self._objects, self._meta = databases
         self._cursor = txn.cursor(self._names)
         self.changed: set[int] = set()
@@ -319,9 +337,9 @@ class Transaction:
                 return zone
         taken = {zone.number for zone in zones}
         number = next(number for number in range(1 << 16) if number not in taken)
-        serial = int(time.time()) & 0xFFFFFFFF
+        serial = _ticks()
         for zone in zones:
-            if zone.origin == origin and (zone.serial - serial) & 0xFFFFFFFF < 1 << 31:
+            if zone.origin == origin and journal.rises(serial, zone.serial):
                 serial = zone.serial  # RFC 1982 3.2: not below; another source's zone that this one may replace
         zone = Zone(number, source, origin, serial, UNSYNCED, given_serial)
         self._put_zone(zone)
@@ -343,6 +361,7 @@ class Transaction:
 
     def drop_zone(self, zone: Zone) -> None:
         """Remove a zone and all that is in it."""
+        journal.end(self, zone)
         self._txn.delete(zone.prefix, db=self._zones)
         self._delete_prefix(self._names, zone.prefix)
         self.touched.discard(zone.number)
@@ -357,14 +376,40 @@ class Transaction:
             zone = self.zone(number)
             if zone.given_serial:
                 self._take_serial(zone)
-                continue
-            zone = msgspec.structs.replace(zone, serial=(zone.serial + 1) & 0xFFFFFFFF)
-            self._put_zone(zone)
-            value = self._txn.get(zone.prefix, db=self._names)
-            if value is not None:
-                apex = tuple(_with_serial(rrset, zone.serial) for rrset in decode_rrsets(value))
-                self._txn.put(zone.prefix, encode_rrsets(zone.prefix, apex), db=self._names)
-                self.changed.add(name_hash(zone.origin))
+            else:
+                self._raise_serial(zone)
+            if self._journaled is not None and self._journaled(zone):
+                self._write_journal(zone)
+
+    def _raise_serial(self, zone: Zone) -> None:
+        now = _ticks()
+        serial = now if journal.rises(zone.serial, now) else (zone.serial + 1) & 0xFFFFFFFF
+        self._put_zone(msgspec.structs.replace(zone, serial=serial))
+        value = self._txn.get(zone.prefix, db=self._names)
+        if value is not None:
+            self._keep(zone, zone.prefix, value)
+            apex = tuple(_with_serial(rrset, serial) for rrset in decode_rrsets(value))
+            self._txn.put(zone.prefix, encode_rrsets(zone.prefix, apex), db=self._names)
+            self.changed.add(name_hash(zone.origin))
+
+    def _keep(self, zone: Zone, key: bytes, value: bytes | None) -> None:
+        """Note what a key had before this transaction, for the zone's journal."""
+        if self._journaled is None:
+            return
+        if zone.number not in self._before:
+            self._before[zone.number] = {} if self._journaled(zone) else None
+        before = self._before[zone.number]
+        if before is not None:
+            before.setdefault(key, value)
+
+    def _write_journal(self, zone: Zone) -> None:
+        before = self._before.get(zone.number)
+        if zone.number in self._rewritten or before is None:
+            journal.end(self, zone)
+            return
+        after = {key: value for key in before if (value := self._txn.get(key, db=self._names)) is not None}
+        before.setdefault(zone.prefix, after.get(zone.prefix))
+        journal.append(self, zone, before, after)
 
     def _take_serial(self, zone: Zone) -> None:
         for rrset in decode_rrsets(self._txn.get(zone.prefix, db=self._names) or b"", rr.SOA):
@@ -395,6 +440,7 @@ class Transaction:
             return False
         if old is None:
             self._note_ancestors(zone, name, key)
+        self._keep(zone, key, old)
         self._txn.put(key, value, db=self._names)
         self._note(zone, name)
         return True
@@ -402,8 +448,10 @@ class Transaction:
     def delete(self, zone: Zone, name: bytes) -> bool:
         """Remove a name's entry; False if there was none."""
         key = zone.key(name)
-        if not self._txn.delete(key, db=self._names):
+        old = self._txn.pop(key, db=self._names)
+        if old is None:
             return False
+        self._keep(zone, key, old)
         self._note(zone, name)
         self._note_ancestors(zone, name, key)
         return True
@@ -446,6 +494,7 @@ class Transaction:
         """Remove all entries of a zone."""
         self._delete_prefix(self._names, zone.prefix)
         self.touched.add(zone.number)
+        self._rewritten.add(zone.number)
         self.everything = True
 
     def fill(
@@ -469,6 +518,7 @@ class Transaction:
                     joined = join(decode_rrsets(there), decode_rrsets(value))
                     self._txn.put(key, encode_rrsets(key, joined), db=self._names)
         self.filled += consumed
+        self._rewritten.add(zone.number)
         self.everything = True
         self.touched.add(zone.number)
 
@@ -485,6 +535,7 @@ class Transaction:
         differing = list(_differing(zone, _below(cursor, zone.prefix), rows))
         for key, old, new in differing:
             name = key_name(key, zone.origin)
+            self._keep(zone, key, old)
             if key == zone.prefix and not (old and new and _same_but_serial(old, new)):
                 self.everything = True  # its NS, its DNAME or the TTL of denials are part of answers for other names
             if old is None:
@@ -504,6 +555,7 @@ class Transaction:
         while portion := list(itertools.islice(sealed, _PORTION)):
             self._cursor.putmulti(portion)
             count += len(portion)
+        self._rewritten.add(zone.number)
         self.filled += count
         self.everything = True
         return count
@@ -588,6 +640,10 @@ class Transaction:
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
             found = cursor.delete()
+
+
+def _ticks() -> int:
+    return int(time.time() * _TICKS) & 0xFFFFFFFF
 
 
 def soa_serial(rrset: RRset) -> int:
