@@ -261,7 +261,7 @@ def from_elsewhere(
     made = dns.message.make_response(dns.message.make_query(names.to_text(asked.name), rdtype))
     made.flags |= flags
     made.set_rcode(rcode)
-    made.answer += records
+    made.answer.extend(records)
     made.authority.append(dns.rrset.from_text("test.", 300, "IN", "SOA", "ns.test. root.test. 1 2 3 4 60"))
     wire = made.to_wire()
     found = relay.read(wire, wire[12 : asked.question_end])

@@ -32,7 +32,7 @@ _OF_THE_QUERY = frozenset(("qname", "qtype", "protocol"))
 _LONGEST_TEXT = 1020
 """More characters are no name: 255 bytes, each of which may be written with four."""
 _GROUP = re.compile(r"\{(0|[1-9]\d{0,4})\}", re.ASCII)
-_PLAIN = re.compile(rb"[-\w*/+=:!#$%&,<>?\[\]^`{|}~]+", re.ASCII)
+_PLAIN = re.compile(rb"[-\w*/+=:!#$%&,<>?\[\]^`{|}~.]+", re.ASCII)
 _ESCAPED = frozenset(b". '@;()\"\\")
 _TEXTS = tuple(
     f"\\{chr(byte)}" if byte in _ESCAPED else chr(byte) if 0x21 <= byte <= 0x7E else f"\\{byte:03d}"
@@ -53,11 +53,11 @@ class NoName(Exception):  # noqa: N818 - it says what was made
 
 def text_of(name: bytes) -> str:
     """A name as rules see it, with its last dot."""
-    parts = [
-        label.decode("ascii") if _PLAIN.fullmatch(label) else "".join([_TEXTS[byte] for byte in label])
-        for label in names.labels(name)
-    ]
-    return ".".join(parts) + "."
+    labels = names.labels(name)
+    plain = b".".join(labels)
+    if _PLAIN.fullmatch(plain) and plain.count(b".") == len(labels) - 1:  # all at once: some have a hundred labels
+        return plain.decode("ascii") + "."
+    return ".".join(["".join([_TEXTS[byte] for byte in label]) for label in labels]) + "."
 
 
 def name_of(text: str) -> bytes:

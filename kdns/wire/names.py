@@ -56,6 +56,8 @@ def from_text(text: str) -> bytes:
     """
     if text in (".", ""):
         return ROOT
+    if "\\" not in text:
+        return join(text.removesuffix(".").encode().split(b"."))
     found: list[bytes] = []
     label = bytearray()
     at = 0
