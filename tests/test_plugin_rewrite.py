@@ -52,6 +52,9 @@ RULES = {
     "fails": "rewrite cname old.up.test fail.test",
     "nowhere": "rewrite cname suffix .up.test. .nobody.",
     "endless": "rewrite cname old.up.test alias.endless",
+    "fan": "\n".join(
+        ["rewrite continue cname suffix .0.fan. .1.fan.", "rewrite continue cname suffix .1.fan. .0.fan."] * 2
+    ),
     "bad": r"rewrite name regex ^(.*)\.bad\.$ {1}.{1}.{1}.{1}.{1}.test",
     "back": r"rewrite name suffix .back .up.test answer name ^(.*)\.up\.test\.$ {1}..test",
     "local": f"rewrite edns0 local set {CODE} {{qname}}",
@@ -60,11 +63,17 @@ RULES = {
 }
 ALIASES = {"alias.up.test", "alias.test", "alias.fails", "alias.nowhere", "alias.endless"}
 
+COUNT: dict[str, int] = {}
+"""How often other servers were asked, by zone."""
+
 
 async def script(asked: Asked) -> None:
     """What the other server says: an alias, or records that have the name that it was asked for in them."""
     name, query = asked.name.lower(), asked.message
-    if name.startswith("nx"):
+    if name.endswith(".fan"):
+        COUNT["fan"] = COUNT.get("fan", 0) + 1
+        asked.send(reply(asked, f"CNAME {COUNT['fan']}.{1 - int(name[-5])}.fan."))
+    elif name.startswith("nx"):
         asked.send(reply(asked, rcode="NXDOMAIN"))
     elif name.startswith("fail"):
         asked.send(reply(asked, rcode="SERVFAIL"))
@@ -107,6 +116,11 @@ def lines(message: dns.message.Message) -> list[str]:
         for rdata in rrset
     ]
     return rcode + records
+
+
+def test_targets_with_targets_that_each_have_as_many_end_soon(server: Server) -> None:
+    assert server.query("a.0.fan").rcode() == dns.rcode.NOERROR
+    assert 10 < COUNT["fan"] < 200
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ COREFILE = """
         fallthrough
     }
     template IN A alias.test {
+        match many[.]
+        answer "{{ .Name }} CNAME 1.many.alias.test" "{{ .Name }} CNAME 2.many.alias.test"
+        answer "{{ .Name }} CNAME 3.many.alias.test"
+        fallthrough
+    }
+    template IN A alias.test {
         match ^self[.]
         answer "{{ .Name }} 60 CNAME {{ .Name }}"
     }
@@ -245,6 +251,13 @@ def test_an_alias_of_itself_ends(server: Server) -> None:
     assert (code, records) == ("NOERROR", ["self.alias.test. 60 IN CNAME self.alias.test."])
 
 
+def test_aliases_that_lead_to_as_many_each_end_soon(server: Server) -> None:
+    name = "coredns_template_matches_total"
+    before = server.metrics().value(name, zone="alias.test.")
+    assert answer(server, "many.alias.test")[0] == "NOERROR"
+    assert 10 < server.metrics().value(name, zone="alias.test.") - before < 200
+
+
 def test_metadata(server: Server) -> None:
     name = "web.default.svc.cluster.local"
     assert answer(server, name, "TXT") == ("NOERROR", [f'{name}. 3600 IN TXT "default|"'])
@@ -319,7 +332,7 @@ def test_what_is_asked_for_an_alias_is_asked_of_the_server() -> None:
     question = query("a.test")
     response = answered(made, question)
     assert [each.lname for each in asked] == [b"\1b\4test\0", b"\1c\4test\0"]
-    assert {each.links for each in asked} == {1}
+    assert [each.links for each in asked] == [1, 6]
     assert not response.cacheable
     found = read(question, response)
     assert found.flags & dns.flags.TC

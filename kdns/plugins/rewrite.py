@@ -197,7 +197,6 @@ MAX_DATA = 1024
 MAX_PASSED = 4096
 """Bytes of all options that other servers get."""
 
-_LONGEST_CHAIN = 10
 _BESIDE_OPTIONS = 12 + 4 + 11
 """Bytes of a response without records: header, type and class, OPT."""
 _MAX_TTL = 2**31 - 1
@@ -628,6 +627,7 @@ class Handler:
         opened = message.opened(response)
         reply = replace(opened)
         renaming: list[Owners | Values] = []
+        asked_again = 0
         for change in reversed(draft.changes):
             if isinstance(change, (Owners, Values)):
                 renaming.append(change)
@@ -638,7 +638,8 @@ class Handler:
             else:
                 _rename(reply, renaming)
                 renaming = []
-                reply = await self._retarget(change, asked, reply)
+                before, reply = reply, await self._retarget(change, asked, reply, asked_again)
+                asked_again += reply is not before
         _rename(reply, renaming)
         if response.relay is None or draft.name != draft.query.lname or _content(reply) != _content(opened):
             return reply
@@ -646,8 +647,11 @@ class Handler:
             response.cacheable = False  # as its TTLs count down, they leave their limits
         return response
 
-    async def _retarget(self, target: Target, asked: Query, reply: Response) -> Response:
-        """The response with another target of a CNAME record, and what there is at that. Raises NoName."""
+    async def _retarget(self, target: Target, asked: Query, reply: Response, before: int) -> Response:
+        """The response with another target of a CNAME record, and what there is at that. Raises NoName.
+
+        before: how often that was done to this response.
+        """
         kept: Records = []
         name = None
         for owner, rrset in reply.answer:
@@ -657,10 +661,10 @@ class Handler:
             if name is not None:
                 break
         links = asked.links + len(kept)
-        if name is None or links > _LONGEST_CHAIN:
+        if name is None or links > message.LONGEST_CHAIN:
             return reply
         await in_loop()
-        found = await self._ask(message.follow(asked, name, links))
+        found = await self._ask(message.follow(asked, name, message.links_of(links, before)))
         if found.plugin and (found.silent or found.rcode not in (rr.NOERROR, rr.NXDOMAIN)):
             what = "not answered" if found.silent else rr.rcode_text(found.rcode)
             error = f"{names.to_text(name.lower())}, a new target of an alias, is {what}"

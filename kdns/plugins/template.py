@@ -142,7 +142,6 @@ from kdns.wire.rrset import RRset, together
 NAME = "template"
 SITED = True
 TTL = 3600
-LONGEST_CHAIN = 10
 KEPT = 1024
 """Texts of a server block whose records are remembered."""
 SECTIONS = ("answer", "authority", "additional")
@@ -415,7 +414,7 @@ class Handler:
             plugin=NAME,
         )
         aliases = [rrset for _, rrset in response.answer if rrset.type == rr.CNAME]
-        if aliases and query.type in (rr.A, rr.AAAA) and query.links < LONGEST_CHAIN:
+        if aliases and query.type in (rr.A, rr.AAAA) and query.links < message.LONGEST_CHAIN:
             return await self._follow(query, response)
         return response
 
@@ -438,10 +437,13 @@ class Handler:
         """The response with what this server answers for the targets of its aliases behind each."""
         await in_loop()
         answer: list[tuple[bytes, RRset]] = []
+        followed = 0
         for owner, rrset in response.answer:
             answer.append((owner, rrset))
             for target in rrset.rdatas if rrset.type == rr.CNAME else ():
-                found = await self._site.ask(message.follow(query, target, query.links + 1))
+                links = message.links_of(query.links + 1, followed)
+                followed += 1
+                found = await self._site.ask(message.follow(query, target, links))
                 if not found.plugin:  # nobody answers for it
                     continue
                 found = message.opened(found)

@@ -31,6 +31,8 @@ EDE = 15
 MIN_UDP = 512
 DEFAULT_UDP = 1232
 MAX_MESSAGE = 65535
+LONGEST_CHAIN = 10
+"""How many CNAMEs are followed for one query."""
 
 _TYPE_CLASS = struct.Struct("!HH")
 _FIXED = struct.Struct("!HHIH")
@@ -616,6 +618,15 @@ def follow(query: Query, name: bytes, links: int) -> Query:
     data = HEADER.pack(query.id, query.flags, 1, 0, 0, 0) + wire
     lname, end = name.lower(), QUESTION_AT + len(wire)
     return replace(query, data=data, name=name, lname=lname, question_end=end, limit=MAX_MESSAGE, links=links)
+
+
+def links_of(links: int, before: int) -> int:
+    """How many CNAMEs a query behind another one counts as, after so many for the same response.
+
+    If each response led to two more, and each of these, there would be thousands. So the second query gets half of
+    what a chain has, and those behind it nothing.
+    """
+    return min(links + LONGEST_CHAIN // 2 * before, LONGEST_CHAIN)
 
 
 def passed_options(query: Query) -> bytes:
