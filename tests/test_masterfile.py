@@ -155,6 +155,8 @@ def test_what_is_not_in_the_zone_is_left_out_and_told(tmp_path: Path) -> None:
         ("$INCLUDE gone\na A 192.0.2.1\n", 3, "{folder}/gone: no such file or directory"),
         ("$INCLUDE gone", 3, "{folder}/gone: no such file or directory"),
         ("a A 192.0.2.1\n$TTL x\n", 4, "DNS TTL value is not well-formed."),
+        ("$INCLUDE /dev/zero\n", 3, "/dev/zero: is no file"),
+        ("$INCLUDE .\n", 3, "{folder}: is a directory"),
         ("$GENERATE 1-2 h$ A 192.0.2.$.\n", 3, "Text input is malformed."),
         ("a A (\n192.0.2.1\nb A 192.0.2.2\n", 3, "expected EOL or EOF"),
     ],
@@ -174,6 +176,35 @@ def test_a_file_that_includes_itself_comes_to_an_end(tmp_path: Path) -> None:
     ((result, _),) = process(tmp_path, HEAD + "$INCLUDE more\n", more="$INCLUDE more\n")
     assert result.mistake is not None
     assert result.mistake.message == f"{tmp_path}/more: too many open files"
+
+
+def test_what_no_message_has_room_for_is_refused(tmp_path: Path) -> None:
+    text = ' "' + "x" * 255 + '"'
+    assert found(read(tmp_path, HEAD + "a TXT" + text * 255 + "\n"), "a")
+    message = wrong(tmp_path, HEAD + "a TXT" + text * 256 + "\n").message
+    assert message == "a.example.org. has a TXT record of 65536 bytes"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert wrong(tmp_path, HEAD + "$INCLUDE pipe\n").message == f"{tmp_path}/pipe: is no file"
+    with pytest.raises(ConfigError, match="pipe:1: is no file"):
+        masterfile.read(tmp_path / "pipe", ORIGIN)
+
+
+def test_a_file_has_no_more_records_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masterfile, "MOST_RECORDS", 10)
+    assert len(read(tmp_path, HEAD + "$GENERATE 1-8 h$ A 192.0.2.$\n").names) == 9
+    mistake = wrong(tmp_path, HEAD + "$GENERATE 1-4294967295 h$ A 192.0.2.1\n")
+    assert (mistake.line, mistake.message) == (3, "there are more than 10 records")
+
+
+def test_many_records_of_one_name_take_no_longer_than_of_many(tmp_path: Path) -> None:
+    """Comparing each with each would take minutes."""
+    content = Content()
+    for number in range(100_000):
+        masterfile.add(content, ORIGIN, ORIGIN, 60, rr.A, number.to_bytes(4, "big"), ("db", 1))
+    assert len(content.records(ORIGIN)[0].rdatas) == 100_000
 
 
 def test_bytes_that_are_no_text_may_be_in_comments_and_nowhere_else(tmp_path: Path) -> None:
@@ -259,7 +290,7 @@ def test_rows_are_in_the_order_of_keys(owners: list[list[bytes]]) -> None:
     content = Content()
     for owner in owners:
         name = names.join(owner).lower()[:-1] + ORIGIN
-        content.names[name] = {rr.A: (1, [bytes(4)])}
+        content.names[name] = {rr.A: (1, {bytes(4): None})}
     rows = [suffix for suffix, _ in content.rows(ORIGIN)]
     assert rows == sorted(rows)
     assert {key_name(b"\0\0" + suffix, ORIGIN) for suffix in rows} == set(content.names)

@@ -5,6 +5,7 @@ A feed is loaded only where it is used: the libraries of manifests and those of 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 Feed: TypeAlias = "ManifestFeed | ClusterFeed | ZoneFeed"
 """read_first: a start waits until it is loaded, as there is nothing to answer from. may_lack: what it cannot read keeps
 no configuration from being taken, unless `load` says so. problems: files that cannot be used now."""
+
+
+READING = 2
+"""Directives whose master files are read at once: each takes a process of 25 MB, and a thread from all that write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def make_feeds(
     Raises ConfigError for access to the API that cannot work, StoreError.
     """
     found: list[Feed] = []
+    turns = asyncio.Semaphore(READING)
     for block, addresses in zip(blocks, listens, strict=True):
         if kubernetes.NAME in block.plugins:
             from kdns.server.publication import Publication
@@ -60,9 +66,9 @@ def make_feeds(
                 make_feed(Publication(block, addresses, into.store, log, into.committed, into.refused), own, before)
             )
         if file.NAME in block.plugins:
-            found += [_of_file(block, each, into) for each in block.plugins[file.NAME].files]
+            found += [_of_file(block, each, into, turns) for each in block.plugins[file.NAME].files]
         if auto.NAME in block.plugins:
-            found.append(_of_auto(block, block.plugins[auto.NAME], into))
+            found.append(_of_auto(block, block.plugins[auto.NAME], into, turns))
     return found
 
 
@@ -82,7 +88,7 @@ def make_feed(publication: Publication, own: Region, before: Sequence[Feed] | No
     return ClusterFeed(publication, own, first=before is None, was_current=was_current)
 
 
-def _of_file(block: ServerConfig, each: file.File, into: Into) -> ZoneFeed:
+def _of_file(block: ServerConfig, each: file.File, into: Into, turns: asyncio.Semaphore) -> ZoneFeed:
     from kdns.server import zone_feed
 
     title = f"file {each.path}"
@@ -98,10 +104,10 @@ def _of_file(block: ServerConfig, each: file.File, into: Into) -> ZoneFeed:
         into.refused,
     )
     files = zone_feed.of_file(each)
-    return zone_feed.ZoneFeed(publication, lambda: files, each.reload, files)
+    return zone_feed.ZoneFeed(publication, lambda: files, each.reload, files, turns)
 
 
-def _of_auto(block: ServerConfig, options: auto.Options, into: Into) -> ZoneFeed:
+def _of_auto(block: ServerConfig, options: auto.Options, into: Into, turns: asyncio.Semaphore) -> ZoneFeed:
     from kdns.server import zone_feed
 
     log = into.log.plugin(auto.NAME)
@@ -117,4 +123,4 @@ def _of_auto(block: ServerConfig, options: auto.Options, into: Into) -> ZoneFeed
         into.refused,
     )
     look = partial(zone_feed.of_auto, options, lambda text: log.warning(text, key=text))
-    return zone_feed.ZoneFeed(publication, look, options.reload, {})
+    return zone_feed.ZoneFeed(publication, look, options.reload, {}, turns)

@@ -137,12 +137,20 @@ class ZoneFeed:
     of_cluster: Literal[False] = False
     may_lack = True
 
-    def __init__(self, publication: ZonePublication, look: Callable[[], Files], reload: float, fixed: Files) -> None:
+    def __init__(
+        self,
+        publication: ZonePublication,
+        look: Callable[[], Files],
+        reload: float,
+        fixed: Files,
+        turns: asyncio.Semaphore,
+    ) -> None:
         """look: which files there are now; raises OSError. reload: seconds between looks, 0 for one look only. fixed:
-        files that the directive names, be they there or not.
+        files that the directive names, be they there or not. turns: how many of all feeds may read at once.
 
         Raises StoreError.
         """
+        self._turns = turns
         self.publication = publication
         self._look = look
         self._reload = reload
@@ -206,14 +214,15 @@ class ZoneFeed:
 
     async def _in_thread(self, steps: Callable[[], None]) -> None:
         """Take steps that block. They have ended when this ends, however that is."""
-        self._stopped = False
-        working = asyncio.ensure_future(asyncio.to_thread(steps))
-        try:
-            await asyncio.shield(working)
-        except asyncio.CancelledError:
-            await self.stop()
-            await asyncio.wait((working,))
-            raise
+        async with self._turns:
+            self._stopped = False
+            working = asyncio.ensure_future(asyncio.to_thread(steps))
+            try:
+                await asyncio.shield(working)
+            except asyncio.CancelledError:
+                await self.stop()
+                await asyncio.wait((working,))
+                raise
 
     # In a thread
 
@@ -307,8 +316,9 @@ class ZoneFeed:
             waiting = waiting[len(found) :]
             if waiting and not self._stopped:
                 origin, path = waiting.pop(0)
-                self._known[origin].seen = {str(path): before[origin]}
-                self._refuse(origin, Mistake(str(path), 1, f"what read it has ended with {ended}", "a smaller file"))
+                # What was killed may have been so for others that took the memory: it is read again at the next look.
+                self._known[origin].seen = {str(path): before[origin]} if ended >= 0 else {}
+                self._refuse(origin, _too_much(str(path), ended))
 
     def _accepts(self, origin: bytes, result: Result, there: Mapping[bytes, Zone]) -> bool:
         """Whether what was read takes the place of what is there; if not, why is said."""
@@ -368,9 +378,17 @@ def unusable(blocks: Iterable[ServerConfig]) -> list[Mistake]:
     if jobs:
         with tempfile.TemporaryFile() as rows:
             command = [sys.executable, "-m", masterfile.__name__]
-            subprocess.run(command, input=masterfile.jobs(jobs), stdout=rows, check=True)
-            mistakes += [result.mistake for result in masterfile.results(rows.fileno()) if result.mistake is not None]
+            ended = subprocess.run(command, input=masterfile.jobs(jobs), stdout=rows, check=False).returncode
+            found = masterfile.results(rows.fileno())
+        mistakes += [result.mistake for result in found if result.mistake is not None]
+        if len(found) < len(jobs):
+            mistakes.append(_too_much(jobs[len(found)][0], ended))
     return list(dict.fromkeys(mistakes))
+
+
+def _too_much(path: str, ended: int) -> Mistake:
+    """What is said of a file that has ended the process that read it."""
+    return Mistake(path, 1, f"what read it has ended with {ended}", "a smaller file")
 
 
 def _digest(path: str) -> str:

@@ -15,11 +15,13 @@ Numbers are big endian.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
 import re
 import resource
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +38,10 @@ from kdns.zone.values import Records, encode_rrsets
 ACCEPTED = "a master file (RFC 1035 5)"
 MOST_FILES = 64
 """Files that may be open: an `$INCLUDE` that leads back to its own file comes to an end."""
+MOST_RECORDS = 10_000_000
+"""Records of a file; what has more (`$GENERATE 0-4294967295`) would take all memory."""
+MOST_DATA = 65535
+"""Bytes of a record's data (RFC 1035 3.2.1)."""
 
 _HEAD = struct.Struct("!I")
 _SUFFIX = struct.Struct("!H")
@@ -54,12 +60,14 @@ class Content:
     """What a master file holds: the RRsets of each name (lower case), by type a TTL and the rdatas.
 
     outside: the first record that is not in the zone, and how many there are. files: those that the records are in.
+    count: how many records were read.
     """
 
-    names: dict[bytes, dict[int, tuple[int, list[bytes]]]] = field(default_factory=dict)
+    names: dict[bytes, dict[int, tuple[int, dict[bytes, None]]]] = field(default_factory=dict)
     files: dict[str, None] = field(default_factory=dict)
     outside: Mistake | None = None
     outsiders: int = 0
+    count: int = 0
 
     def records(self, name: bytes) -> Records:
         """A name's RRsets, in the order of their types."""
@@ -92,7 +100,7 @@ def read(path: Path, origin: bytes) -> Content:
         def add(self, *args: Any) -> None:
             owner, ttl, rdata = args
             content.files[reader.at[0]] = None
-            _add(content, origin, owner.to_wire().lower(), ttl, int(rdata.rdtype), rdata.to_wire(), reader.at)
+            add(content, origin, owner.to_wire().lower(), ttl, int(rdata.rdtype), rdata.to_wire(), reader.at)
 
         def _set_origin(self, _: Any) -> None:
             """`$ORIGIN` changes nothing but what relative names are."""
@@ -127,8 +135,9 @@ def read(path: Path, origin: bytes) -> Content:
             file, line = self.tok.where()
             return self.at if self.inside else (str(path.parent / file), max(1, line - (not self.tok.eof)))
 
+    dns.zonefile.open = _open  # type: ignore[attr-defined]  # for `$INCLUDE`
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with _open(path) as file:
             os.chdir(path.parent)
             tokenizer = dns.tokenizer.Tokenizer(file, str(path))
             reader = Reader(tokenizer, dns.rdataclass.IN, Sink(Everywhere()), allow_include=True)
@@ -145,28 +154,41 @@ def read(path: Path, origin: bytes) -> Content:
     return content
 
 
-def _add(
+def _open(path: Path | str, **_: Any) -> IO[str]:
+    """Open a file to read it. What is none (a pipe, a device) may never begin or never end: it raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "is no file", str(path))
+    return open(fd, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123
+
+
+def add(
     content: Content, origin: bytes, owner: bytes, ttl: int, rtype: int, rdata: bytes, where: tuple[str, int]
 ) -> None:
     """Add a record. Raises ConfigError if it cannot be there beside the others."""
+    content.count += 1
+    if content.count > MOST_RECORDS:
+        text = f"there are more than {MOST_RECORDS} records"
+        raise ConfigError([Mistake(*where, text, "fewer of them")])
     if not names.is_subdomain(owner, origin):
         text = f"{names.to_text(owner)} is not in the zone {names.to_text(origin)}"
         content.outside = content.outside or Mistake(*where, text)
         content.outsiders += 1
         return
     there = content.names.setdefault(owner, {})
-    ttl_there, rdatas = there.get(rtype, (ttl, []))
+    ttl_there, rdatas = there.get(rtype, (ttl, {}))
     wrong = _wrong(there, rtype, rdata, at_apex=owner == origin)
     if wrong is not None:
         text, accepted = wrong
         raise ConfigError([Mistake(*where, f"{names.to_text(owner)} {text}", accepted)])
-    if rdata not in rdatas:
-        rdatas.append(rdata)
+    rdatas[rdata] = None
     there[rtype] = (min(ttl, ttl_there), rdatas)  # RFC 2181 5.2: those of an RRset do not differ
 
 
 def _wrong(
-    there: dict[int, tuple[int, list[bytes]]], rtype: int, rdata: bytes, *, at_apex: bool
+    there: dict[int, tuple[int, dict[bytes, None]]], rtype: int, rdata: bytes, *, at_apex: bool
 ) -> tuple[str, str] | None:
     """What is wrong with a record beside those that its name has, and what is accepted."""
     text = rr.type_text(rtype)
@@ -174,9 +196,11 @@ def _wrong(
         return f"is of type {text}", "a zone that is signed with NSEC, or not at all"
     if rtype in _META or rtype == rr.OPT or not rtype:
         return f"is of type {text}, which no zone has", "types of data"
+    if len(rdata) > MOST_DATA:
+        return f"has a {text} record of {len(rdata)} bytes", f"at most {MOST_DATA}"
     if rtype == rr.SOA and not at_apex:
         return "has an SOA record and is not the zone's apex", "one SOA record, at the apex"
-    if rtype in _SINGLE and rtype in there and there[rtype][1] != [rdata]:
+    if rtype in _SINGLE and rtype in there and rdata not in there[rtype][1]:
         return f"has more than one {text} record", "one of them"
     if rtype not in _BESIDE_CNAME and rr.CNAME in there:
         return f"has a {text} record beside a CNAME record", "CNAME, or others"
