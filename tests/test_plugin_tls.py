@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import dns.message
 import dns.query
@@ -25,6 +27,7 @@ from kdns.plugins.budget import Budget
 from kdns.plugins.tls import Options
 from kdns.server import tcp
 from kdns.server.certificates import Certificate, Credential
+from kdns.server.https import HttpConnection
 from kdns.server.respond import Responder, Waiting
 from kdns.server.secure import BYTES as TLS_BYTES
 from kdns.zone.changes import Changes
@@ -123,6 +126,32 @@ def query(ident: int, name: str = WEB) -> bytes:
     return framed(dns.message.make_query(name, "A", id=ident).to_wire())
 
 
+class Bare:
+    """A client whose bytes of TLS a test sees."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="dns.test")
+        for _ in range(5):
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(self.outgoing.read())
+                self.incoming.write(sock.recv(65536))
+
+    def rest(self) -> bytes:
+        """All that the server still says."""
+        found = b""
+        while data := self.sock.recv(65536):
+            self.incoming.write(data)
+            with contextlib.suppress(ssl.SSLError):
+                while part := self.tls.read(65536):
+                    found += part
+        return found
+
+
 def answers(sock: ssl.SSLSocket, count: int) -> list[int]:
     """The IDs of so many answers, in the order in which they come."""
     return [int.from_bytes((read_message(sock) or b"\xff\xff")[:2], "big") for _ in range(count)]
@@ -134,14 +163,16 @@ def answers(sock: ssl.SSLSocket, count: int) -> list[int]:
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_an_answer_is_that_of_tcp_whole_whatever_its_size(site: Site, version: ssl.TLSVersion) -> None:
     context = site.issued.client("dot", version=version)
-    for name in (WEB, MANY):
-        asked = dns.message.make_query(name, "A")
-        found = dns.query.tls(
-            asked, "127.0.0.1", 3, site.tls, ssl_context=context, server_hostname="dns.test", verify=True
-        )
-        plain = dns.query.tcp(asked, "127.0.0.1", 3, site.server.port)
-        assert sorted(str(found).split("\n")) == sorted(str(plain).split("\n"))
-    assert len(found.to_wire()) > 30000
+    asked = dns.message.make_query(WEB, "A")
+    found = dns.query.tls(asked, "127.0.0.1", 3, site.tls, ssl_context=context, server_hostname="dns.test", verify=True)
+    assert [str(rrset[0]) for rrset in found.answer] == ["10.96.0.1"]
+    large = []
+    for sock in (connect(site.tls, context), site.raw(site.server.port)):
+        with sock:
+            sock.sendall(query(7, MANY))
+            large.append(read_message(sock))
+    assert large[0] == large[1]
+    assert len(large[0] or b"") > 30000
 
 
 def test_queries_are_answered_in_one_burst_and_byte_by_byte(site: Site) -> None:
@@ -168,6 +199,26 @@ def test_a_client_that_has_said_its_last_word_hears_ours(site: Site) -> None:
         assert answers(sock, 2) == [1, 2]
         raw = sock.unwrap()  # sends close_notify, and waits for that of the server
         assert raw.recv(1) == b""
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_all_that_was_asked_before_the_last_word_is_answered(site: Site, version: ssl.TLSVersion) -> None:
+    """More than goes in one turn, and the last word, come together."""
+    count = 2 * tcp.TURN + 50
+    with site.raw() as sock:
+        client = Bare(site.issued.client("dot", version=version), sock)
+        for number in range(count):
+            client.tls.write(query(number))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        sock.sendall(client.outgoing.read())
+        found = client.rest()
+    ids = []
+    while found:
+        size = int.from_bytes(found[:2], "big")
+        ids.append(int.from_bytes(found[2:4], "big"))
+        found = found[2 + size :]
+    assert ids == list(range(count))
 
 
 def test_a_transfer_is_refused(site: Site) -> None:
@@ -206,13 +257,26 @@ def test_there_is_no_udp_socket(site: Site) -> None:
 
 def test_what_is_no_tls_is_closed_and_counted(site: Site) -> None:
     before = site.closed("tls"), site.failed()
-    for data in (b"GET / HTTP/1.1\r\n\r\n", query(1), os.urandom(3000), b"\x16\x03\x01\xff\xff" + bytes(100)):
+    several = b"".join(b"\x16\x03\x01\0\1" + bytes([byte]) for byte in b"\x01\x01\xff\xf0")
+    for data in (
+        *(b"GET / HTTP/1.1\r\n\r\n", query(1), os.urandom(3000), b"\x16\x03\x01\xff\xff" + bytes(100)),
+        *(b"\x16\x03\x01\0\4\1\1\xff\xf0", several, b"\x16\x03\x01\0\0" * 200),  # more than is read, and nothing
+    ):
         with site.raw() as sock:
             sock.sendall(data)
             with contextlib.suppress(ConnectionError):
                 while sock.recv(4096):
                     pass
-    assert (site.closed("tls"), site.failed()) == (before[0] + 4, before[1] + 4)
+    assert (site.closed("tls"), site.failed()) == (before[0] + 7, before[1] + 7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_what_a_client_says_first_may_come_in_small_records(site: Site, size: int) -> None:
+    data = hello()[5:]
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    with site.raw() as sock:
+        sock.sendall(b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts))
+        assert sock.recv(6)[::5] == b"\x16\x02"  # a handshake record with what the server says first
 
 
 def test_a_handshake_that_does_not_end_is_closed_in_time_and_holds_up_nobody(site: Site) -> None:
@@ -254,25 +318,16 @@ def test_of_handshakes_that_are_under_way_there_are_no_more_than_a_number(site: 
 def test_bytes_that_were_changed_on_the_way_end_the_connection(site: Site) -> None:
     before = site.closed("tls")
     with site.raw() as sock:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = site.issued.client("dot").wrap_bio(incoming, outgoing, server_hostname="dns.test")
-        for _ in range(5):
-            try:
-                client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65536))
-        client.write(query(1))
-        data = bytearray(outgoing.read())
+        client = Bare(site.issued.client("dot"), sock)
+        client.tls.write(query(1))
+        data = bytearray(client.outgoing.read())
         data[-1] ^= 1
         sock.sendall(data)
-        incoming.write(sock.recv(65536))
         with contextlib.suppress(ConnectionError):
             while found := sock.recv(65536):
-                incoming.write(found)
+                client.incoming.write(found)
         with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):
-            client.read(1)
+            client.tls.read(1)
     assert site.closed("tls") == before + 1
 
 
@@ -290,30 +345,45 @@ def test_nobody_negotiates_anew(site: Site, needs: Callable[..., None]) -> None:
         client.stdin.close()
 
 
-def test_what_tls_takes_counts_as_held(tmp_path: Path) -> None:
-    """Where memory is short, the one that was idle longest goes."""
-    asyncio.run(_hold(Issued(tmp_path), most=4 * TLS_BYTES))
+@pytest.mark.parametrize("kind", [tcp.Connection, HttpConnection])
+def test_what_tls_takes_counts_as_held(tmp_path: Path, kind: type[tcp.Connection]) -> None:
+    """Where memory is short, the one that was idle longest goes, whether the new one takes more or not."""
+    asyncio.run(_hold(Issued(tmp_path), 4, kind))
 
 
-async def _hold(issued: Issued, most: int) -> None:
+async def _hold(issued: Issued, most: int, kind: type[tcp.Connection]) -> None:
     changes, region = Changes.create(), Region.create()
-    connections = tcp.Connections(region, most)
+    connections = tcp.Connections(region, most * TLS_BYTES)
     responder = Responder("tls://:853", {}, region, lambda _: None, Waiting())
     credential = Credential(
         Options(str(issued.folder / "server.crt"), str(issued.folder / "server.key")), ("dot",), None
     )
-    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as stack:
-        where = listening.getsockname()[1]
-        server = tcp.TcpServer(listening, responder, changes, connections, Budget(), certificate=credential)
-        server.start()
-        loop = asyncio.get_running_loop()
-        socks = [
-            stack.enter_context(await loop.run_in_executor(None, connect, where, issued.client())) for _ in range(9)
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+
+        async def connected(listening: socket.socket) -> ssl.SSLSocket:
+            where = listening.getsockname()[1]
+            return stack.enter_context(await loop.run_in_executor(None, connect, where, issued.client()))
+
+        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        kinds: list[type[tcp.Connection]] = [tcp.Connection, kind]
+        servers = [
+            tcp.TcpServer(sock, responder, changes, connections, Budget(), certificate=credential, kind=each)
+            for sock, each in zip(listening, kinds, strict=True)
         ]
-        await asyncio.sleep(0)
-        assert len(connections.open) == most // TLS_BYTES
-        assert [_is_open(sock) for sock in socks] == [False] * 5 + [True] * 4
-        await server.stop()
+        for server in servers:
+            server.start()
+        socks = [await connected(listening[0]) for _ in range(most)]
+        socks.append(await connected(listening[1]))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            if not connections.shaking:
+                break
+        left = most - 1 if kind is tcp.Connection else most - 2
+        assert [_is_open(sock) for sock in socks] == [False] * (most - left) + [True] * (left + 1)
+        assert len(connections.open) == left + 1
+        for server in servers:
+            await server.stop()
         await connections.drain(0)
 
 
@@ -373,6 +443,7 @@ def serial(port: int, issued: Issued) -> object:
         return found and found["serialNumber"]
 
 
+@pytest.mark.one_speed
 def test_changed_files_are_read_again_and_bad_ones_leave_the_last_good_ones_to_new_workers_too(
     tmp_path: Path,
 ) -> None:
@@ -428,6 +499,22 @@ def link(folder: Path, target: str) -> None:
     (folder / "new").replace(folder / "data")
 
 
+def test_a_certificate_that_cannot_be_loaded_now_is_loaded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left, for a while."""
+    issued = Issued(tmp_path)
+    certificate = Certificate(Options(str(tmp_path / "server.crt"), str(tmp_path / "server.key")))
+    issued.issue("server")
+    with monkeypatch.context() as without:
+        without.setattr(os, "memfd_create", Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+        assert not certificate.look()
+        assert not certificate.look()
+    assert "cannot be used: [Errno 24]" in certificate.problem
+    assert certificate.look()
+    assert certificate.problem == ""
+
+
 def test_files_that_are_replaced_one_after_the_other_are_no_problem_at_once(tmp_path: Path) -> None:
     issued = Issued(tmp_path)
     certificate = Certificate(Options(str(tmp_path / "server.crt"), str(tmp_path / "server.key")))
@@ -456,12 +543,14 @@ def test_sessions_that_openssl_remembers_are_bounded(tmp_path: Path, monkeypatch
 # What is wrong in a Corefile
 
 
+@pytest.mark.one_speed
 def test_options() -> None:
     text = "tls://a {\nroot /x\ntls c k /ca {\nclient_auth verify_if_given\nkeylog log\n}\n}"
     assert loads(text).blocks[0].plugins["tls"] == Options("/x/c", "/x/k", "/ca", "verify_if_given", "/x/log")
     assert loads("tls://a {\ntls c k\n}").blocks[0].plugins["tls"] == Options("c", "k")
 
 
+@pytest.mark.one_speed
 @pytest.mark.parametrize(
     ("directive", "message"),
     [
@@ -485,6 +574,7 @@ def test_what_is_refused(directive: str, message: str) -> None:
     assert [each[: len(message)] for each in found] == [message]
 
 
+@pytest.mark.one_speed
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -510,6 +600,7 @@ def test_different_addresses_may_have_different_certificates_and_schemes() -> No
     assert len(loads(text).blocks) == 3
 
 
+@pytest.mark.one_speed
 def test_files_that_cannot_be_used_keep_the_server_from_starting(tmp_path: Path) -> None:
     Issued(tmp_path)
     (tmp_path / "other").mkdir()

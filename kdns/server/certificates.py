@@ -71,7 +71,7 @@ def make_context(options: Options, material: Material, protocols: Iterable[str])
     pair = material.certificate + b"\n" + material.key
     try:
         _load_pair(context, pair)
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # no descriptor may be left for what is in memory
         raise KdnsError(f"{options.certificate} and {options.key} cannot be used: {_said(error)}") from None
     context.verify_mode = _VERIFY[options.client_auth]
     if material.authority:

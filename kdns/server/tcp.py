@@ -46,10 +46,14 @@ UNSENT = 256 << 10
 memory is short."""
 READ = 64 << 10
 """Bytes of queries that are read together."""
+READ_SECURE = 8 << 10
+"""The same with TLS, where a few bytes may be much to do."""
 WRITE = 64 << 10
 """Bytes of answers that are written together."""
 TURN = 100
 """Queries of a connection that are answered before others have their turn. If not one of them can be, it is closed."""
+SMALL = 16 << 10
+"""Bytes that make no difference when a connection has to go for what it holds."""
 QUIET = 1.0
 """Seconds that a connection has to be silent to be closed when the worker ends: then no query is likely on its way."""
 _ACCEPTED = 50
@@ -145,11 +149,22 @@ class Connections:
         self.region.cells[self._gauge] = len(self.open)
 
     def hold(self, connection: Connection, size: int) -> None:
-        """Note how many bytes a connection holds; when all hold too many, the one with most of them is closed."""
+        """Note how many bytes a connection holds; when all hold too many, one is closed."""
         self._held += size - connection.held
         connection.held = size
         while self._held > self._most:
-            max(self.open.values(), key=_held).evict()
+            self._largest().evict()
+
+    def _largest(self) -> Connection:
+        """The one with most beside what it takes by itself; where none has much, the one that has been idle longest."""
+        found: Connection | None = None
+        most = -1
+        for connection in self.open.values():
+            size = connection.excess() // SMALL
+            if connection.held and size > most:
+                found, most = connection, size
+        assert found is not None, "somebody holds it"
+        return found
 
     def begin_shaking(self, fd: int, connection: Connection) -> None:
         """Note that a handshake begins; the one that began first is ended if there are too many."""
@@ -195,10 +210,6 @@ class Connections:
                 connection.drain(now - stood, late=now > until)
         asyncio.get_running_loop().remove_reader(self.epoll.fileno())
         self.epoll.close()
-
-
-def _held(connection: Connection) -> int:
-    return connection.held
 
 
 class TcpServer:
@@ -344,8 +355,8 @@ class Connection:
     def _begin_secure(self) -> None:
         self._started = time.monotonic()
         self._overhead += TLS_BYTES
-        self._note()
         self._server.connections.begin_shaking(self._fd, self)
+        self._note()
 
     def happened(self, events: int) -> None:
         """Do what epoll has found to be possible."""
@@ -378,7 +389,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(READ, MSG_DONTWAIT)
+            data = self._socket.recv(READ if self._secure is None else READ_SECURE, MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -396,8 +407,12 @@ class Connection:
             data = self._unseal(data)
         if data:
             self._came(data, now)
-        if self._secure is not None and self._secure.ended and not self._half_closed and self._open:
-            self._half_close()
+        if self._secure is not None and self._open:
+            if self._secure.ended and not self._half_closed:
+                self._half_close()
+            elif self._unsent:  # it may be no answer, but a word of TLS
+                self._watch()
+                self._note()
 
     def _came(self, data: bytes, now: int) -> None:
         """Go on with what the client has sent."""
@@ -413,7 +428,12 @@ class Connection:
     def _unseal(self, data: bytes) -> bytes:
         """What is to be read of these bytes of TLS; nothing as long as there is a handshake."""
         assert self._secure is not None
-        self._secure.feed(data)
+        try:
+            self._secure.feed(data)
+        except ssl.SSLError:
+            self._shook("failed")
+            self._break("tls")
+            return b""
         if self._secure.done:
             return self._opened()
         self._turn = True
@@ -480,7 +500,7 @@ class Connection:
     def _half_close(self) -> None:
         """The client has no more questions; the answers that are due still go out."""
         self._half_closed = True
-        if self.pending or self._streams:
+        if self._busy or self._blocked:
             self._watch()
         else:
             self._finish()
@@ -543,6 +563,10 @@ class Connection:
             self._end()
         self._watch()
         self._note()
+
+    def excess(self) -> int:
+        """Bytes that it holds beside what it takes by itself."""
+        return self.held - self._overhead
 
     def _note(self) -> None:
         """Say how much is held, if that has changed."""
