@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -12,12 +13,13 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import dns.message
-import dns.query
 import h2.config
 import h2.connection
 import h2.events
@@ -25,17 +27,24 @@ import h2.exceptions
 import httpx
 import hypothesis.strategies as st
 import pytest
+from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 from hypothesis import given, settings
 
-from kdns.server import doh, http2
+from kdns.observe.counters import QueryCounters, Region
+from kdns.plugins.budget import Budget
+from kdns.server import doh, http2, tcp
 from kdns.server.doh import BrokenError
 from kdns.server.http1 import Http1
 from kdns.server.http2 import Http2
+from kdns.server.https import HttpConnection
+from kdns.server.respond import Block, Responder, Waiting
+from kdns.upstream.steps import in_task
 from kdns.wire import message
+from kdns.zone.changes import Changes
 from tests.support import objects, ports, procs
-from tests.support.server import Server
-from tests.support.tls import Issued, connect
+from tests.support.server import Server, read_message
+from tests.support.tls import Issued, connect, framed
 
 WEB = "web.default.svc.cluster.local"
 MANY = "many.default.svc.cluster.local"
@@ -221,9 +230,9 @@ def test_an_answer_is_that_of_tcp_whatever_its_size(site: Site, method: str, ver
             )
             found = client.send(request)
             assert (found.status_code, found.http_version) == (200, version)
-            plain = dns.query.tcp(dns.message.from_wire(data), "127.0.0.1", 3, site.server.port)
-            answer = dns.message.from_wire(found.content)
-            assert sorted(str(answer).split("\n")) == sorted(str(plain).split("\n"))
+            with socket.create_connection(("127.0.0.1", site.server.port), 3) as sock:
+                sock.sendall(framed(data))
+                assert found.content == read_message(sock)
     assert len(found.content) > 56000
 
 
@@ -523,6 +532,157 @@ def _talk(session: Http1 | Http2, data: bytes, cuts: list[int]) -> list[tuple[in
     return found
 
 
+class Pair:
+    """A session and its client, without a network."""
+
+    def __init__(self, **initial: int) -> None:
+        self.session = Http2()
+        self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+        values = {SettingCodes[name.upper()]: value for name, value in initial.items()}
+        self.client.local_settings = Settings(client=True, initial_values=values)
+        self.client.initiate_connection()
+        self.client.receive_data(self.session.take())
+
+    def ask(self) -> int:
+        stream = self.client.get_next_available_stream_id()
+        head = [(":method", "GET"), (":path", target(query())), (":scheme", "https"), (":authority", "dns.test")]
+        self.client.send_headers(stream, head, end_stream=True)
+        return stream
+
+    def hand_over(self) -> list[int]:
+        """Give the session what the client has said; the streams of its requests."""
+        return [request.stream for request in self.session.receive(self.client.data_to_send(), 1.0)]
+
+    def answer(self, stream: int, body: bytes, number: int = 0) -> None:
+        self.session.answer(stream, HTTPStatus.OK, [(b"date", b"%d" % number)], body)
+
+
+@pytest.mark.one_speed
+def test_a_request_that_is_taken_back_at_once_is_no_mistake_when_too_much_waits() -> None:
+    pair = Pair(initial_window_size=0)
+    first = pair.ask()
+    assert pair.hand_over() == [first]
+    pair.answer(first, bytes(http2.QUEUED + 1))
+    second = pair.ask()
+    pair.client.reset_stream(second)
+    assert pair.hand_over() == [second]
+    assert pair.session.reject(second)
+
+
+@pytest.mark.one_speed
+def test_fields_that_are_remembered_for_a_client_are_bounded_whatever_it_offers() -> None:
+    pair = Pair()
+    pair.client.update_settings({SettingCodes.HEADER_TABLE_SIZE: 1 << 24})
+    pair.hand_over()
+    pair.client.receive_data(pair.session.take())
+    for number in range(300):
+        stream = pair.ask()
+        assert pair.hand_over() == [stream]
+        pair.answer(stream, b"", number)
+        pair.client.receive_data(pair.session.take())
+    assert 0 < len(pair.client.decoder.header_table.dynamic_entries) <= 4096 // 32
+
+
+@pytest.mark.one_speed
+def test_many_words_about_windows_are_one_look_at_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(initial_window_size=0)
+    streams = [pair.ask() for _ in range(90)]
+    assert pair.hand_over() == streams
+    for stream in streams:
+        pair.answer(stream, b"abc")
+    looks = Mock(side_effect=H2Connection.local_flow_control_window, autospec=True)
+    monkeypatch.setattr(H2Connection, "local_flow_control_window", lambda *arguments: looks(*arguments))
+    for _ in range(200):
+        pair.client.increment_flow_control_window(1)
+    assert pair.hand_over() == []
+    assert looks.call_count <= len(streams)
+    pair.client.increment_flow_control_window(3, streams[5])
+    pair.hand_over()
+    ended = [each for each in pair.client.receive_data(pair.session.take()) if isinstance(each, h2.events.StreamEnded)]
+    assert [each.stream_id for each in ended] == [streams[5]]
+
+
+def test_frames_without_requests_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
+    turns: list[int] = []
+    turn = 0
+    receive = Http2.receive
+
+    def noted(session: Http2, data: bytes, now: float) -> object:
+        turns.append(turn)
+        return receive(session, data, now)
+
+    monkeypatch.setattr(Http2, "receive", noted)
+
+    async def talk(_: tcp.Connections, sock: socket.socket) -> None:
+        nonlocal turn
+        sock.sendall(PREFACE + (struct.pack("!BHBBL", 0, 4000, 0xEE, 0, 0) + bytes(4000)) * 12)
+        while len(turns) < 12 and turn < 10_000:
+            turn += 1
+            await asyncio.sleep(0)
+
+    asyncio.run(_with_a_connection(talk))
+    assert len(turns) >= 12
+    assert len(set(turns)) > len(turns) // 3
+
+
+def test_what_comes_behind_the_end_of_requests_is_not_kept() -> None:
+    """GOAWAY, while a request still waits."""
+
+    async def talk(connections: tcp.Connections, sock: socket.socket) -> None:
+        pair = Pair()
+        pair.ask()
+        pair.client.close_connection()
+        sock.sendall(pair.client.data_to_send())
+        (connection,) = await _until(lambda: list(connections.open.values()))
+        await _until(lambda: connection.pending == 1)
+        sock.setblocking(False)
+        sent = 0
+        for _ in range(10_000):
+            with contextlib.suppress(BlockingIOError):
+                sent += sock.send(bytes(65536))
+            await asyncio.sleep(0)
+            if sent > 40 << 20:
+                break
+        assert sent > 40 << 20
+        assert connection.held < 200_000
+
+    asyncio.run(_with_a_connection(talk))
+
+
+async def _until(condition: Callable[[], Any]) -> Any:
+    for _ in range(10_000):
+        if found := condition():
+            return found
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come to that")
+
+
+async def _with_a_connection(talk: Callable[[tcp.Connections, socket.socket], Awaitable[None]]) -> None:
+    """Let somebody talk to a server for plain HTTP, whose plugins answer when that has come to its end."""
+    answered = asyncio.Event()
+
+    async def chain(_: message.Query) -> message.Response:
+        await in_task()
+        await answered.wait()
+        return message.Response()
+
+    changes, region = Changes.create(), Region.create()
+    connections = tcp.Connections(region)
+    block = Block(QueryCounters(region, "https://:443", "."), chain, None, None)
+    responder = Responder("https://:443", {b"\0": block}, region, pytest.fail, Waiting())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = tcp.TcpServer(listening, responder, changes, connections, Budget(), kind=HttpConnection, label="a")
+        server.start()
+        with socket.create_connection(listening.getsockname()) as sock:
+            await talk(connections, sock)
+        answered.set()
+        await asyncio.sleep(0)
+        await server.stop()
+        await connections.drain(0)
+
+
+@pytest.mark.one_speed
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(FRAMES, st.binary(max_size=40)), max_size=12), st.lists(st.integers(0, 2000), max_size=4))
 def test_whatever_frames_come_http_2_raises_nothing_else(frames: list[bytes], cuts: list[int]) -> None:
@@ -537,12 +697,14 @@ HEADS = st.sampled_from([
 ])  # fmt: skip
 
 
+@pytest.mark.one_speed
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(HEADS, st.binary(max_size=20)), max_size=8), st.lists(st.integers(0, 300), max_size=4))
 def test_whatever_comes_http_1_raises_nothing_else(parts: list[bytes], cuts: list[int]) -> None:
     _talk(Http1(), b"".join(parts), cuts)
 
 
+@pytest.mark.one_speed
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=40), st.binary(max_size=60))
 def test_any_target_has_a_status(path: bytes, parameters: bytes) -> None:
@@ -552,6 +714,7 @@ def test_any_target_has_a_status(path: bytes, parameters: bytes) -> None:
         doh.asked(1, method, path, parameters)
 
 
+@pytest.mark.one_speed
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=12), st.integers(0, 3), st.binary(max_size=80))
 def test_any_message_has_an_age(head: bytes, count: int, rest: bytes) -> None:
@@ -563,6 +726,7 @@ def _message(text: str) -> bytes:
     return dns.message.from_text(f"id 1\nopcode QUERY\n{text}").to_wire()
 
 
+@pytest.mark.one_speed
 @pytest.mark.parametrize(
     ("text", "age"),
     [

@@ -6,6 +6,7 @@ more often than it is answered, has its connection ended.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -38,6 +39,8 @@ QUEUED = 256 << 10
 _GOAWAY = struct.Struct("!BHBBLLL")
 _GOAWAY_TYPE = 7
 _LAST = 2**31 - 1
+_TABLE = 4096
+"""Bytes of fields that are remembered for a client, which may offer any number."""
 
 
 class _Connection(H2Connection):
@@ -51,6 +54,10 @@ _CONFIG = H2Configuration(
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
+
+
+_FOR_ALL = (events.WindowUpdated, events.RemoteSettingsChanged)
+"""What may let answers of several streams go."""
 
 
 class _Incoming:
@@ -126,12 +133,14 @@ class Http2:
             self._unseen += len(data)
             self._unseen_since = self._unseen_since or now
         requests: list[Request] = []
-        for event in found:
-            self._credit -= 1
-            try:
+        try:
+            for event in found:
+                self._credit -= 1
                 self._happened(event, now, requests)
-            except H2Error as error:
-                raise BrokenError("http") from error
+            if any(isinstance(event, _FOR_ALL) for event in found):
+                self._push_all()
+        except H2Error as error:
+            raise BrokenError("http") from error
         if self._credit < 0 or self._unseen > UNSEEN or self._bodies > BODIES:
             self._left = True
             self._say_goodbye(self._highest, ErrorCodes.ENHANCE_YOUR_CALM)
@@ -148,7 +157,8 @@ class Http2:
         elif isinstance(event, events.WindowUpdated):
             self._push(event.stream_id)
         elif isinstance(event, events.RemoteSettingsChanged):
-            self._push(0)
+            if self._h2.encoder.header_table_size > _TABLE:
+                self._h2.encoder.header_table_size = _TABLE
         elif isinstance(event, events.StreamReset):
             self._credit -= RESET
             self._forget(event.stream_id)
@@ -200,7 +210,8 @@ class Http2:
 
     def _reset(self, stream: int, code: ErrorCodes) -> None:
         self._forget(stream)
-        self._h2.reset_stream(stream, code)
+        with contextlib.suppress(H2Error):  # the client has done so already
+            self._h2.reset_stream(stream, code)
 
     def answer(self, stream: int, status: HTTPStatus, fields: Fields, body: bytes) -> None:
         """See doh.Session."""
@@ -220,16 +231,20 @@ class Http2:
             self._queued += len(body)
             self._push(stream)
 
+    def _push_all(self) -> None:
+        """Send what the client's windows let go."""
+        for stream in list(self._queue):
+            self._push(stream)
+
     def _push(self, stream: int | None) -> None:
-        """Send what the client's windows let go, of a stream or (0) of all."""
-        for one in [stream] if stream else list(self._queue):
-            rest = self._queue.get(one)
-            if rest is None:
-                continue
-            try:
-                self._push_one(one, rest)
-            except H2Error:
-                self._forget(one)
+        """The same of one stream."""
+        rest = self._queue.get(stream or 0)
+        if stream is None or rest is None:
+            return
+        try:
+            self._push_one(stream, rest)
+        except H2Error:
+            self._forget(stream)
 
     def _push_one(self, stream: int, rest: memoryview) -> None:
         while True:

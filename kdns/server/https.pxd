@@ -1,3 +1,5 @@
+cimport cython
+
 from kdns.server.packet_cache cimport Entry
 from kdns.server.tcp cimport Connection, TcpServer
 
@@ -14,6 +16,7 @@ cdef class HttpConnection(Connection):
     cpdef expire(self, double now)
     cdef _leave(self)
     cdef _use(self, session)
+    @cython.locals(until=cython.double)
     cdef _converse(self, long long now)
     cdef _settle(self)
     cdef _answer(self, request, long long now)

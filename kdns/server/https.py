@@ -24,6 +24,8 @@ TURN = 32
 """Requests of a connection that are answered before others have their turn."""
 SLICE = 4 << 10
 """Bytes that are read as HTTP together."""
+TURN_SECONDS = 0.003
+"""After that others have their turn, whatever there was to read; it may be one such piece more."""
 BYTES = 24 << 10
 """About what HTTP takes for a connection, in bytes."""
 _PREFACE = b"PRI "
@@ -83,6 +85,7 @@ class HttpConnection(Connection):
         session = self._session
         assert session is not None
         count = 0
+        until = time.monotonic() + TURN_SECONDS
         while self._open and not self._blocked and self.pending < self._most and not session.ended:
             data, self._rest = self._rest[:SLICE], self._rest[SLICE:]
             requests = session.receive(data, now / 1e9)
@@ -92,7 +95,7 @@ class HttpConnection(Connection):
             count += len(requests)
             if not requests and not self._rest:
                 return
-            if count >= TURN:
+            if count >= TURN or time.monotonic() > until:
                 self._turn = True
                 asyncio.get_running_loop().call_soon(self._next_turn)
                 return
@@ -100,6 +103,8 @@ class HttpConnection(Connection):
     def _settle(self) -> None:
         """See what is left to do when nothing more can be read now."""
         session = self._session
+        if session is not None and session.ended:
+            self._rest = b""  # no request comes any more
         if session is not None and (session.ended or self._leaving) and not (self.pending or session.due or self._turn):
             self._finish()
             return
