@@ -252,6 +252,9 @@ def told(text: str) -> list[str]:
         ("loadbalance", "With `weighted`,", False),
         ("erratic {\ndrop\n}", "`drop` without", True),
         ("erratic", "`drop` without", False),
+        ("dns64 64:ff9b::/96 {\nallow_ipv4\n}", "Behind a", True),
+        ("dns64 {\nprefix 64:ff9b::/96\n}", "Behind a", False),
+        ("dns64 64:ff9b::/96", "Behind a", False),
     ],
 )
 def test_a_difference_is_told_where_it_matters(text: str, sentence: str, there: bool) -> None:

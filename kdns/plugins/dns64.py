@@ -60,8 +60,8 @@ dns64 [PREFIX] {
 
 Clients with DO and CD get no AAAA records that are made. Where there are no A records, the answer is the first one, and
 not counted; where they could not be looked up, it is SERVFAIL and not empty. Nothing is made if the answer for AAAA
-records is truncated: the client is to ask over TCP. NXDOMAIN without an SOA record stays NXDOMAIN. The lengths 72, 80
-and 88, which are not in RFC 6052, are refused.
+records is truncated: the client is to ask over TCP. NXDOMAIN without an SOA record stays NXDOMAIN. Behind a prefix
+options in a block count; CoreDNS passes over them. The lengths 72, 80 and 88, which are not in RFC 6052, are refused.
 
 ## See also
 

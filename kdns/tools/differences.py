@@ -124,6 +124,11 @@ def _in_templates(pattern: str) -> When:
     return when
 
 
+def _prefix_and_block(directive: Directive) -> Iterator[Token]:
+    if directive.args and directive.block:
+        yield directive.block[0].name
+
+
 def _short_chaos(directive: Directive) -> Iterator[Token]:
     if len(directive.args) < 2:
         yield directive.name
@@ -204,6 +209,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Where there are no": always,
         "Nothing is made if": always,
         "NXDOMAIN without": always,
+        "Behind a prefix": _prefix_and_block,
         "The lengths": never,
     },
     "erratic": {
