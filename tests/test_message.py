@@ -133,6 +133,15 @@ def test_as_many_whole_addresses_are_sent_as_fit() -> None:
     assert len(wire) <= 512 < len(wire) + 16
 
 
+def test_options_that_have_no_room_are_left_out() -> None:
+    """The client gets no more bytes than it can take, whatever plugins have to say."""
+    query = ask(use_edns=0, payload=512)
+    for size, there in ((512 - query.question_end - 11 - 4, True), (512 - query.question_end - 11 - 3, False)):
+        wire = message.encode(query, Response(edns_options=message.option(65001, bytes(size)))).wire
+        got = dns.message.from_wire(wire)
+        assert (len(wire) <= 512, got.edns, bool(got.options)) == (True, 0, there)
+
+
 def test_owners_follow_the_case_of_the_question() -> None:
     query = ask(b"\x03WeB\x07ClUsTeR\x05local\0")
     wire = message.encode(query, Response(answer=[(query.lname, RRset(rr.A, 5, (b"\x0a\0\0\1",)))])).wire

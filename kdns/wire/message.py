@@ -356,11 +356,13 @@ def encode(query: Query, response: Response) -> Encoded:
     """Assemble a response of at most `query.limit` bytes.
 
     The question is sent back byte for byte. Whole records are left out from the end where they do not fit, and TC is
-    set (RFC 2181 9). Our OPT is kept always.
+    set (RFC 2181 9). Our OPT is kept always, its options only if there is room beside the question.
     """
     opt = b""
     if query.edns is not None:
         opt = opt_record(query.edns.do, query.udp_size, response.rcode, response.edns_options)
+        if query.question_end + len(opt) > query.limit:
+            opt = opt_record(query.edns.do, query.udp_size, response.rcode)
     if response.relay is not None:
         return _relay(query, response, response.relay, opt)
     writer = _Writer(query, query.limit - len(opt))
