@@ -212,6 +212,10 @@ def test_direct_answers_go_past_it_only_where_it_lets_everything_pass(rules: lis
         ("10.1.2.3", ["::/0"], False),
         ("2001:db8::1", ["::/0"], True),
         ("2001:db8::1", [], False),
+        ("10.1.2.3", ["::ffff:10.0.0.0/104"], True),
+        ("::ffff:11.1.2.3", ["::ffff:10.0.0.0/104"], False),
+        ("10.1.2.3", ["::ffff:0:0/96"], True),
+        ("10.1.2.3", ["::/95"], False),
     ],
 )
 def test_networks(host: str, among: list[str], found: bool) -> None:

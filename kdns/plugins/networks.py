@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
+_IPV4_BITS = 32
 
 
 def packed(host: str) -> bytes:
@@ -20,7 +21,10 @@ def packed(host: str) -> bytes:
 
 
 class Networks:
-    """Some networks. Asking takes a look-up for each length that their prefixes have."""
+    """Some networks. Asking takes a look-up for each length that their prefixes have.
+
+    One of IPv4 addresses within IPv6 (`::ffff:10.0.0.0/104`) is the one of IPv4, as its addresses are.
+    """
 
     __slots__ = ("_by_size",)
 
@@ -30,6 +34,8 @@ class Networks:
         for network in map(ipaddress.ip_network, networks):
             first = network.network_address.packed
             shift = network.max_prefixlen - network.prefixlen
+            if first.startswith(_MAPPED) and shift <= _IPV4_BITS:
+                first = first[len(_MAPPED) :]
             found[len(first)].setdefault(shift, set()).add(int.from_bytes(first) >> shift)
         self._by_size = {size: tuple(by_shift.items()) for size, by_shift in found.items()}
 
