@@ -12,7 +12,9 @@ Its docstring is its manual page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,51 +23,7 @@ from kdns.corefile.config import Config, Directive, ServerBlock, ServerConfig
 from kdns.corefile.parser import Parsed, Part, parse_file, parse_parts, parse_text
 from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigError, Mistake
-from kdns.plugins import (
-    acl,
-    auto,
-    autopath,
-    bind,
-    bufsize,
-    cache,
-    cancel,
-    chaos,
-    debug,
-    dns64,
-    erratic,
-    errors,
-    file,
-    forward,
-    header,
-    health,
-    hosts,
-    import_,
-    k8s_external,
-    kubernetes,
-    loadbalance,
-    local,
-    log,
-    loop,
-    metadata,
-    minimal,
-    multisocket,
-    nsid,
-    prometheus,
-    ready,
-    reload,
-    rewrite,
-    root,
-    template,
-    timeouts,
-    tls,
-    transfer,
-    tsig,
-    view,
-    whoami,
-)
-from kdns.plugins import (
-    any as any_,
-)
+from kdns.plugins import bind, tls
 from kdns.plugins.absent import INSTEAD
 
 ORDER = (
@@ -77,17 +35,34 @@ ORDER = (
 )  # fmt: skip
 """The order in which the plugins of a server block run, whatever order they are written in."""
 
-MODULES: Mapping[str, ModuleType] = {
-    module.NAME: module
-    for module in (
-        acl, any_, auto, autopath, bind, bufsize, cache, cancel, chaos, debug, dns64, erratic, errors, file, forward,
-        header, health, hosts, k8s_external, kubernetes, loadbalance, local, log, loop, metadata, minimal, multisocket,
-        nsid, prometheus, ready, reload, rewrite, root, template, timeouts, tls, transfer, tsig, view, whoami,
-    )
-}  # fmt: skip
+
+class _Modules(Mapping[str, ModuleType]):
+    """Modules of this package by the directives' names, each imported when it is first wanted."""
+
+    def __init__(self, *directives: str) -> None:
+        self._directives = directives
+
+    def __getitem__(self, name: str) -> ModuleType:
+        if name not in self._directives:
+            raise KeyError(name)
+        return importlib.import_module(f"{__name__}.{name}{'_' if iskeyword(name) else ''}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._directives)
+
+    def __len__(self) -> int:
+        return len(self._directives)
+
+
+MODULES: Mapping[str, ModuleType] = _Modules(
+    "acl", "any", "auto", "autopath", "bind", "bufsize", "cache", "cancel", "chaos", "debug", "dns64", "erratic",
+    "errors", "file", "forward", "header", "health", "hosts", "k8s_external", "kubernetes", "loadbalance", "local",
+    "log", "loop", "metadata", "minimal", "multisocket", "nsid", "prometheus", "ready", "reload", "rewrite", "root",
+    "template", "timeouts", "tls", "transfer", "tsig", "view", "whoami",
+)  # fmt: skip
 """The plugins that this version has, by name."""
 
-MANUALS: Mapping[str, ModuleType] = {**MODULES, import_.NAME: import_}
+MANUALS: Mapping[str, ModuleType] = _Modules(*MODULES, "import")
 """Every module whose docstring is a manual page, by directive."""
 
 SCHEMES = ("dns", "tls", "https")

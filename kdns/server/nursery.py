@@ -35,6 +35,8 @@ COUNT = struct.Struct("!i")
 PID = struct.Struct("!q")
 ENDED = struct.Struct("!qi")
 _START_SECONDS = 10.0
+_USUAL = "cache", "errors", "health", "hosts", "loadbalance", "loop", "ready", "reload"
+"""Directives that the Corefiles of clusters have: what a worker needs of others, it loads itself."""
 
 
 class Nursery:
@@ -251,8 +253,11 @@ def _load() -> None:
     """Have all that a worker needs, where no collection will look at it: what is written to is shared no more."""
     import encodings.idna  # noqa: F401 (getaddrinfo uses it)
 
+    from kdns.plugins import MODULES
     from kdns.server import worker  # noqa: F401
 
+    for name in _USUAL:
+        MODULES[name]
     gc.collect()
     gc.freeze()
 

@@ -26,29 +26,9 @@ from kdns.corefile.config import ServerConfig, ServerKey
 from kdns.observe import logs
 from kdns.observe.counters import QueryCounters, Region
 from kdns.observe.notes import Notes
-from kdns.plugins import (
-    auto,
-    autopath,
-    chaos,
-    debug,
-    file,
-    forward,
-    k8s_external,
-    kubernetes,
-    log,
-    metadata,
-    prometheus,
-    rewrite,
-    timeouts,
-    tls,
-    transfer,
-    tsig,
-    view,
-    zones,
-)
+from kdns.plugins import chaos, debug, forward, kubernetes, log, metadata, prometheus, timeouts, tls, view
 from kdns.plugins.budget import Budget
 from kdns.plugins.chain import Handler, Next, link
-from kdns.plugins.outgoing import Outgoing
 from kdns.plugins.site import Site
 from kdns.server import cgroups, direct, memory
 from kdns.server.direct import Direct, Served
@@ -65,7 +45,9 @@ from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
 from kdns.zone.store import is_held
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what few servers have is imported where it is used
+    from kdns.plugins import autopath, transfer, tsig
+    from kdns.plugins.outgoing import Outgoing
     from kdns.plugins.views import Candidate, Views
     from kdns.server.certificates import Credential
 
@@ -340,13 +322,15 @@ class Worker:
             sampler.one if sampler is not None else None,
             found.classes,
             self._signatures(server, config),
-            transfer.NAME in config.plugins,
+            "transfer" in config.plugins,
         )
 
     def _signatures(self, server: Server, config: ServerConfig) -> tsig.Checker | None:
-        options = config.plugins.get(tsig.NAME)
+        options = config.plugins.get("tsig")
         if options is None:
             return None
+        from kdns.plugins import tsig
+
         plugins_there = (self._plan.blocks[index].plugins for index in sorted(server.blocks))
         return tsig.Checker(options, [found[tsig.NAME] for found in plugins_there if tsig.NAME in found])
 
@@ -401,35 +385,35 @@ class Worker:
         known = knowing.known if isinstance(knowing, metadata.Handler) else None
         write_down = self._write_down(log.Logger(options, known)) if options is not None else None
         forwarding = handlers.get(forward.NAME)
-        rewriting = handlers.get(rewrite.NAME)
+        classes = getattr(handlers.get("rewrite"), "classes", ())
         return Chains(
             chain,
             chaotic,
             write_down,
             forwarding.covers if isinstance(forwarding, forward.Handler) else None,
             {name: handler for name, handler in handlers.items() if handler is not None},
-            dict.fromkeys(rewriting.classes, chain) if isinstance(rewriting, rewrite.Handler) else {},
+            dict.fromkeys(classes, chain),
             known,
         )
 
     def _handler(self, index: int, name: str, options: Any) -> Handler | None:
         module: ModuleType = plugins.MODULES[name]
-        if name == kubernetes.NAME:
-            assert self._store is not None, "Start.load refuses it otherwise"
-            views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
-            return kubernetes.Handler(options, views, self._store, self._site(index).ask, self._namespaces(index))
-        if name == k8s_external.NAME:
-            assert self._store is not None, "it needs `kubernetes`"
-            views = [ZoneView(number, origin) for origin, number in self._plan.beside[index].external]
-            return k8s_external.Handler(options, views, self._store, self._site(index).ask)
-        if name == autopath.NAME:
-            return self._autopath(index, options)
-        if name == transfer.NAME:
-            return self._transfer(index, options)
-        if name in (file.NAME, auto.NAME):
-            assert self._store is not None, "Start.load refuses it otherwise"
-            sources = options.sources(self._plan.blocks[index])
-            return zones.Handler(name, sources, self._store, self._site(index))
+        match name:
+            case kubernetes.NAME:
+                assert self._store is not None, "Start.load refuses it otherwise"
+                views = [ZoneView(number, origin) for origin, number in self._plan.zones[index]]
+                return kubernetes.Handler(options, views, self._store, self._site(index).ask, self._namespaces(index))
+            case "k8s_external":
+                assert self._store is not None, "it needs `kubernetes`"
+                views = [ZoneView(number, origin) for origin, number in self._plan.beside[index].external]
+                external: Handler = module.Handler(options, views, self._store, self._site(index).ask)
+                return external
+            case "autopath":
+                return self._autopath(index, options)
+            case "transfer":
+                return self._transfer(index, options)
+            case "file" | "auto":
+                return self._zones(index, name, options)
         if not hasattr(module, "Handler"):
             return None
         handler: Handler = (
@@ -437,7 +421,17 @@ class Worker:
         )
         return handler
 
+    def _zones(self, index: int, name: str, options: Any) -> Handler:
+        from kdns.plugins import zones
+
+        assert self._store is not None, "Start.load refuses it otherwise"
+        sources = options.sources(self._plan.blocks[index])
+        return zones.Handler(name, sources, self._store, self._site(index))
+
     def _transfer(self, index: int, options: transfer.Options) -> transfer.Handler:
+        from kdns.plugins import transfer
+        from kdns.plugins.outgoing import Outgoing
+
         assert self._store is not None, "a node has no such directive"
         if self._outgoing is None:
             self._outgoing = Outgoing(self._store)
@@ -460,6 +454,8 @@ class Worker:
         return clients.StoredNamespaces(ZoneView(number, clients.ORIGIN), self._store)
 
     def _autopath(self, index: int, options: autopath.Options) -> autopath.Handler:
+        from kdns.plugins import autopath
+
         if not options.pods:
             return autopath.Handler(options, self._site(index))
         known = self._namespaces(index)
