@@ -304,7 +304,9 @@ def test_what_another_version_went_on_with_is_listed_again(store: Store) -> None
     delivered(store)
     scope = SCOPES[S]
     store.write(lambda txn: txn.put_meta("version Service main", f"8\n{scope}".encode()))
-    assert Publisher(store, "main", WANTED).begin(SCOPES, strict=True) == {E: "6", N: "7"}
+    publisher = Publisher(store, "main", WANTED)
+    assert publisher.begin(SCOPES, strict=True) == {E: "6", N: "7"}
+    assert states(store, publisher) == ({SYNCED}, {UNSYNCED})
 
 
 def test_zones_outside_expire_and_are_revived_with_those_inside(store: Store) -> None:

@@ -266,6 +266,7 @@ class Publisher:
             elif strict:
                 self._set_state(txn, SYNCED, UNSYNCED)
             if lacking:
+                self._set_state(txn, SYNCED, UNSYNCED, self.external.values())
                 found.pop("Service", None)
             return {kind: version for kind, version in found.items() if version}
 
