@@ -20,7 +20,7 @@ COREFILE = """\
     root $manifests
     auto test org {
         directory zones
-        reload 100ms
+        reload 20ms
         fallthrough fall.test
     }
     whoami

@@ -194,7 +194,8 @@ class Responder:
         if query.edns is not None and query.edns.version:
             return self._finished(query, Response(rcode=rr.BADVERS), via, self.dropped, 0)
         query.server = self._label
-        block = self._blocks.find(query.lname) or self._taking(query)
+        name = query.lname if query.type != rr.DS else self._above(query.lname)
+        block = self._blocks.find(name) or self._taking(query)
         if block.signatures is not None:
             try:
                 block.signatures.check(query)
@@ -210,6 +211,18 @@ class Responder:
         if chain is None:
             return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)
         return self._run(chain(query), query, via, block)
+
+    def _above(self, name: bytes) -> bytes:
+        """Whose server block has a DS record: the zone's above the cut (RFC 4035 3.1.4.1), if that is here too.
+
+        Not the root's, which most have for what is not theirs; so does CoreDNS.
+        """
+        zone = name if name in self._blocks.by_zone else names.ROOT
+        while len(zone) > 1:
+            zone = names.parent(zone)
+            if zone in self._blocks.by_zone and zone != names.ROOT:
+                return zone
+        return name
 
     def _taking(self, query: Query) -> Block:
         """The server block that views choose."""
