@@ -111,6 +111,8 @@ OURS = {
     "kdns_tls_handshakes_total": ("counter", {"result"}),
     "kdns_transfers_total": ("counter", {"result"}),
     "kdns_notifies_total": ("counter", {"result"}),
+    "kdns_secondary_transfers_total": ("counter", {"zone", "result"}),
+    "kdns_secondary_expired": ("gauge", {"zone"}),
     "kdns_tls_certificate_expiry_timestamp_seconds": ("gauge", {"certificate"}),
     "kdns_tls_certificate_unusable": ("gauge", {"certificate"}),
     "kdns_log_dropped_total": ("counter", set()),

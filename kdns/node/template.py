@@ -32,6 +32,10 @@ REFUSED: Mapping[str, tuple[str, str]] = {
         "forward to the cluster's DNS, such as forward . __PILLAR__CLUSTER__DNS__",
     ),
     "file": ("file has no place on a node: kdns node keeps no zone store", "hosts, or forward to a server that has it"),
+    "secondary": (
+        "secondary has no place on a node: kdns node keeps no zone store",
+        "forward to a server that has its zones",
+    ),
     "transfer": (
         "transfer has no place on a node: kdns node keeps no zone store",
         "transfers from the server that has the zone",

@@ -140,6 +140,11 @@ COUNTERS = (
     ),
     Family("kdns_tcp_accept_errors_total", "Times that no TCP connection could be accepted: no descriptor, no memory."),
     Family("kdns_tcp_connections_closed_total", "TCP connections closed, by why.", ("reason",)),
+    Family(
+        "kdns_secondary_transfers_total",
+        "Times that primaries were asked for zones, by zone and what came of it.",
+        ("zone", "result"),
+    ),
     Family("kdns_transfers_total", "Zone transfers that were asked for, by what came of them.", ("result",)),
     Family("kdns_notifies_total", "NOTIFYs to those who have copies of zones, sent and answered.", ("result",)),
     Family("kdns_tls_handshakes_total", "TLS handshakes of clients, by how they ended.", ("result",)),
@@ -182,6 +187,7 @@ SHARED = (
         "1 while a hosts file cannot be read, so that its names are missing or old.",
         ("hostsfile",),
     ),
+    Family("kdns_secondary_expired", "1 while a copy of a zone is too old to be served.", ("zone",)),
     Family("coredns_hosts_reload_timestamp_seconds", "When the hosts file that was read last was changed."),
     Family(
         "kdns_forward_last_failure_timestamp_seconds",

@@ -58,7 +58,7 @@ MODULES: Mapping[str, ModuleType] = _Modules(
     "acl", "any", "auto", "autopath", "bind", "bufsize", "cache", "cancel", "chaos", "debug", "dns64", "erratic",
     "errors", "file", "forward", "header", "health", "hosts", "k8s_external", "kubernetes", "loadbalance", "local",
     "log", "loop", "metadata", "minimal", "multisocket", "nsid", "prometheus", "ready", "reload", "rewrite", "root",
-    "template", "timeouts", "tls", "transfer", "tsig", "view", "whoami",
+    "secondary", "template", "timeouts", "tls", "transfer", "tsig", "view", "whoami",
 )  # fmt: skip
 """The plugins that this version has, by name."""
 
@@ -111,6 +111,8 @@ def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = 
             mistakes.append(Mistake(name.file, name.line, *refused[name.text]))
     blocks = tuple(_server(block, mistakes) for block in parsed.blocks)
     mistakes += bind.conflicts(blocks) + tls.conflicts(blocks)
+    if [block for block in blocks if "secondary" in block.plugins]:  # (`any` is a module of this package)
+        mistakes += MODULES["secondary"].conflicts(blocks)
     if mistakes:
         files = list(dict.fromkeys(mistake.file for mistake in mistakes))
         raise ConfigError(sorted(mistakes, key=lambda mistake: (files.index(mistake.file), mistake.line)))

@@ -26,7 +26,6 @@ INSTEAD: Mapping[str, str] = {
     "proxyproto": _PLAIN,
     "quic": _PLAIN,
     "route53": _ELSEWHERE,
-    "secondary": _ELSEWHERE,
     "shed": "nothing: what waits is bounded (max_concurrent of forward)",
     "sign": "nothing: the cluster's zones are not signed",
     "trace": "log; kdns_* and coredns_* metrics",

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from kdns.server.cluster_feed import ClusterFeed
     from kdns.server.manifest_feed import ManifestFeed
     from kdns.server.publication import Publication
+    from kdns.server.secondary_feed import SecondaryFeed
     from kdns.server.zone_feed import ZoneFeed
 
-Feed: TypeAlias = "ManifestFeed | ClusterFeed | ZoneFeed"
+Feed: TypeAlias = "ManifestFeed | ClusterFeed | ZoneFeed | SecondaryFeed"
 """read_first: a start waits until it is loaded, as there is nothing to answer from. may_lack: what it cannot read keeps
 no configuration from being taken, unless `load` says so. problems: files that cannot be used now."""
 
@@ -69,6 +70,8 @@ def make_feeds(
             found += [_of_file(block, each, into, turns) for each in block.plugins[file.NAME].files]
         if auto.NAME in block.plugins:
             found.append(_of_auto(block, block.plugins[auto.NAME], into, turns))
+        if "secondary" in block.plugins:
+            found += _of_secondary(block, into, own)
     return found
 
 
@@ -124,3 +127,15 @@ def _of_auto(block: ServerConfig, options: auto.Options, into: Into, turns: asyn
     )
     look = partial(zone_feed.of_auto, options, lambda text: log.warning(text, key=text))
     return zone_feed.ZoneFeed(publication, look, options.reload, {}, turns)
+
+
+def _of_secondary(block: ServerConfig, into: Into, own: Region) -> list[Feed]:
+    from kdns.plugins import secondary
+    from kdns.server.secondary_feed import SecondaryFeed, SecondaryPublication
+
+    log = into.log.plugin(secondary.NAME)
+    found: list[Feed] = []
+    for copy in block.plugins[secondary.NAME].copies:
+        publication = SecondaryPublication(block, copy, into.store, log, into.committed, into.refused)
+        found.append(SecondaryFeed(publication, copy, secondary.key_of(copy, block), own))
+    return found

@@ -12,7 +12,7 @@ cdef class Pending(Run):
 
 @cython.final
 cdef class Responder:
-    cdef object _label, _blocks, _region, _report, _dump, _top, _waiting, _make_direct, _views
+    cdef object _label, _blocks, _region, _report, _dump, _top, _waiting, _make_direct, _views, _notified
     cdef Py_ssize_t _panics
     cdef readonly object dropped, direct
 

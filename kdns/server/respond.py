@@ -27,6 +27,7 @@ from kdns.wire.message import Aging, Encoded, Query, Response, Transfer
 from kdns.zone.changes import name_hash
 
 if TYPE_CHECKING:
+    from kdns.plugins.secondary import Notified
     from kdns.plugins.tsig import Checker
     from kdns.plugins.views import Views
     from kdns.server.direct import Direct
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 WriteDown: TypeAlias = Callable[..., None]
 """Logs a query: query, response (empty if none is sent), client, local address, protocol, seconds; known: its metadata,
 if that was kept."""
+_NOTIFY = 0x20
+"""The opcode (RFC 1996 3.7) in the third byte of a message."""
 DROPPED = "dropped"
 """Metric label for queries that no server block got; it has no closing dot, so it can be no zone."""
 MOST_PENDING = 8192
@@ -141,7 +144,8 @@ class Responder:
     label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for; False where
     `views` decide. waiting: of all addresses of the worker. dump: takes messages that are no queries, and what is to be
     said of them (`debug`). top: the names that the worker is asked for most, None without `top_names`. direct: makes
-    what answers without the plugins, for a protocol and an address family as metrics call them.
+    what answers without the plugins, for a protocol and an address family as metrics call them. notified: takes
+    NOTIFYs, None if nobody wants any.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class Responder:
         top: TopNames | None = None,
         direct: Callable[[str, str], Direct | None] = lambda proto, family: None,
         views: Views[Block] | None = None,
+        notified: Notified | None = None,
     ) -> None:
         self.direct = direct
         self._label = label
@@ -163,6 +168,7 @@ class Responder:
         self._report = report
         self._dump = dump
         self._views = views
+        self._notified = notified
         known = [block for block in blocks.values() if block]
         if views is not None:
             known += [each.block for found in views.zones.by_zone.values() for each in found]
@@ -183,7 +189,7 @@ class Responder:
         if len(data) < message.QUESTION_AT or data[2] & 0x80:
             self._malformed("short" if len(data) < message.QUESTION_AT else "response", data, client)
             return None
-        if data[2] & 0x78:
+        if data[2] & 0x78 and not (data[2] & 0x78 == _NOTIFY and self._notified):
             self._malformed("opcode", data, client)
             return self._plain(data, rr.NOTIMP, via)
         try:
@@ -202,6 +208,8 @@ class Responder:
             except FormatError:
                 self._malformed("format", data, client)
                 return self._plain(data, rr.FORMERR, via)
+        if self._notified and data[2] & 0x78:
+            return self._finished(query, Response(self._notified.take(query), authoritative=True), via, block, 0)
         if query.klass == rr.IN and block is not self.dropped:
             if query.type in (rr.AXFR, rr.IXFR) and not (block.transfers and (via.streams or via.proto == "udp")):
                 return self._finished(query, Response(rcode=rr.REFUSED), via, block, 0)

@@ -37,6 +37,7 @@ from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence
 from kdns.server.setup import Setup
 from kdns.server.workers import Crew, Staff
+from kdns.wire import names
 from kdns.zone import journal, sources
 from kdns.zone.changes import Changes
 from kdns.zone.store import Store, Transaction
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
-_FED = (kubernetes.NAME, file.NAME, auto.NAME)
+_FED = (kubernetes.NAME, file.NAME, auto.NAME, "secondary")
 """Directives whose data is brought into the store."""
 _PATIENCE = 0.03
 """Seconds without a worker that answers after which queries are brought here no more; mostly it is replaced in less."""
@@ -300,7 +301,7 @@ class Supervisor:
             await self._stop_feeds(feeds)
             self._keep_journals()
             raise
-        crew = Crew(plan, count, self._sockets, self._staff, self._attend, keyring)
+        crew = Crew(plan, count, self._sockets, self._staff, self._attend, keyring, self._hear)
         return Running(config, plan, feeds, crew, [], keyring)
 
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
@@ -378,6 +379,13 @@ class Supervisor:
         while True:
             await self._survive(feed.follow(), feed.publication.title)
             await asyncio.sleep(SYNC_SECONDS)
+
+    def _hear(self, said: bytes) -> None:
+        """A worker has had a NOTIFY: the zone, and the address of the primary."""
+        origin = names.at(said, 0)
+        for feed in self._running.feeds if self._running is not None else ():
+            if hasattr(feed, "notified"):
+                feed.notified(origin, said[len(origin) :].decode())
 
     async def _keep_set_up(self) -> None:
         while self._setup is not None:
@@ -682,7 +690,9 @@ class Supervisor:
             synced=all(feed.publication.synced for feed in clusters) if clusters else None,
             objects=objects,
             manifest_errors=sum(feed.problems for feed in clusters),
-            zone_file_errors=sum(feed.problems for feed in running.feeds if not feed.of_cluster),
+            zone_file_errors=sum(
+                feed.problems for feed in running.feeds if feed.publication.directive in (file.NAME, auto.NAME)
+            ),
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated or self._start.incomplete(),

@@ -48,6 +48,7 @@ from kdns.zone.store import is_held
 if TYPE_CHECKING:  # what few servers have is imported where it is used
     from kdns.plugins import autopath, transfer, tsig
     from kdns.plugins.outgoing import Outgoing
+    from kdns.plugins.secondary import Notified
     from kdns.plugins.views import Candidate, Views
     from kdns.server.certificates import Credential
 
@@ -306,7 +307,21 @@ class Worker:
             self._top,
             self._direct(served),
             self._views(candidates),
+            self._notified(server),
         )
+
+    def _notified(self, server: Server) -> Notified | None:
+        """What takes NOTIFYs at an address (`secondary`)."""
+        blocks = [self._plan.blocks[index] for index in sorted(server.blocks)]
+        if not any("secondary" in block.plugins for block in blocks):
+            return None
+        from kdns.plugins.secondary import Notified
+
+        return Notified(blocks, self._tell_notified)
+
+    def _tell_notified(self, origin: bytes, host: str) -> None:
+        with contextlib.suppress(OSError):  # it has enough to do, or is gone
+            self._control.send(origin + host.encode(), socket.MSG_DONTWAIT)
 
     def _block(self, server: Server, key: ServerKey, index: int, found: Chains) -> Block:
         """A server block as one address answers with it for one zone."""
@@ -412,7 +427,7 @@ class Worker:
                 return self._autopath(index, options)
             case "transfer":
                 return self._transfer(index, options)
-            case "file" | "auto":
+            case "file" | "auto" | "secondary":
                 return self._zones(index, name, options)
         if not hasattr(module, "Handler"):
             return None

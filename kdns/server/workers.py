@@ -79,10 +79,14 @@ class Crew:
         staff: Staff,
         tell: Callable[[bool], None] = lambda _: None,
         keyring: Keyring | None = None,
+        heard: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """tell: is called when no worker answers any more (False), and when one does again (True)."""
+        """tell: is called when no worker answers any more (False), and when one does again (True). heard: with what
+        workers say besides.
+        """
         self.count = count
         self._tell = tell
+        self._heard = heard
         self._keyring = keyring
         self._well: set[int] = set()
         self._plan = plan
@@ -147,7 +151,7 @@ class Crew:
             for keeper in stuck:
                 keeper.cancel()
         for process in self._processes.values():
-            process.control.close()
+            self._hang_up(process)
 
     async def _start(self, index: int) -> None:
         plan = replace(self._plan, index=index)
@@ -168,7 +172,25 @@ class Crew:
         if ready not in done or ready.exception() is not None or ready.result() != worker.READY:
             process.kill()
             raise KdnsError(f"worker {index} (process {process.pid}) did not begin to answer")
+        loop.add_reader(process.control, self._hear, process)
         self._note(index, well=True)
+
+    def _hear(self, process: Process) -> None:
+        try:
+            said = process.control.recv(1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if said:
+            self._heard(said)
+        else:
+            asyncio.get_running_loop().remove_reader(process.control)
+
+    def _hang_up(self, process: Process) -> None:
+        if process.control.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(process.control)
+        process.control.close()
 
     def _note(self, index: int, *, well: bool) -> None:
         before = bool(self._well)
@@ -188,7 +210,7 @@ class Crew:
             if self._stopping.is_set():
                 return
             self._note(index, well=False)
-            self._processes[index].control.close()
+            self._hang_up(self._processes[index])
             pause = 0.0 if time.monotonic() - started > _HEALTHY else min(max(0.1, pause * 2), _LONGEST_PAUSE)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)

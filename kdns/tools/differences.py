@@ -336,6 +336,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Over HTTPS, a method": always,
         "Over HTTPS, a query": always,
     },
+    "secondary": {
+        "Copies are kept": always,
+        "`key` and `fallthrough`": never,
+        "The time until": always,
+        "A NOTIFY from": always,
+    },
     "template": {
         "A template that asks": never,
         "Of `printf`": _in_templates("printf"),

@@ -136,16 +136,18 @@ class Offline:
         for name, options in block.plugins.items():
             if name == kubernetes.NAME:
                 found += self._kubernetes(options)
+            elif name == file.NAME:
+                found.append(_Unread(names.zone_set(zone for each in options.files for zone in each.zones)))
+            elif name == auto.NAME:
+                found.append(_Unread(names.zone_set(options.zones)))
+            elif name == "secondary":
+                found.append(_Unread(names.zone_set(zone for copy in options.copies for zone in copy.zones)))
             elif name == autopath.NAME:
                 cluster = block.plugins[kubernetes.NAME].zones if options.pods else ()
                 pods = _Pods(self._namespace) if options.pods else None
                 found.append(autopath.Handler(options, site, cluster, pods))
             elif name == k8s_external.NAME:
                 found.append(self._view.external(options, self._follow))
-            elif name == file.NAME:
-                found.append(_Unread(names.zone_set(zone for each in options.files for zone in each.zones)))
-            elif name == auto.NAME:
-                found.append(_Unread(names.zone_set(options.zones)))
             elif name == forward.NAME:
                 found.append(_Forward(options))
             elif name in _ANSWERING:

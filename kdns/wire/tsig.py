@@ -17,6 +17,9 @@ from kdns.wire import names
 TSIG = 250
 NOTAUTH = 9
 BADSIG, BADKEY, BADTIME, BADTRUNC = 16, 17, 18, 22
+ERRORS = {BADSIG: "BADSIG", BADKEY: "BADKEY", BADTIME: "BADTIME", BADTRUNC: "BADTRUNC"}
+MOST_UNSIGNED = 99
+"""Responses of a chain that may follow each other without a signature (RFC 8945 5.3.1)."""
 FUDGE = 300
 """Seconds by which the clock of whoever reads our signatures may be wrong (RFC 8945 10)."""
 SHORTEST = 16
@@ -216,7 +219,16 @@ class Signer:
         self._signed = signed
         self._before: bytes | None = None
 
-    def sign(self, message: bytes, now: float) -> bytes:
+    @property
+    def mac(self) -> bytes:
+        """The last one that was made."""
+        return self._before or b""
+
+    def sign_first(self, query: bytes, now: float) -> bytes:
+        """A message that is no response: nothing goes before it."""
+        return self.sign(query, now, first=True)
+
+    def sign(self, message: bytes, now: float, *, first: bool = False) -> bytes:
         """The message with its TSIG record; without a MAC where there is no key (RFC 8945 5.3.2)."""
         asked, key, error = self._signed.record, self._signed.key, self._signed.error
         ident, flags, *counts, additionals = _HEADER.unpack_from(message)
@@ -229,10 +241,61 @@ class Signer:
             algorithm = _BY_NAME[asked.algorithm]
             before = asked.mac if self._before is None else self._before
             tail = _variables(record) if self._before is None else _timers(record)
-            signed = len(before).to_bytes(2) + before + message + tail
+            signed = (b"" if first else len(before).to_bytes(2) + before) + message + tail
             mac = hmac.digest(key.secret, signed, algorithm.digest)[: algorithm.size]
             self._before = mac
         rdata = record.algorithm + _timers(record) + len(mac).to_bytes(2) + mac
         rdata += struct.pack("!HHH", ident, error, len(other)) + other
         header = _HEADER.pack(ident, flags, *counts, additionals + 1)
         return header + message[_HEADER.size :] + record.name + _FIXED.pack(TSIG, _ANY_CLASS, 0, len(rdata)) + rdata
+
+
+class Asker:
+    """The other side: signs a query, and checks the responses to it, which are a chain (RFC 8945 5.4)."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+        self._algorithm = key.algorithm or ALGORITHMS["hmac-sha256"]
+        self._mac = b""
+        self._begun = False
+        self._context: hmac.HMAC | None = None
+        self._unsigned = 0
+
+    def sign(self, query: bytes, now: float) -> bytes:
+        """The query with its TSIG record."""
+        blank = Record(0, self._key.name, self._algorithm.name, 0, 0, b"", int.from_bytes(query[:2]))
+        signer = Signer(Signed(blank, self._key))
+        data = signer.sign_first(query, now)
+        self._mac = signer.mac
+        self._begun = False
+        self._context = None
+        self._unsigned = 0
+        return data
+
+    def check(self, data: bytes, at: int, now: float) -> bool:
+        """Look at the next response, whose records begin at an offset; False if it has no signature of its own.
+
+        Then it is good only if that of a later one is. Raises FormatError for what is not signed as it has to be.
+        """
+        context = self._context
+        if context is None:
+            context = hmac.new(self._key.secret, len(self._mac).to_bytes(2) + self._mac, self._algorithm.digest)
+            self._context = context
+        record = find(data, at)
+        if record is None:
+            self._unsigned += 1
+            if not self._begun or self._unsigned > MOST_UNSIGNED:
+                raise FormatError("a response is not signed")
+            context.update(data)
+            return False
+        if record.error:
+            raise FormatError(f"the signature was refused ({ERRORS.get(record.error, str(record.error))})")
+        if (record.name, record.algorithm) != (self._key.name, self._algorithm.name):
+            raise FormatError("a response is signed with another key")
+        context.update(_unsigned(data, record) + (_timers(record) if self._begun else _variables(record)))
+        if not hmac.compare_digest(context.digest()[: self._algorithm.size], record.mac):
+            raise FormatError("a response has a wrong signature")
+        if abs(int(now) - record.time) > record.fudge:
+            raise FormatError("a response was signed at another time")
+        self._mac, self._begun, self._context, self._unsigned = record.mac, True, None, 0
+        return True

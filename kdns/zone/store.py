@@ -533,6 +533,23 @@ class Transaction:
         if not (cursor.set_range(zone.prefix) and cursor.key().startswith(zone.prefix)):
             return self._fill_rows(zone, rows)
         differing = list(_differing(zone, _below(cursor, zone.prefix), rows))
+        self._apply(zone, differing)
+        return len(differing)
+
+    def change(self, zone: Zone, wanted: Mapping[bytes, Records]) -> None:
+        """Give names of a zone whose serial is given these RRsets and no others; without any they have no entry."""
+        self.touched.add(zone.number)
+        differing = []
+        for name, rrsets in wanted.items():
+            key = zone.key(name)
+            old = self._txn.get(key, db=self._names)
+            new = encode_rrsets(key, rrsets) if rrsets else None
+            if old != new:
+                differing.append((key, old, new))
+        self._apply(zone, differing)
+
+    def _apply(self, zone: Zone, differing: Iterable[tuple[bytes, bytes | None, bytes | None]]) -> None:
+        """Write keys of a zone whose serial is given: what they had, what they are to have."""
         for key, old, new in differing:
             name = key_name(key, zone.origin)
             self._keep(zone, key, old)
@@ -546,7 +563,6 @@ class Transaction:
                 self._txn.delete(key, db=self._names)
                 self._note_ancestors(zone, name, key)
             self._note(zone, name)
-        return len(differing)
 
     def _fill_rows(self, zone: Zone, rows: Iterable[tuple[bytes, bytes]]) -> int:
         """The same for a zone without entries."""

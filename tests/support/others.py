@@ -120,17 +120,79 @@ SECONDARIES: Mapping[str, tuple[list[str], Callable[[Place], str]]] = {
 """Programs that have copies of zones: their options in front of the configuration, and what is in that."""
 
 
+def _knot_primary(at: Place) -> str:
+    head, _, _ = _knot(at).partition("acl:")
+    return f"""{head}
+acl:
+  - id: followers
+    address: {ADDRESS}
+    key: {KEY}
+    action: transfer
+zone:
+  - domain: {at.zone}
+    storage: {at.folder}
+    file: zone
+    notify: other
+    acl: followers
+    zonefile-load: difference
+    zonefile-sync: -1
+    journal-content: changes
+"""
+
+
+def _nsd_primary(at: Place) -> str:
+    head, _, _ = _nsd(at).partition("zone:\n")
+    return f"""{head}
+zone:
+    name: "{at.zone}"
+    zonefile: "zone"
+    provide-xfr: {ADDRESS} {KEY}
+    notify: {ADDRESS}@{at.other} {KEY}
+    store-ixfr: yes
+    create-ixfr: yes
+"""
+
+
+def _bind_primary(at: Place) -> str:
+    head, _, _ = _bind(at).partition("zone ")
+    head = head.replace(
+        "notify no;", "notify explicit; notify-delay 0; serial-query-rate 100; ixfr-from-differences yes;"
+    )
+    return f"""{head}
+zone "{at.zone}" {{
+    type primary; file "zone"; allow-transfer {{ key "{KEY}"; }};
+    also-notify {{ {ADDRESS} port {at.other} key "{KEY}"; }};
+}};
+"""
+
+
+PRIMARIES: Mapping[str, tuple[list[str], Callable[[Place], str]]] = {
+    "knotd": (["-c"], _knot_primary),
+    "nsd": (["-d", "-c"], _nsd_primary),
+    "named": (["-g", "-n", "1", "-c"], _bind_primary),
+}
+"""The same that have the zone in a file, which they read again on SIGHUP."""
+
+
 class Other:
     """One of them at work. name: of the program."""
 
-    def __init__(self, name: str, folder: Path, zone: str, other: int, port: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        zone: str,
+        other: int,
+        port: int | None = None,
+        kinds: Mapping[str, tuple[list[str], Callable[[Place], str]]] = SECONDARIES,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.folder = folder
         self.zone = zone
         self.port = port or ports.free_port([ADDRESS])
         self.process: subprocess.Popen[bytes] | None = None
-        self._options, configure = SECONDARIES[name]
+        self._options, configure = kinds[name]
         self._conf = folder / "conf"
         self._conf.write_text(configure(Place(folder, self.port, zone, other)))
 

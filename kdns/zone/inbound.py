@@ -1,0 +1,265 @@
+"""Zone transfers as they come (RFC 5936, RFC 1995): from messages to what a zone is to have.
+
+Whoever sends them may be wrong or hostile: what is not as it has to be raises FormatError and nothing else, and there
+is a bound on everything. No sockets and no clocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kdns.errors import ConfigError, FormatError
+from kdns.wire import names, rr, tsig
+from kdns.wire.relay import WITH_NAMES
+from kdns.wire.rrset import RRset
+from kdns.zone import journal
+from kdns.zone.journal import Row
+from kdns.zone.keys import key_name, name_key
+from kdns.zone.masterfile import Content, add
+from kdns.zone.values import Records, encode_rrsets
+
+MOST_BYTES = 64 << 20
+"""What a zone may take, in messages. In memory it is two to three times as much while it comes."""
+_HEADER = struct.Struct("!HHHHHH")
+_FIXED = struct.Struct("!HHIH")
+_QUESTION_AT = 12
+_NOWHERE = "transfer", 0
+_PREFIX = b"\0\0"
+_STORED = struct.Struct("!HI")
+
+
+class RcodeError(FormatError):
+    """A response that says no. rcode: how."""
+
+    def __init__(self, rcode: int) -> None:
+        super().__init__(rr.rcode_text(rcode))
+        self.rcode = rcode
+
+
+@dataclass(slots=True)
+class Step:
+    """A difference (RFC 1995 4): the SOA records before and after, and what was removed and added."""
+
+    before: Row
+    after: Row
+    removed: list[Row] = field(default_factory=list)
+    added: list[Row] = field(default_factory=list)
+
+
+def query(ident: int, origin: bytes, rtype: int, soa: bytes | None = None) -> bytes:
+    """A query for a zone's SOA record or for a transfer. soa: for IXFR, the rdata that we have."""
+    record = b"" if soa is None else b"\xc0\x0c" + _FIXED.pack(rr.SOA, rr.IN, 0, len(soa)) + soa
+    header = _HEADER.pack(ident, 0, 1, 0, int(bool(record)), 0)
+    return header + origin + struct.pack("!HH", rtype, rr.IN) + record
+
+
+def records_at(data: bytes, ident: int, origin: bytes, rtype: int) -> int:
+    """The offset of the records of a response to one of these queries. Raises FormatError, or RcodeError."""
+    if len(data) < _QUESTION_AT:
+        raise FormatError("a response is cut short")
+    found, flags, questions, *_ = _HEADER.unpack_from(data)
+    if found != ident or not flags & 0x8000 or flags & 0x7A00:
+        raise FormatError("it is no response to what was asked")
+    if flags & 0xF:
+        raise RcodeError(flags & 0xF)
+    if not questions:
+        return _QUESTION_AT
+    name, at = tsig.expand(data, _QUESTION_AT)
+    if questions != 1 or name.lower() != origin or data[at : at + 4] != struct.pack("!HH", rtype, rr.IN):
+        raise FormatError("it answers another question")
+    return at + 4
+
+
+def question_end(data: bytes) -> int:
+    """The offset behind the question, if there is one. Raises FormatError."""
+    return tsig.expand(data, _QUESTION_AT)[1] + 4 if data[5] else _QUESTION_AT
+
+
+def answers(data: bytes, at: int) -> Iterator[Row]:
+    """The records of class IN in the answer section, with names in full. Raises FormatError."""
+    for _ in range(_HEADER.unpack_from(data)[3]):
+        owner, at = tsig.expand(data, at)
+        if at + _FIXED.size > len(data):
+            raise FormatError("a record is cut short")
+        rtype, klass, ttl, size = _FIXED.unpack_from(data, at)
+        at += _FIXED.size
+        if at + size > len(data):
+            raise FormatError("a record's data is cut short")
+        if klass != rr.IN:
+            raise FormatError(f"a record is of class {rr.class_text(klass)}")
+        # RFC 2181 8: a TTL with its highest bit is 0
+        yield Row(owner.lower(), rtype, ttl if ttl < 1 << 31 else 0, _full(data, at, rtype, size))
+        at += size
+
+
+def _full(data: bytes, at: int, rtype: int, size: int) -> bytes:
+    """rdata with its names in full."""
+    end = at + size
+    if rtype in (rr.A, rr.AAAA) and size != (4 if rtype == rr.A else 16):
+        raise FormatError(f"an address of {size} bytes")
+    layout = WITH_NAMES.get(rtype)
+    if layout is None:
+        return data[at:end]
+    before, count, behind = layout
+    parts = [data[at : at + before]]
+    at += before
+    for _ in range(count):
+        name, at = tsig.expand(data, at)
+        parts.append(name)
+    if at + behind != end:
+        raise FormatError(f"data of type {rr.type_text(rtype)} is malformed")
+    return b"".join(parts) + data[at:end]
+
+
+class Inbound:
+    """A transfer. done: all of it is here.
+
+    soa: the zone's new SOA record. current: there is nothing newer than what we have. steps: how it has changed; empty
+    if all of it comes anew. count: of records; outside: of those that were left out as they are not in the zone.
+    """
+
+    def __init__(self, origin: bytes, serial: int | None) -> None:
+        """serial: for IXFR, that of what we have; None for AXFR."""
+        self.done = False
+        self.current = False
+        self.soa: Row | None = None
+        self.steps: list[Step] = []
+        self.count = 0
+        self.outside = 0
+        self._origin = origin
+        self._serial = serial
+        self._size = 0
+        self._records: list[bytes] = []  # suffix of the key, zero byte, type, TTL, rdata: their order is that of keys
+        self._adding = True
+        self._differs: bool | None = None if serial is not None else False
+
+    def take(self, data: bytes, at: int) -> None:
+        """Go on with a message, whose records begin at an offset. Raises FormatError."""
+        self._size += len(data)
+        if self._size > MOST_BYTES:
+            raise FormatError(f"it is of more than {MOST_BYTES >> 20} MiB")
+        for row in answers(data, at):
+            if self.done:
+                raise FormatError("there are records behind its end")
+            self.count += 1
+            if not names.is_subdomain(row.owner, self._origin):
+                self.outside += 1
+                continue
+            self._record(row)
+        if not self.count:
+            raise FormatError("there are no records in it")
+        if self.count == 1 and self.soa is not None and self._serial is not None and not self.done:
+            self.current = self.done = not journal.rises(self._serial, journal.serial_of(self.soa))
+
+    def _record(self, row: Row) -> None:
+        is_soa = row.type == rr.SOA
+        if is_soa and row.owner != self._origin:
+            raise FormatError("there is an SOA record below the apex")
+        if self.soa is None:
+            if not is_soa:
+                raise FormatError("it does not begin with the SOA record")
+            self.soa = row
+            return
+        if self._differs is None:
+            self._differs = is_soa and row.rdata != self.soa.rdata
+        if self._differs:
+            self._step(row)
+        elif is_soa:
+            if journal.serial_of(row) != journal.serial_of(self.soa):
+                raise FormatError("it ends with another serial than it began with")
+            self._add(self.soa)
+            self.done = True
+        else:
+            self._add(row)
+
+    def _add(self, row: Row) -> None:
+        suffix = name_key(_PREFIX, row.owner, self._origin)[len(_PREFIX) :]
+        self._records.append(suffix + b"\0" + _STORED.pack(row.type, row.ttl) + row.rdata)
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """All of the zone for `Transaction.replace`. Raises FormatError for records that cannot be together."""
+        self._records.sort()
+        for suffix, records in itertools.groupby(self._records, _suffix):
+            name = key_name(_PREFIX + suffix, self._origin)
+            content = Content()
+            for record in records:
+                at = len(suffix) + 1
+                rtype, ttl = _STORED.unpack_from(record, at)
+                _add(content, self._origin, Row(name, rtype, ttl, record[at + _STORED.size :]))
+            yield suffix, encode_rrsets(b"", content.records(name))[4:]
+
+    def _step(self, row: Row) -> None:
+        """A record of a chain of differences: SOA, what is removed, SOA, what is added, and so on."""
+        assert self.soa is not None
+        if row.type != rr.SOA:
+            step = self.steps[-1]
+            (step.added if self._adding else step.removed).append(row)
+            return
+        if not self._adding:
+            self.steps[-1].after = row
+            self._adding = True
+            return
+        if self.steps and journal.serial_of(self.steps[-1].after) == journal.serial_of(self.soa):
+            if row.rdata != self.soa.rdata:
+                raise FormatError("it ends with another serial than it began with")
+            self.done = True
+            return
+        known = journal.serial_of(self.steps[-1].after) if self.steps else self._serial
+        if journal.serial_of(row) != known:
+            raise FormatError("a difference is of another serial than we have")
+        self.steps.append(Step(row, row))
+        self._adding = False
+
+
+def changed(origin: bytes, steps: list[Step], there: Mapping[bytes, Records]) -> dict[bytes, Records]:
+    """What names are to have after some differences. there: what all names in them have now.
+
+    Raises FormatError if they do not fit to that.
+    """
+    rows: dict[bytes, dict[Row, None]] = {
+        name: {Row(name, rrset.type, 0, rdata): None for rrset in rrsets for rdata in rrset.rdatas}
+        for name, rrsets in there.items()
+    }
+    ttls = {(name, rrset.type): rrset.ttl for name, rrsets in there.items() for rrset in rrsets}
+    for step in steps:
+        for row in (step.before, *step.removed):
+            found = rows.setdefault(row.owner, {})
+            bare = row._replace(ttl=0)
+            if bare not in found:
+                raise FormatError(f"{names.to_text(row.owner)} has not what is to be removed")
+            del found[bare]
+        for row in (*step.added, step.after):
+            rows.setdefault(row.owner, {})[row._replace(ttl=0)] = None
+            ttls[row.owner, row.type] = row.ttl
+    content = Content()
+    for name, found in rows.items():
+        for row in found:
+            _add(content, origin, row._replace(ttl=ttls[name, row.type]))
+    return {name: content.records(name) if name in content.names else () for name in rows}
+
+
+def _suffix(record: bytes) -> bytes:
+    """What stands behind the zone's prefix in the key: empty, or up to the first of two zero bytes."""
+    return record[: record.index(b"\0\0") + 1] if record[0] else b""
+
+
+def _add(content: Content, origin: bytes, row: Row) -> None:
+    """Add a record to others. Raises FormatError if it cannot be beside them."""
+    try:
+        add(content, origin, row.owner, row.ttl, row.type, row.rdata, _NOWHERE)
+    except ConfigError as error:
+        raise FormatError(error.mistakes[0].message) from None
+
+
+def touched(steps: list[Step]) -> set[bytes]:
+    """All names in some differences."""
+    return {row.owner for step in steps for row in (step.before, *step.removed, *step.added, step.after)}
+
+
+def soa_numbers(soa: RRset) -> tuple[int, int, int]:
+    """Refresh, retry and expire of an SOA record, in seconds."""
+    _, refresh, retry, expire, _ = struct.unpack("!IIIII", soa.rdatas[0][-20:])
+    return refresh, retry, expire
