@@ -13,6 +13,7 @@ import dns.rcode
 import pytest
 
 from kdns.plugins import erratic
+from tests.conftest import Serve
 from tests.support.configs import options, refused
 from tests.support.server import Server, read_message
 
@@ -104,6 +105,14 @@ def test_one_in_some_is_dropped_whatever_stands_in_front(server: Server) -> None
     after = server.metrics()
     name = "coredns_dns_requests_total"
     assert after.value(name, zone="drop.test.") - before.value(name, zone="drop.test.") == 7
+
+
+def test_nobody_waits_for_an_answer_that_is_dropped_when_the_server_ends(serve: Serve) -> None:
+    """With `cache` those who wait for the first answer ask for themselves, and every second one is dropped then."""
+    block = "cache\nerratic {\ndrop 2\ndelay 1 30ms\n}"
+    server = serve(corefile=f"a.test:$dns {{\nbind 127.0.0.1\n{block}\n}}\n")
+    assert 0 < len(together(server, "a.test", ["A"] * 20)) < 10
+    assert server.terminate() < 2
 
 
 def test_a_connection_goes_on_without_the_answers_that_are_dropped(server: Server) -> None:

@@ -191,6 +191,21 @@ def test_chances_are_as_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert abs(counts["192.0.2.3"] - 500) < 75
 
 
+@pytest.mark.parametrize(
+    ("found", "kept"),
+    [
+        (("192.0.2.1", "192.0.2.2"), True),
+        (("192.0.2.1", "192.0.2.2", "192.0.2.3"), False),
+        (("192.0.2.1", "198.51.100.1", "198.51.100.2"), False),
+        (("192.0.2.1", "198.51.100.1"), True),
+    ],
+)
+def test_an_order_in_which_chance_has_a_part_is_not_kept(found: tuple[str, ...], kept: bool) -> None:
+    handler = loadbalance.Handler(options("loadbalance {\nprefer 192.0.2.1 192.0.2.0/24\n}"), Ground().site)
+    behind = Behind(Response(answer=[addresses(*found)], cacheable=True))
+    assert answered(handler, query("a.test"), behind).cacheable == kept
+
+
 def test_the_one_that_was_first_takes_the_place_of_the_one_that_is_now(tmp_path: Path) -> None:
     handler, _ = weighted(tmp_path / "weights", "a.test\n" + "".join(f"192.0.2.{n} 1\n" for n in range(2, 5)))
     section = [addresses("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4")]
