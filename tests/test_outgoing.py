@@ -1,0 +1,153 @@
+"""What a worker's transfers share: places to send from, and the messages of whole zones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdns.errors import StoreError
+from kdns.plugins import outgoing
+from kdns.plugins.outgoing import Outgoing
+from kdns.wire import names, rr
+from kdns.wire.rrset import RRset
+from kdns.zone.changes import Changes
+from kdns.zone.reader import Reader
+from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction
+
+ORIGIN = b"\7example\4test\0"
+SOA = RRset(rr.SOA, 5, (rr.soa(b"\2ns" + ORIGIN, b"\4host" + ORIGIN, 1, 60, 60, 600, 5),))
+COUNT = 1000
+
+
+def write(directory: Path, action: Callable[[Transaction], Any]) -> None:
+    """Write, and close the store: one process has it open once only."""
+    store = Store.open(directory, Changes.create(), lambda _: None)
+    store.write(action)
+    store.close()
+
+
+def fill(txn: Transaction) -> None:
+    zone = txn.add_zone("test", ORIGIN)
+    txn.put(zone, ORIGIN, (SOA,))
+    for number in range(COUNT):
+        owner = names.join([b"n%d" % number])[:-1] + ORIGIN
+        txn.put(zone, owner, (RRset(rr.A, 5, (rr.address("192.0.2.1"), rr.address("192.0.2.2"))),))
+    txn.set_state(zone, SYNCED)
+    bare = txn.add_zone("test", b"\4bare\0")
+    txn.set_state(bare, SYNCED)
+    old = txn.add_zone("test", b"\3old\0")
+    txn.put(old, old.origin, (SOA,))
+    txn.set_state(old, EXPIRED)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    write(tmp_path / "state", fill)
+    found = Reader(tmp_path / "state", Changes.create())
+    yield found
+    found.close()
+
+
+def run(steps: Awaitable[None]) -> None:
+    async def main() -> None:
+        await steps
+
+    asyncio.run(main())
+
+
+def test_a_zone_is_made_into_messages_once_for_all_who_take_it(reader: Reader) -> None:
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        one, two = await asyncio.gather(sending.whole(0), sending.whole(0))
+        assert one is two
+        assert one is not None
+        assert sum(count for count, _ in one.messages) == 2 * COUNT + 2
+        assert len(one.messages) > 1
+        assert len(sending._whole) == 1
+        del one, two
+        await asyncio.sleep(0)
+        assert len(sending._whole) == 0  # nobody has it any more
+
+    run(steps())
+
+
+def test_others_have_their_turn_while_a_zone_is_prepared(reader: Reader) -> None:
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        turns = 0
+        making = asyncio.ensure_future(sending.whole(0))
+        while not making.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > COUNT // outgoing._PORTION
+
+    run(steps())
+
+
+def test_zones_that_are_not_to_be_served_are_not_sent(reader: Reader) -> None:
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        assert await sending.whole(2) is None  # it is too old
+        assert await sending.whole(9) is None
+        with pytest.raises(StoreError, match="has no records"):
+            await sending.whole(1)
+
+    run(steps())
+
+
+def test_so_many_are_sent_and_others_wait(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MOST", 2)
+    monkeypatch.setattr(outgoing, "WAIT", 0.05)
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        first, second = await sending.slot(), await sending.slot()
+        with pytest.raises(TimeoutError):
+            await sending.slot()
+        transfer = first.of(ORIGIN, [(1, b"")])
+        transfer.close()
+        transfer.close()  # it is given back once
+        third = await sending.slot()
+        with pytest.raises(TimeoutError):
+            await sending.slot()
+        dropped = second.of(ORIGIN, [(1, b"")])
+        del dropped  # nobody sends it
+        fourth = await sending.slot()
+        assert third is not fourth
+
+    run(steps())
+
+
+def test_a_snapshot_stays_as_it_was_and_ends_when_the_map_grows(reader: Reader) -> None:
+    snapshot = reader.snapshot()
+    prefix = b"\0\0"
+    first = snapshot.entries(prefix, 600)
+    with reader:  # look-ups go on beside it
+        assert reader.find(prefix)
+    rest = snapshot.entries(prefix, 600)
+    assert (len(first), len(rest), snapshot.entries(prefix, 600)) == (600, COUNT + 1 - 600, [])
+    assert [key for key, _ in first + rest] == sorted(key for key, _ in first + rest)
+    other = reader.snapshot()
+    reader._follow_map()
+    for ended in (snapshot, other):
+        with pytest.raises(StoreError, match="has ended"):
+            ended.entries(prefix, 1)
+    other.end()
+    assert len(reader.snapshot().entries(prefix, 5000)) == COUNT + 1
+
+
+def test_what_takes_too_long_is_given_up(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "PREPARING", 0.001)
+    monkeypatch.setattr(outgoing, "_PORTION", 1)
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        with pytest.raises(TimeoutError):
+            await sending.whole(0)
+        assert not sending._packing.locked()
+
+    run(steps())
