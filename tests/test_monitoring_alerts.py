@@ -17,6 +17,9 @@ FAULT = 30
 """The minute in which all faults begin; before, all is well."""
 LAST = 150
 
+DAY = 86400
+CERTIFICATE = {"certificate": "/tls/tls.crt"}
+
 Values = str
 """As promtool has them: `1+2x3` is 1 3 5 7, `5x2` is 5 5 5, `_` is no value."""
 
@@ -91,6 +94,8 @@ def _instance(job: str, instance: str, load: float) -> dict[str, Values]:
         here("kdns_configuration_outdated"): steady(0),
         here("kdns_loop_detected", zone="."): steady(0),
         here("kdns_hosts_unreadable", hostsfile="/etc/hosts"): steady(0),
+        here("kdns_tls_certificate_expiry_timestamp_seconds", **CERTIFICATE): steady(30 * DAY),
+        here("kdns_tls_certificate_unusable", **CERTIFICATE): steady(0),
         here("process_resident_memory_bytes"): steady(100e6),
         here("kdns_memory_limit_bytes"): steady(128e6),
         here("coredns_panics_total"): steady(0),
@@ -369,6 +374,18 @@ FAULTS = [
         by=6,
     ),
     Fault(
+        "nobody renews a certificate",
+        {b("kdns_tls_certificate_expiry_timestamp_seconds", **CERTIFICATE): steady(30 * DAY, 3 * DAY)},
+        [("KdnsCertificateExpiring", B | CERTIFICATE)],
+        by=11,
+    ),
+    Fault(
+        "a key is not that of its certificate",
+        {a("kdns_tls_certificate_unusable", **CERTIFICATE): steady(0, 1)},
+        [("KdnsCertificateUnusable", A | CERTIFICATE)],
+        by=6,
+    ),
+    Fault(
         "an update stops half-way",
         {
             b("coredns_build_info", version="0.1.0", goversion="3.11.7"): steady(1, "_"),
@@ -407,6 +424,8 @@ COREDNS = {
 
 ALMOST: dict[str, Values] = {
     a("kdns_kubernetes_data_age_seconds"): steady(0, 290),
+    a("kdns_tls_certificate_expiry_timestamp_seconds", **CERTIFICATE): steady(30 * DAY, 3 * DAY + 3 * 3600),
+    a("kdns_tls_certificate_unusable", **CERTIFICATE): f"0x{FAULT - 1} 1x3 0x{LAST}",
     a("process_resident_memory_bytes"): steady(100e6, 115e6),
     a("kdns_worker_restarts_total"): once(3),
     a("kdns_dropped_total", reason="queue"): once(95),
