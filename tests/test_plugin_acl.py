@@ -250,6 +250,7 @@ def test_the_response_of_who_is_let_pass_by_address_is_not_cacheable() -> None:
         ("acl {\nblock type A net\n}", ['2: acl: nothing follows "net"']),
         ("acl {\nblock type WHAT\n}", ['2: acl: "WHAT" is no record type']),
         ("acl {\nblock net 10.0.0.0/40\n}", ['2: acl: "10.0.0.0/40" is neither a network nor an address']),
+        ("acl {\nblock net 10.0.0.0/40 *\n}", ['2: acl: "10.0.0.0/40" is neither a network nor an address']),
         ("acl {\nblock {\nx\n}\n}", ['2: acl: "block" has a block']),
         ("acl a..b {\nblock\n}", ['1: acl: zone "a..b" has an empty label, or is too long']),
     ],

@@ -190,10 +190,10 @@ def _type(text: str) -> int | None:
 
 
 def _networks(reader: Reader, words: Sequence[Token] | None) -> tuple[str, ...] | None:
-    if words is None or any(token.text == _ANY for token in words):
+    if words is None:
         return None
-    found = (reader.value(token, values.network) for token in words)
-    return tuple(network for network in found if network is not None)
+    found = [reader.value(token, values.network) for token in words if token.text != _ANY]
+    return tuple(network for network in found if network is not None) if len(found) == len(words) else None
 
 
 class _Rule:
