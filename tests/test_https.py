@@ -33,6 +33,7 @@ from hypothesis import given, settings
 
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.budget import Budget
+from kdns.plugins.chain import Next
 from kdns.server import doh, http2, tcp
 from kdns.server.doh import BrokenError
 from kdns.server.http1 import Http1
@@ -475,7 +476,8 @@ def test_what_is_no_http_is_closed_and_counted(site: Site) -> None:
                 while sock.recv(4096):
                     pass
     assert site.closed("http") == before + 2
-    for data in (b"\x16\x03\x01" + bytes(100) + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 40000):
+    twice = b"POST /dns-query HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    for data in (twice, b"\x16\x03\x01" + bytes(100) + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 40000):
         with socket.create_connection(("127.0.0.1", site.http), 3) as sock:
             sock.sendall(data)
             found = sock.recv(4096)
@@ -626,6 +628,31 @@ def test_frames_without_requests_leave_others_their_turn(monkeypatch: pytest.Mon
     assert len(set(turns)) > len(turns) // 3
 
 
+def test_requests_that_are_much_to_do_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a path that is remembered, a request is 14 bytes, and all of these are read together."""
+    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
+    turns: list[int] = []
+    turn = 0
+
+    async def chain(_: message.Query) -> message.Response:
+        turns.append(turn)
+        return message.Response()
+
+    async def talk(_: tcp.Connections, sock: socket.socket) -> None:
+        nonlocal turn
+        pair = Pair()
+        for _number in range(90):
+            pair.ask()
+        sock.sendall(pair.client.data_to_send())
+        while len(turns) < 90 and turn < 10_000:
+            turn += 1
+            await asyncio.sleep(0)
+
+    asyncio.run(_with_a_connection(talk, chain))
+    assert len(turns) == 90
+    assert len(set(turns)) > 80
+
+
 def test_what_comes_behind_the_end_of_requests_is_not_kept() -> None:
     """GOAWAY, while a request still waits."""
 
@@ -658,18 +685,20 @@ async def _until(condition: Callable[[], Any]) -> Any:
     raise AssertionError("it does not come to that")
 
 
-async def _with_a_connection(talk: Callable[[tcp.Connections, socket.socket], Awaitable[None]]) -> None:
-    """Let somebody talk to a server for plain HTTP, whose plugins answer when that has come to its end."""
+async def _with_a_connection(
+    talk: Callable[[tcp.Connections, socket.socket], Awaitable[None]], chain: Next | None = None
+) -> None:
+    """Let somebody talk to a server for plain HTTP. chain: answers; by default when that has come to its end."""
     answered = asyncio.Event()
 
-    async def chain(_: message.Query) -> message.Response:
+    async def at_last(_: message.Query) -> message.Response:
         await in_task()
         await answered.wait()
         return message.Response()
 
     changes, region = Changes.create(), Region.create()
     connections = tcp.Connections(region)
-    block = Block(QueryCounters(region, "https://:443", "."), chain, None, None)
+    block = Block(QueryCounters(region, "https://:443", "."), chain or at_last, None, None)
     responder = Responder("https://:443", {b"\0": block}, region, pytest.fail, Waiting())
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = tcp.TcpServer(listening, responder, changes, connections, Budget(), kind=HttpConnection, label="a")

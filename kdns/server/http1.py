@@ -12,6 +12,9 @@ from kdns.server import doh
 from kdns.server.doh import BrokenError, Fields, Request
 from kdns.wire.message import MAX_MESSAGE
 
+_LENGTHS = {b"content-length", b"transfer-encoding"}
+"""Both together say where a request ends in two ways, of which a proxy may take the other (RFC 9112 6.3)."""
+
 
 class Http1:
     """See doh.Session. A request is answered before the next one is read."""
@@ -59,6 +62,9 @@ class Http1:
             if isinstance(event, h11.Request):
                 self._head = event
                 self.since = self.since or now
+                if {name for name, _ in event.headers} >= _LENGTHS:
+                    self._broken = True
+                    return (Request(0, HTTPStatus.BAD_REQUEST),)
                 if self._h11.they_are_waiting_for_100_continue:
                     self._send(h11.InformationalResponse(status_code=100, headers=[]))
             elif isinstance(event, h11.Data):

@@ -5,7 +5,7 @@ from kdns.server.tcp cimport Connection, TcpServer
 
 
 cdef class HttpConnection(Connection):
-    cdef object _session
+    cdef object _session, _todo
     cdef long long _stream, _requests, _progress
     cdef bint _leaving, _warned
     cdef double _stuck

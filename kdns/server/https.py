@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from http import HTTPStatus
 from socket import SocketType
 
@@ -25,7 +26,7 @@ TURN = 32
 SLICE = 4 << 10
 """Bytes that are read as HTTP together."""
 TURN_SECONDS = 0.003
-"""After that others have their turn, whatever there was to read; it may be one such piece more."""
+"""After that others have their turn too; it may be one answer or one such piece more."""
 BYTES = 24 << 10
 """About what HTTP takes for a connection, in bytes."""
 _PREFACE = b"PRI "
@@ -35,7 +36,7 @@ _CLOCK = doh.Clock()
 class HttpConnection(Connection):
     """One client. Its `pending` are requests."""
 
-    __slots__ = ("_leaving", "_progress", "_requests", "_session", "_stream", "_stuck", "_warned")
+    __slots__ = ("_leaving", "_progress", "_requests", "_session", "_stream", "_stuck", "_todo", "_warned")
 
     def __init__(
         self, server: TcpServer, sock: SocketType, fd: int, client: tuple[str, int], local: tuple[str, int]
@@ -45,6 +46,7 @@ class HttpConnection(Connection):
         self._session: Session | None = None
         self._stream = 0  # of the request that is being answered
         self._requests = 0
+        self._todo: deque[Request] = deque()  # requests whose turn comes
         self._leaving = False
         self._warned = False
         self._progress = 0  # that of the session, when it was looked at last
@@ -86,15 +88,17 @@ class HttpConnection(Connection):
         assert session is not None
         count = 0
         until = time.monotonic() + TURN_SECONDS
-        while self._open and not self._blocked and self.pending < self._most and not session.ended:
-            data, self._rest = self._rest[:SLICE], self._rest[SLICE:]
-            requests = session.receive(data, now / 1e9)
-            for request in requests:
+        while self._open and not self._blocked and self.pending < self._most and (self._todo or not session.ended):
+            if self._todo:
+                request = self._todo.popleft()
+                count += 1
                 if not self._leaving and not session.reject(request.stream):
                     self._answer(request, now)
-            count += len(requests)
-            if not requests and not self._rest:
-                return
+            else:
+                data, self._rest = self._rest[:SLICE], self._rest[SLICE:]
+                self._todo.extend(session.receive(data, now / 1e9))
+                if not self._todo and not self._rest:
+                    return
             if count >= TURN or time.monotonic() > until:
                 self._turn = True
                 asyncio.get_running_loop().call_soon(self._next_turn)
@@ -103,11 +107,12 @@ class HttpConnection(Connection):
     def _settle(self) -> None:
         """See what is left to do when nothing more can be read now."""
         session = self._session
-        if session is not None and session.ended:
-            self._rest = b""  # no request comes any more
-        if session is not None and (session.ended or self._leaving) and not (self.pending or session.due or self._turn):
-            self._finish()
-            return
+        if session is not None and (session.ended or self._leaving):
+            if session.ended:
+                self._rest = b""  # no request comes any more
+            if not (self.pending or session.due or self._turn or self._todo):
+                self._finish()
+                return
         if session is None:
             self._started = (self._started or self._heard) if self._rest else 0.0
         else:
