@@ -26,6 +26,7 @@ import pytest
 
 from kdns.errors import ConfigError
 from kdns.plugins import loads
+from kdns.wire import message, names, tsig
 from tests.support import objects, ports
 from tests.support.configs import options, refused
 from tests.support.others import ADDRESS, KEY, PRIMARIES, SECRET, Other
@@ -34,6 +35,7 @@ from tests.support.server import Server, read_message
 pytestmark = pytest.mark.one_speed
 
 SECRET_KEY = dns.tsig.Key(KEY, SECRET, "hmac-sha256")
+OURS = tsig.Key(names.from_text(KEY), base64.b64decode(SECRET))
 OTHER = base64.b64encode(b"another").decode()
 SECONDARY = f"""
     tsig {{
@@ -155,13 +157,15 @@ def test_a_notify_of_a_stranger_does_nothing(primaries: tuple[Server, dict[str, 
 
 @dataclass
 class Primary:
-    """Gives a zone away, as a test wants it; without signatures.
+    """Gives a zone away, as a test wants it.
 
-    text: the zone. how: "whole", "silent", "closed", "refused", or "slow", which sends the half of it and waits.
+    text: the zone. how: "whole", "silent", "closed", "refused", "slow", which sends the half of it and waits, "signed",
+    or "half", which signs the first half only; the others sign nothing.
     """
 
     text: str
     how: str = "whole"
+    host: str = ADDRESS
     port: int = field(default_factory=lambda: ports.free_port([ADDRESS]))
     asked: list[str] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
@@ -169,7 +173,7 @@ class Primary:
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Primary:
-        self.sock = socket.create_server((ADDRESS, self.port), reuse_port=False)
+        self.sock = socket.create_server((self.host, self.port))
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
         return self
@@ -201,8 +205,12 @@ class Primary:
                 if self.how == "silent":
                     self.go_on.wait(20)
                     return
-                for answer in self._answers(query, kind):
+                record = tsig.find(data, message.question_end(data))
+                signer = tsig.Signer(tsig.Signed(record, OURS)) if record is not None else None
+                for number, answer in enumerate(self._answers(query, kind)):
                     wire = answer.to_wire(max_size=65535)
+                    if signer is not None and (self.how == "signed" or (self.how == "half" and not number)):
+                        wire = signer.sign(wire, time.time())
                     connection.sendall(struct.pack("!H", len(wire)) + wire)
 
     def _answers(self, query: dns.message.Message, kind: str) -> Iterator[dns.message.Message]:
@@ -226,7 +234,7 @@ class Primary:
 
 
 def corefile(*primaries: Primary) -> str:
-    where = " ".join(f"127.0.0.1:{primary.port}" for primary in primaries)
+    where = " ".join(f"{primary.host}:{primary.port}" for primary in primaries)
     return f"""
 z.test:$dns {{
     bind 127.0.0.1
@@ -253,21 +261,22 @@ def test_a_copy_is_whole_whoever_is_killed_in_the_middle(serve: Callable[..., Se
     server.start()  # and the primary is gone
     server._wait(lambda: serial(server, "z.test") == 1, 10, "the copy of before")
     assert (server.texts("h7.z.test"), server.texts("changed.z.test")) == (["192.0.2.8"], [])
-    with Primary(primary.text, "slow", primary.port) as again:
+    with Primary(primary.text, "slow", port=primary.port) as again:
         assert again.half.wait(10)
         assert serial(server, "z.test") == 1
     # now the primary has gone in the middle
     assert (serial(server, "z.test"), server.texts("h7.z.test")) == (1, ["192.0.2.8"])
-    with Primary(primary.text, "whole", primary.port):
+    with Primary(primary.text, port=primary.port):
         server._wait(lambda: serial(server, "z.test") == 2, 10, "the new copy")
         assert (server.texts("h7.z.test"), server.texts("changed.z.test")) == ([], ["192.0.2.8"])
     assert server.terminate() < 5
 
 
-def notify(server: Server) -> None:
+def notify(server: Server, source: str = ADDRESS) -> None:
     query = dns.message.make_query("z.test", "SOA")
     query.set_opcode(dns.opcode.NOTIFY)
-    assert dns.query.udp(query, ADDRESS, timeout=3, port=server.port).rcode() == dns.rcode.NOERROR
+    answer = dns.query.udp(query, ADDRESS, timeout=3, port=server.port, source=source)
+    assert answer.rcode() == dns.rcode.NOERROR
 
 
 def test_a_copy_expires_and_comes_back(serve: Callable[..., Server]) -> None:
@@ -290,15 +299,20 @@ def test_a_copy_expires_and_comes_back(serve: Callable[..., Server]) -> None:
 
 
 def test_another_primary_is_asked_when_one_does_not_answer(serve: Callable[..., Server]) -> None:
-    with Primary(master(1), "refused") as first, Primary(master(1), "closed") as second, Primary(master(1)) as third:
+    with (
+        Primary(master(1), "refused") as first,
+        Primary(master(1), "closed") as second,
+        Primary(master(1), host="127.0.0.3") as third,
+    ):
         server = serve(corefile=corefile(first, second, third))
         server._wait(lambda: serial(server, "z.test") == 1, 10, "a copy")
-        assert first.asked[0] == "AXFR"
+        assert first.asked == ["AXFR"]
         assert third.asked[0] == "AXFR"
         third.text = master(2)
-        notify(server)
+        notify(server, third.host)
         server._wait(lambda: serial(server, "z.test") == 2, 10, "a change")
         assert third.asked[1:] == ["SOA", "IXFR"]
+        assert first.asked == ["AXFR"]  # it has not said that there is anything new
         third.text = master(1)  # which is older
         notify(server)
         server._wait(lambda: third.asked[3:] == ["SOA"], 10, "another question")
@@ -328,6 +342,11 @@ def test_a_primary_has_to_sign_if_we_do(serve: Callable[..., Server]) -> None:
         server = serve(corefile=text)
         server._wait(lambda: "a response is not signed" in server.log, 10, "the refusal")
         assert code(server, "h1.z.test") == "SERVFAIL"
+        primary.how = "half"
+        server._wait(lambda: "the last response is not signed" in server.log, 15, "the refusal")
+        assert code(server, "h1.z.test") == "SERVFAIL"
+        primary.how = "signed"
+        server._wait(lambda: code(server, "h1.z.test") == "NOERROR", 15, "a copy")
 
 
 # A cluster's zone
