@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -279,6 +280,57 @@ def test_what_a_process_had_no_time_to_finish_is_no_result(tmp_path: Path) -> No
         for end in (size, size - 1, size // 2 + 1, size // 2, size // 2 - 1, 3, 0):
             os.ftruncate(fd, end)
             assert len(masterfile.results(fd)) == end // (size // 2)
+
+
+NAMES = [
+    "a", "B", "a.b", "*", "*.a", "@", "", "a.example.org.", "A.Example.ORG.", "other.test.", "in", "3600",
+    "_s._tcp", "-", "x" * 63, "x" * 64, ".".join(["y" * 60] * 4), "a..b", ".", "a\\.b", "a\\032", "bücher",
+    "xn--bcher-kva", "a;b", "cname",
+]  # fmt: skip
+lines = st.tuples(
+    st.sampled_from(NAMES),
+    st.sampled_from([" ", "\t", "  \t "]),
+    st.sampled_from(["", "300 ", "0 ", "1h ", "999999999 ", "4294967295 ", "99999999999 "]),
+    st.sampled_from(["", "IN ", "in ", "CH ", "IN 20 "]),
+    st.sampled_from(["A 192.0.2.1", "A 192.0.2.2", "a 192.0.2.01", "A 1.2.3", "AAAA 2001:db8::1",
+                     "AAAA ::ffff:192.0.2.1", "AAAA 1::2::3", "CNAME a", "cname B.example.org.",
+                     "NS ns", "NS @", "PTR x.y", "TXT a", "A", "FOO x", "SOA ns host 7 1 2 3 60"]),
+    st.sampled_from(["", " ", " ; A 192.0.2.9", ";", " x", " (", " ( )"]),
+).map("".join)  # fmt: skip
+
+
+def both_ways(folder: Path, text: str) -> bool:
+    """Whether the same comes of it as of an included file, all lines of which are taken apart."""
+
+    def outcome(text: str, **others: str) -> object:
+        try:
+            content = read(folder, text, other="d A 192.0.2.5\n", **others)
+        except ConfigError as error:
+            return error.mistakes[0].line, error.mistakes[0].message
+        outside = content.outside and (content.outside.line, content.outside.message)
+        return {owner: content.records(owner) for owner in content.names}, outside, content.outsiders
+
+    return outcome(text) == outcome("$INCLUDE more\n", more=text)
+
+
+directives = st.sampled_from(
+    ["$ORIGIN Deep.Example.org.", "$TTL 20", "$TTL 1h", "", ";", "$GENERATE 1-2 g$ A 192.0.2.$",
+     "$GENERATE 1-2 g A 192.0.2.7 ; x", "  ", "b A (", "192.0.2.8 )", 'c TXT "', '"', "$INCLUDE other"]
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(head=st.sampled_from([HEAD, "@ SOA ns host 7 1 2 3 60\n", ""]), body=st.lists(lines | directives, max_size=6))
+def test_plain_lines_mean_what_they_mean_taken_apart(head: str, body: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        assert both_ways(Path(folder), head + "\n".join(body))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_plain_lines(tmp_path: Path, name: str) -> None:
+    assert both_ways(tmp_path, f"$ORIGIN Example.org.\n{HEAD}a CNAME {name}\n")
+    for line in (f"{name} A 192.0.2.1", f"z CNAME {name}", f"z 20 IN NS {name} ; comment", f"{name} AAAA ::1"):
+        assert both_ways(tmp_path, f"{HEAD}{line}\n  60 A 192.0.2.2\n\tTXT x\nlast AAAA ::3")
 
 
 labels = st.lists(st.binary(min_size=1, max_size=5), max_size=4)

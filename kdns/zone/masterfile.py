@@ -15,16 +15,14 @@ Numbers are big endian.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import json
 import os
 import re
 import resource
-import stat
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -86,62 +84,19 @@ def read(path: Path, origin: bytes) -> Content:
     Raises ConfigError with the first mistake; its file may be one that is included.
     """
     import dns.exception
-    import dns.name
-    import dns.rdataclass
-    import dns.tokenizer
-    import dns.transaction
-    import dns.zonefile
+
+    from kdns.zone.entries import Place, Reader, open_file
 
     content = Content()
 
-    class Sink(dns.transaction.Transaction):
-        """Takes each record as bytes; dnspython's own ways keep objects of some kilobytes."""
+    def take(owner: bytes, ttl: int, rtype: int, rdata: bytes, at: Place) -> None:
+        content.files[at[0]] = None
+        add(content, origin, owner, ttl, rtype, rdata, at)
 
-        def add(self, *args: Any) -> None:
-            owner, ttl, rdata = args
-            content.files[reader.at[0]] = None
-            add(content, origin, owner.to_wire().lower(), ttl, int(rdata.rdtype), rdata.to_wire(), reader.at)
-
-        def _set_origin(self, _: Any) -> None:
-            """`$ORIGIN` changes nothing but what relative names are."""
-
-    class Everywhere(dns.transaction.TransactionManager):
-        """Has all names, so that those outside of the zone come here too, and are not dropped without a word."""
-
-        def origin_information(self) -> tuple[dns.name.Name, bool, dns.name.Name]:
-            return dns.name.root, False, dns.name.root
-
-    class Reader(dns.zonefile.Reader):
-        """Knows where each record begins. at: file and line. inside: a record has begun."""
-
-        at = (str(path), 1)
-        inside = False
-
-        def _rr_line(self) -> None:
-            self._begin(super()._rr_line)
-
-        def _generate_line(self) -> None:
-            self._begin(super()._generate_line)
-
-        def _begin(self, read: Callable[[], Any]) -> None:
-            file, line = self.tok.where()
-            self.at = (str(path.parent / file), line)
-            self.inside = True
-            read()
-            self.inside = False
-
-        def where(self) -> tuple[str, int]:
-            """Where something is wrong. Behind a directive its line is over."""
-            file, line = self.tok.where()
-            return self.at if self.inside else (str(path.parent / file), max(1, line - (not self.tok.eof)))
-
-    dns.zonefile.open = _open  # type: ignore[attr-defined]  # for `$INCLUDE`
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             os.chdir(path.parent)
-            tokenizer = dns.tokenizer.Tokenizer(file, str(path))
-            reader = Reader(tokenizer, dns.rdataclass.IN, Sink(Everywhere()), allow_include=True)
-            reader.current_origin = reader.last_name = dns.name.from_wire(origin, 0)[0]
+            reader = Reader(file, path, origin, take)
             try:
                 reader.read()
             except (dns.exception.DNSException, OSError, ValueError) as error:
@@ -152,16 +107,6 @@ def read(path: Path, origin: bytes) -> Content:
         text = f"there is no SOA record for the origin {names.to_text(origin)}"
         raise ConfigError([Mistake(str(path), 1, text, "one SOA record at the zone's apex")])
     return content
-
-
-def _open(path: Path | str, **_: Any) -> IO[str]:
-    """Open a file to read it. What is none (a pipe, a device) may never begin or never end: it raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "is no file", str(path))
-    return open(fd, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123
 
 
 def add(
