@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from tests.support import objects, ports, procs
 from tests.support.configs import options, refused
 from tests.support.others import ADDRESS, KEY, SECONDARIES, SECRET, Other
 from tests.support.server import Server, read_message
+from tests.support.tls import Issued, connect, framed
 
 pytestmark = pytest.mark.one_speed
 
@@ -67,6 +69,22 @@ file.test:$dns keyed.test:$dns other.test:$dns {{
     bind 127.0.0.1
     whoami
 }}
+tls://file.test:$tls {{
+    bind 127.0.0.1
+    tls $folder/server.crt $folder/server.key
+    file $folder/db
+    transfer {{
+        to *
+    }}
+}}
+https://file.test:$https {{
+    bind 127.0.0.1
+    tls $folder/server.crt $folder/server.key
+    file $folder/db
+    transfer {{
+        to *
+    }}
+}}
 """
 MASTER = """$TTL 300
 @ SOA ns host 7 60 60 600 60
@@ -77,6 +95,8 @@ sub NS ns.sub
 ns.sub A 192.0.2.2
 """
 COUNT = 400
+SECURE = {"tls": 0, "https": 0}
+"""Ports of the encrypted servers."""
 
 
 def cluster(round: int, count: int = COUNT) -> list[objects.Object]:
@@ -91,7 +111,12 @@ def cluster(round: int, count: int = COUNT) -> list[objects.Object]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("transfer")
     (folder / "db").write_text(MASTER)
-    with Server(folder / "kdns", cluster(1), corefile=COREFILE.replace("$folder", str(folder))) as running:
+    Issued(folder)
+    text = COREFILE.replace("$folder", str(folder))
+    for scheme in SECURE:
+        SECURE[scheme] = ports.free_port([ADDRESS])
+        text = text.replace(f"${scheme}", str(SECURE[scheme]))
+    with Server(folder / "kdns", cluster(1), corefile=text) as running:
         yield running
 
 
@@ -250,6 +275,24 @@ def axfr_keyed(server: Server) -> set[str]:
     answer = dns.query.tcp(query, ADDRESS, timeout=5, port=server.port)
     assert answer.had_tsig
     return {str(rrset.name).partition(".")[0] for rrset in answer.answer}
+
+
+def test_it_goes_over_tls_and_not_over_https(server: Server) -> None:
+    context = ssl.create_default_context(cafile=str(server.folder.parent / "ca.pem"))
+    query = dns.message.make_query("file.test", "AXFR")
+    with connect(SECURE["tls"], context) as sock:
+        sock.sendall(framed(query.to_wire()))
+        found = dns.message.from_wire(read_message(sock) or b"", xfr=True, one_rr_per_rrset=True)
+    assert len(found.answer) == 7
+    context.set_alpn_protocols(["http/1.1"])
+    with connect(SECURE["https"], context) as sock:
+        data = query.to_wire()
+        head = "POST /dns-query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dns-message\r\n"
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
+        body = b""
+        while part := sock.recv(65536):
+            body += part
+    assert dns.message.from_wire(body.partition(b"\r\n\r\n")[2]).rcode() == dns.rcode.REFUSED
 
 
 def test_several_take_it_at_a_time(server: Server) -> None:
