@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import dns.edns
@@ -131,6 +132,20 @@ def test_as_many_whole_addresses_are_sent_as_fit() -> None:
     got = dns.message.from_wire(wire)
     assert got.flags & dns.flags.TC
     assert len(wire) <= 512 < len(wire) + 16
+
+
+TYPES = """
+    MD 3 MF 4 MB 7 MG 8 MR 9 NULL 10 MINFO 14 RP 17 AFSDB 18 X25 19 ISDN 20 RT 21 NSAP-PTR 23 PX 26 GPOS 27 NXT 30
+    EID 31 NIMLOC 32 ATMA 34 APL 42 HIP 55 NINFO 56 RKEY 57 TALINK 58 ZONEMD 63 UINFO 100 UID 101 GID 102 UNSPEC 103
+    NID 104 L32 105 L64 106 LP 107 EUI48 108 EUI64 109 NXNAME 128 MAILB 253 MAILA 254 AVC 258 AMTRELAY 260
+    RESINFO 261 TA 32768 DLV 32769
+"""
+
+
+@pytest.mark.parametrize(("text", "number"), re.findall(r"(\S+) (\d+)", TYPES))
+def test_types_that_are_seldom_have_names_too(text: str, number: str) -> None:
+    """A Corefile may have them, as in `acl`, and expressions of `view` compare them."""
+    assert (rr.type_number(text), rr.type_text(int(number))) == (int(number), text)
 
 
 def test_options_that_have_no_room_are_left_out() -> None:

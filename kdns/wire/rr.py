@@ -12,12 +12,16 @@ IN, CH, HS, NONE, ANY_CLASS = 1, 3, 4, 254, 255
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1, 2, 3, 4, 5, 6, 16
 
 _TYPES = {
-    A: "A", NS: "NS", CNAME: "CNAME", SOA: "SOA", PTR: "PTR", HINFO: "HINFO", MX: "MX", TXT: "TXT", 24: "SIG",
-    25: "KEY", AAAA: "AAAA", 29: "LOC", SRV: "SRV", 35: "NAPTR", 36: "KX", 37: "CERT", DNAME: "DNAME", OPT: "OPT",
+    A: "A", NS: "NS", 3: "MD", 4: "MF", CNAME: "CNAME", SOA: "SOA", 7: "MB", 8: "MG", 9: "MR", 10: "NULL", PTR: "PTR",
+    HINFO: "HINFO", 14: "MINFO", MX: "MX", TXT: "TXT", 17: "RP", 18: "AFSDB", 19: "X25", 20: "ISDN", 21: "RT",
+    23: "NSAP-PTR", 24: "SIG", 25: "KEY", 26: "PX", 27: "GPOS", AAAA: "AAAA", 29: "LOC", 30: "NXT", 31: "EID",
+    32: "NIMLOC", SRV: "SRV", 34: "ATMA", 35: "NAPTR", 36: "KX", 37: "CERT", DNAME: "DNAME", OPT: "OPT", 42: "APL",
     DS: "DS", 44: "SSHFP", 45: "IPSECKEY", RRSIG: "RRSIG", NSEC: "NSEC", 48: "DNSKEY", 49: "DHCID", 50: "NSEC3",
-    51: "NSEC3PARAM", 52: "TLSA", 53: "SMIMEA", 59: "CDS", 60: "CDNSKEY", 61: "OPENPGPKEY", 62: "CSYNC",
-    SVCB: "SVCB", HTTPS: "HTTPS", 99: "SPF", 249: "TKEY", 250: "TSIG", IXFR: "IXFR", AXFR: "AXFR", ANY: "ANY",
-    256: "URI", 257: "CAA",
+    51: "NSEC3PARAM", 52: "TLSA", 53: "SMIMEA", 55: "HIP", 56: "NINFO", 57: "RKEY", 58: "TALINK", 59: "CDS",
+    60: "CDNSKEY", 61: "OPENPGPKEY", 62: "CSYNC", 63: "ZONEMD", SVCB: "SVCB", HTTPS: "HTTPS", 99: "SPF", 100: "UINFO",
+    101: "UID", 102: "GID", 103: "UNSPEC", 104: "NID", 105: "L32", 106: "L64", 107: "LP", 108: "EUI48", 109: "EUI64",
+    128: "NXNAME", 249: "TKEY", 250: "TSIG", IXFR: "IXFR", AXFR: "AXFR", 253: "MAILB", 254: "MAILA", ANY: "ANY",
+    256: "URI", 257: "CAA", 258: "AVC", 260: "AMTRELAY", 261: "RESINFO", 32768: "TA", 32769: "DLV",
 }  # fmt: skip
 _NUMBERS = {text: number for number, text in _TYPES.items()}
 _CLASSES = {IN: "IN", CH: "CH", HS: "HS", NONE: "NONE", ANY_CLASS: "ANY"}
