@@ -98,6 +98,16 @@ EMPTY = {
     "kdns-node: Memory: B": "ip netns exec hides control groups, and so their limits",
     "kdns-node: Names asked for most: A": "the node's Corefile has no top_names",
     "kdns-node: TCP connections: B": "none was idle for 10 s",
+    **dict.fromkeys(
+        (
+            *(f"{board}: Policy and templates: {part}" for board in BOARDS for part in "ABC"),
+            *(f"kdns-cluster: Transfers and NOTIFY: {part}" for part in "ABC"),
+            *(f"kdns-cluster: Certificates {what}: A" for what in ("end in", "that cannot be used")),
+            "kdns-cluster: Copies that are too old: A",
+            "kdns-cluster: TLS handshakes: A",
+        ),
+        "no Corefile here has these directives",
+    ),
 }
 """Queries that find nothing here, and why."""
 UNLIMITED = {"kdns-cluster: Memory: B"}
