@@ -122,6 +122,12 @@ refused.test:$dns {
         block
     }
 }
+silent.test:$dns {
+    bind 127.0.0.1
+    acl {
+        drop
+    }
+}
 """
 CHANGING = """\
 .:$dns {
@@ -386,7 +392,8 @@ def write_aliases(folder: Path) -> None:
         folder / "db",
         1,
         "out CNAME a.other.test.\nmissing CNAME gone.other.test.\ndead CNAME a.dead.test.\n"
-        "refused CNAME a.refused.test.\nd DNAME other.test.\nw.x CNAME out\n*.w CNAME a.other.test.\n"
+        "refused CNAME a.refused.test.\nsilent CNAME a.silent.test.\nnobody CNAME a.invalid.\n"
+        "d DNAME other.test.\nw.x CNAME out\n*.w CNAME a.other.test.\n"
         f"{chain}c12 A 192.0.2.12\nlong DNAME {long}\nloop DNAME loop.loop\nping CNAME ping.chain.test.\n"
         f"*.wild DNAME other.test.\nchild NS ns.child\nchild DS 1 13 2 {'01' * 32}\n"
         f"below NS ns.child\nbelow DS 1 13 2 {'02' * 32}\n",
@@ -418,6 +425,13 @@ def test_an_alias_is_completed_by_what_this_server_answers(still: Server) -> Non
 def test_what_an_alias_leads_to_may_fail(still: Server) -> None:
     assert shown(still, "dead.z.test") == ("SERVFAIL", [])
     assert shown(still, "refused.z.test") == ("SERVFAIL", [])
+    assert shown(still, "silent.z.test") == ("SERVFAIL", [])
+
+
+def test_that_nobody_at_all_answers_for_a_target_is_kept(still: Server) -> None:
+    before = still.metrics().value("kdns_packet_cache_hits_total")
+    assert cached(still, "nobody.z.test") == "NOERROR a.invalid."
+    assert still.metrics().value("kdns_packet_cache_hits_total") > before
 
 
 def test_chains_come_to_an_end(still: Server) -> None:

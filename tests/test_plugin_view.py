@@ -84,6 +84,7 @@ COREFILE = "".join((
     block("loop.test", hosts("10.0.0.1 a.loop.test")),
     # An alias leads to what the client would be told itself.
     block("alias.test", "    kubernetes alias.test {\n        manifests $manifests\n    }"),
+    block("zone.test", "    file $manifests/../zone"),
 ))  # fmt: skip
 
 
@@ -93,8 +94,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         service("web", "one", ips=("10.96.0.1",)),
         service("web", "two", ips=("10.96.0.2",)),
         external_name("ext", "a.split.test", "one"),
+        external_name("some", "a.deep.up.test", "one"),
     ]
     folder = tmp_path_factory.mktemp("view")
+    (folder / "zone").write_text("@ 1 SOA ns host 1 2 3 4 5\nsome 1 CNAME a.deep.up.test.\n")
     with Server(folder, objects, corefile=COREFILE, addresses=["127.0.0.1"]) as started:
         yield started
 
@@ -241,3 +244,14 @@ def test_server_blocks_that_views_do_not_tell_apart(text: str, message: str) -> 
 def test_server_blocks_that_views_tell_apart() -> None:
     text = "a {\nview x\nbind 127.0.0.1 127.0.0.2\n}\na {\nview y\nbind 127.0.0.2\n}\na {\nbind 127.0.0.1\n}\na:54 {\n}"
     assert [view.name_of(each) for each in loads(text).blocks] == ["x", "y", "", ""]
+
+
+@pytest.mark.parametrize("name", ["some.one.svc.alias.test", "some.zone.test"])
+def test_that_nobody_answers_for_a_target_is_not_kept_for_others(server: Server, name: str) -> None:
+    assert {found(server, name, 5) for _ in range(4)} == {"a.deep.up.test."}
+    assert [found(server, name, number) for number in (1, 2, 3, 5)] == [
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.7",
+        "a.deep.up.test.",
+    ]

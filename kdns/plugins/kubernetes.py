@@ -480,6 +480,7 @@ class Handler:
         await in_loop()
         found = await self._ask(query)
         if not found.plugin:
+            response.cacheable &= found.cacheable
             return response
         truncated = found.relay is not None and found.relay.truncated
         if truncated or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):

@@ -123,10 +123,11 @@ class Handler:
         await in_loop()
         found = await self._ask(query)
         if not found.plugin:
+            response.cacheable &= found.cacheable
             return response
         truncated = found.relay is not None and found.relay.truncated
-        if truncated or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
-            what = "truncated" if truncated else rr.rcode_text(found.rcode)
+        if truncated or found.silent or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
+            what = "truncated" if truncated else "not answered" if found.silent else rr.rcode_text(found.rcode)
             error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
             return Response(rcode=rr.SERVFAIL, plugin=self._name, error=error)
         opened = message.opened(found)

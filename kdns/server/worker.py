@@ -524,7 +524,7 @@ class Worker:
         if views is not None:
             return views.find
         every = names.Zones(zones)
-        return lambda query: every.find(query.lname)
+        return lambda query: every.find(query.lname) or _unserved
 
     def _write_down(self, logger: log.Logger) -> WriteDown:
         def write(
@@ -571,3 +571,8 @@ async def _nobody(_: Query) -> Response:
 
 async def _refuse(_: Query) -> Response:
     return Response(rcode=rr.REFUSED)
+
+
+async def _unserved(_: Query) -> Response:
+    """What `ask` gives where no server block is for a name, whoever asks."""
+    return Response(rcode=rr.REFUSED, cacheable=True)
