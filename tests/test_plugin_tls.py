@@ -36,6 +36,7 @@ from tests.support.configs import refused
 from tests.support.server import Server, read_message
 from tests.support.tls import Issued, connect, framed
 
+RETRY = bytes.fromhex("CF21AD74E59A6111BE1D8C021E65B891C2A211167ABB8C5E079E09E2C8A8339C")
 WEB = "web.default.svc.cluster.local"
 MANY = "many.default.svc.cluster.local"
 ADDRESSES = [f"10.{1 + number // 250}.0.{1 + number % 250}" for number in range(2000)]
@@ -127,10 +128,11 @@ def query(ident: int, name: str = WEB) -> bytes:
 
 
 class Bare:
-    """A client whose bytes of TLS a test sees."""
+    """A client whose bytes of TLS a test sees. size: of what it sends together in its handshake."""
 
-    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket, size: int = 16384) -> None:
         self.sock = sock
+        self.heard = b""
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="dns.test")
         for _ in range(5):
@@ -138,8 +140,12 @@ class Bare:
                 self.tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                sock.sendall(self.outgoing.read())
-                self.incoming.write(sock.recv(65536))
+                data = self.outgoing.read()
+                for at in range(0, len(data), size):
+                    sock.sendall(data[at : at + size])
+                found = sock.recv(65536)
+                self.heard += found
+                self.incoming.write(found)
 
     def rest(self) -> bytes:
         """All that the server still says."""
@@ -277,6 +283,64 @@ def test_what_a_client_says_first_may_come_in_small_records(site: Site, size: in
     with site.raw() as sock:
         sock.sendall(b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts))
         assert sock.recv(6)[::5] == b"\x16\x02"  # a handshake record with what the server says first
+
+
+def with_another_key(data: bytes) -> bytes:
+    """The first message of a client that has a key only for a group that nobody knows (RFC 8446 4.2.8)."""
+    group = data.index(b"\0\x1d", data.index(b"\0\x0a\0") + 6)
+    data = data[:group] + b"\x2a\x2a" + data[group + 2 :]
+    key = data.index(b"\0\x33\0") + 6
+    assert data[key : key + 2] == b"\0\x1d"
+    return data[:key] + b"\x2a\x2a" + data[key + 2 :]
+
+
+@pytest.mark.parametrize("between", [b"", b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\x5a"])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_client_that_has_to_begin_anew_has_no_more_room(site: Site, between: bytes, together: bool) -> None:
+    before = site.failed()
+    large = between + b"\x16\3\3\0\4\1\1\xff\xf0"
+    with site.raw() as sock:
+        sock.sendall(with_another_key(hello()) + (large if together else b""))
+        assert RETRY in sock.recv(4096)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b"" if together else large)
+            assert sock.recv(1) == b""
+    assert site.failed() == before + 1
+
+
+@pytest.mark.parametrize("size", [100, 16384])
+def test_a_client_may_begin_anew(tmp_path: Path, size: int) -> None:
+    """Its key is for a group that the server does not have; both have another one."""
+    asyncio.run(_begin_anew(Issued(tmp_path), size))
+
+
+async def _begin_anew(issued: Issued, size: int) -> None:
+    region = Region.create()
+    connections = tcp.Connections(region)
+    responder = Responder("tls://:853", {}, region, pytest.fail, Waiting())
+    credential = Credential(
+        Options(str(issued.folder / "server.crt"), str(issued.folder / "server.key")), ("dot",), None
+    )
+    credential.context().set_ecdh_curve("prime256v1")
+
+    def talk(port: int) -> tuple[bytes, bytes]:
+        with socket.create_connection(("127.0.0.1", port), 3) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = Bare(issued.client("dot"), sock, size)
+            client.tls.write(query(5))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.tls.unwrap()
+            sock.sendall(client.outgoing.read())
+            return client.heard, client.rest()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = tcp.TcpServer(listening, responder, Changes.create(), connections, Budget(), certificate=credential)
+        server.start()
+        heard, answer = await asyncio.get_running_loop().run_in_executor(None, talk, listening.getsockname()[1])
+        await server.stop()
+        await connections.drain(0)
+    assert RETRY in heard
+    assert answer[2:4] == b"\0\5"
 
 
 def test_a_handshake_that_does_not_end_is_closed_in_time_and_holds_up_nobody(site: Site) -> None:

@@ -14,15 +14,34 @@ BYTES = 24 << 10
 HELLO = 16 << 10
 """Bytes that the first message of a client may have; it is a few hundred, 2,000 with keys against quantum computers.
 OpenSSL takes up to 128 KB, and makes room for it as soon as it is announced."""
-_HANDSHAKE, _RECORD, _MESSAGE = 22, 5, 4
-_UNTOLD = 512
-"""Bytes by which the size of the first message has to be told."""
+_MOST = 2 * HELLO
+"""The same with the records that it comes in, and those that may come in between."""
+_HANDSHAKE = 22
+_BESIDE = (20, 21, 23)
+"""Records of other types (RFC 8446 B.1)."""
+_LARGEST = (16 << 10) + 256
+"""Bytes that a record may have (RFC 8446 5.2)."""
+_RECORD, _HEAD = 5, 4
+"""Bytes that records and messages begin with; the last ones are the length."""
+_RETRY = bytes.fromhex("CF21AD74E59A6111BE1D8C021E65B891C2A211167ABB8C5E079E09E2C8A8339C")
+"""In the place of a random number: the client is to begin anew, with another key (RFC 8446 4.1.3)."""
 
 
 class Secure:
     """The server's side. done: the handshake is. ended: the client has said that nothing more will come."""
 
-    __slots__ = ("_incoming", "_left", "_object", "_outgoing", "_renegotiable", "_start", "done", "ended")
+    __slots__ = (
+        "_behind",
+        "_first",
+        "_incoming",
+        "_left",
+        "_object",
+        "_outgoing",
+        "_renegotiable",
+        "_said",
+        "done",
+        "ended",
+    )
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = MemoryBIO()
@@ -30,7 +49,9 @@ class Secure:
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._renegotiable = False
         self._left = False
-        self._start: bytes | None = b""  # what has come, until it tells the size of the first message
+        self._first: _First | None = _First()  # until it is complete
+        self._behind = b""  # what has come behind it
+        self._said = b""  # what is to be sent, and was looked at
         self.done = False
         self.ended = False
 
@@ -40,22 +61,33 @@ class Secure:
         return self._object.selected_alpn_protocol()
 
     def feed(self, data: bytes) -> None:
-        """Take what has come from the network. Raises ssl.SSLError if that is the start of too much."""
-        if self._start is not None:
-            self._start += data
-            size = _first_size(self._start)
-            if size > HELLO or (size < 0 and len(self._start) > _UNTOLD):
-                raise ssl.SSLError("the first message is too large")
-            if size >= 0:
-                self._start = None
-        self._incoming.write(data)
+        """Take what has come from the network. Raises ssl.SSLError if that begins with too much."""
+        first = self._first
+        if first is None:
+            self._incoming.write(data)
+        elif first.take(data):
+            self._incoming.write(first.data[: first.end])
+            self._behind = first.data[first.end :]
+            self._first = None
 
     def shake(self) -> bool:
         """Go on with the handshake; True when it is done. Raises ssl.SSLError."""
-        try:
-            self._object.do_handshake()
-        except SSLWantReadError:
-            return False
+        while True:
+            try:
+                self._object.do_handshake()
+                break
+            except SSLWantReadError:
+                said = self._outgoing.read()
+                self._said += said
+                if _RETRY in said:
+                    self._first = _First(again=True)
+                behind, self._behind = self._behind, b""
+                if not behind:
+                    return False
+                self.feed(behind)
+        if self._behind:
+            self._incoming.write(self._behind)
+            self._behind = b""
         self._renegotiable = self._object.version() == "TLSv1.2"
         self.done = True
         return True
@@ -93,22 +125,50 @@ class Secure:
 
     def rest(self) -> bytes:
         """What is to be sent by itself: handshakes, alerts, new keys."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        said, self._said = self._said, b""
+        return said + self._outgoing.read() if self._outgoing.pending else said
 
 
-def _first_size(data: bytes) -> int:
-    """The size of the message that a handshake begins with (RFC 8446 4, 5.1), be it in several records.
+class _First:
+    """The first message of a client, as it comes (RFC 8446 4, 5.1).
 
-    -1 if it has not been told yet, 0 if there is no such message.
+    again: it is the second one of that kind, with other records in front or in between. data: what has come. end: of
+    the record that it ends with; of everything, where that is no TLS.
     """
-    at, head = 0, b""
-    while len(data) - at >= _RECORD:
-        if data[at] != _HANDSHAKE:
-            return 0
-        size = data[at + 3] << 8 | data[at + 4]
-        at += _RECORD
-        head += data[at : at + size]
-        if len(head) >= _MESSAGE:
-            return int.from_bytes(head[1:_MESSAGE], "big")
-        at += size
-    return -1
+
+    __slots__ = ("_again", "_head", "_size", "data", "end")
+
+    def __init__(self, again: bool = False) -> None:
+        self._again = again
+        self.data = b""
+        self.end = 0
+        self._head = b""
+        self._size = 0  # of what is in complete records
+
+    def take(self, data: bytes) -> bool:
+        """Take more; True when it is complete, or none. Raises ssl.SSLError if it is too large."""
+        self.data += data
+        while len(self.data) - self.end >= _RECORD:
+            kind, at = self.data[self.end], self.end + _RECORD
+            size = self.data[at - 2] << 8 | self.data[at - 1]
+            if kind not in _BESIDE and kind != _HANDSHAKE:
+                self.end = len(self.data)
+                return True
+            if size > _LARGEST or (kind != _HANDSHAKE and not self._again):
+                raise ssl.SSLError("this is not how a client begins")
+            head = self._head
+            if kind == _HANDSHAKE:
+                head = (head + self.data[at : at + min(size, _HEAD)])[:_HEAD]
+                if not size or int.from_bytes(head[1:], "big") > HELLO:
+                    raise ssl.SSLError("the first message is empty or too large")
+            if at + size > len(self.data):
+                break
+            self.end = at + size
+            if kind == _HANDSHAKE:
+                self._head = head
+                self._size += size
+                if len(head) == _HEAD and self._size >= _HEAD + int.from_bytes(head[1:], "big"):
+                    return True
+        if len(self.data) > _MOST:
+            raise ssl.SSLError("there is too much around the first message")
+        return False
