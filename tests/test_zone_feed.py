@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 
 from kdns.cli import check
-from kdns.server.zone_feed import Files, ZoneFeed, ZonePublication
+from kdns.server.zone_feed import Files, ZoneFeed, ZonePublication, of_auto
 from kdns.zone import masterfile
+from tests.support.configs import options
 
 
 def test_no_more_than_some_directives_are_read_at_once() -> None:
@@ -47,3 +48,21 @@ def test_check_tells_of_a_file_that_ends_what_reads_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(masterfile, "__name__", "kdns.zone.nothing")
     (mistake,) = check.report(tmp_path / "Corefile")["mistakes"]
     assert mistake["text"].startswith(f"{tmp_path}/db:1: what read it has ended with 1; accepted: a smaller file")
+
+
+def test_a_folder_in_the_folder_that_may_not_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("db.a.test", "lost+found/db.b.test", "more/db.c.test", "more/db.x..y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def access(path: Path, *_: object, **__: object) -> bool:
+        return path.name != "lost+found"
+
+    monkeypatch.setattr("os.access", access)  # root may read everything
+    warnings: list[str] = []
+    found = of_auto(options(f"auto {{\ndirectory {tmp_path}\n}}"), warnings.append)
+    assert [path.name for path in found.values()] == ["db.a.test", "db.c.test"]
+    assert warnings[0] == f"{tmp_path}/lost+found: permission denied; it is passed over"
+    assert warnings[1].startswith(f"{tmp_path}/more/db.x..y: its name makes no zone: ")

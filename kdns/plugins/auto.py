@@ -7,7 +7,8 @@
 ## Description
 
 Each file whose name fits has a zone, which is answered as *file* answers it. Folders in the folder are looked at too,
-but neither hidden files and folders, which a mounted ConfigMap has, nor links to folders. Names in none of the zones go
+but neither hidden files and folders, which a mounted ConfigMap has, nor links to folders, nor folders that may not be
+read, such as `lost+found`. Names in none of the zones go
 to the next plugin.
 
 The folder is looked at again and again. A file that comes brings its zone, one that goes takes it along, and one that

@@ -7,7 +7,8 @@
 ## Description
 
 All types of records, `$ORIGIN`, `$TTL`, `$INCLUDE` and `$GENERATE` are read. Paths of `$INCLUDE` start at the folder of
-**DBFILE**. Records that are not in the zone are left out; the log says so.
+**DBFILE**. Records that are not in the zone are left out; the log says so. What is no file (a device, a pipe) is a
+mistake, and so are more than ten million records.
 
 Wildcards, delegations, aliases (CNAME and DNAME) and denials are answered as an authoritative server does. Where an
 alias leads out of the zones, the rest is what this very server answers for its target, by *forward* for example; if

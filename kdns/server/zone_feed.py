@@ -413,13 +413,13 @@ def of_auto(options: auto.Options, warn: Callable[[str], None]) -> Files:
     """The files in the folder of an `auto` directive, and in those below it, that have a zone.
 
     Neither hidden files and folders, which a mounted ConfigMap has, nor links to folders. Of several files with one
-    zone the first one counts, in the order of their names. warn: called with a sentence about each that does not.
-    Raises OSError if the folder cannot be read.
+    zone the first one counts, in the order of their names. warn: called with a sentence about each that does not, and
+    about folders that are not for us (`lost+found`). Raises OSError if the folder cannot be read.
     """
     origin_of = options.origins()
     found: Files = {}
     top = Path(os.path.abspath(options.directory))  # noqa: PTH100
-    for path in _below(top):
+    for path in _below(top, warn):
         try:
             zone = origin_of(path.name)
         except ConfigValueError as error:
@@ -434,7 +434,7 @@ def of_auto(options: auto.Options, warn: Callable[[str], None]) -> Files:
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, warn: Callable[[str], None]) -> Iterator[Path]:
     folders = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
@@ -444,7 +444,10 @@ def _below(folder: Path) -> Iterator[Path]:
         elif _is_file(entry):
             yield Path(entry.path)
     for below in folders:
-        yield from _below(below)
+        if os.access(below, os.R_OK | os.X_OK, effective_ids=True):
+            yield from _below(below, warn)
+        else:
+            warn(f"{below}: permission denied; it is passed over")
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
