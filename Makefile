@@ -118,7 +118,8 @@ clean: ## remove what was built, installed and cached here
 # $(call pytest,OPTIONS): a shell command that runs the tests: as Python with these options, then all of them compiled.
 # Where nothing can be compiled, all run as Python; where it should have been, and was not, none do.
 define pytest
-pytest() { $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile "$$@"; }; \
+pytest() { $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile \
+	--no-loadscope-reorder "$$@"; }; \
 case "$$(cat $(COMPILED))" in \
   "compiled: yes"*) KDNS_COMPILED=0 pytest $(1) && KDNS_COMPILED=1 pytest ;; \
   *"it failed"*) exit 1 ;; \
