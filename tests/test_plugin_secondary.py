@@ -333,6 +333,11 @@ def test_without_a_copy_names_are_servfail_and_the_start_waits_for_nobody(serve:
         assert time.monotonic() - started < 4
         assert code(server, "h1.z.test") == "SERVFAIL"
         server._wait(lambda: bool(primary.asked), 5, "a question")
+        primary.how = "closed"
+        primary.go_on.set()
+        found = "1 zones cannot be fetched"
+        server._wait(lambda: found in server.get("/", server.metrics_port).body, 10, "the status page")
+        assert server.metrics().value("kdns_zone_files_unusable") == 0
         assert server.terminate() < 4
 
 

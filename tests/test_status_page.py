@@ -128,6 +128,10 @@ class Document(HTMLParser):
         ),
         (replace(WELL, sources=(Source(("a.",), "", True, 29.0, {}, 0),)), ()),
         (
+            replace(WELL, sources=(Source(("a.",), "", True, None, {}, 0, unreached=2),)),
+            ("a.: 2 zones cannot be fetched; what is there is served until it expires",),
+        ),
+        (
             replace(
                 WELL,
                 counts=replace(

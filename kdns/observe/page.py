@@ -214,6 +214,8 @@ def _objects(source: Source) -> str:
     parts = [f"{count:,} {kind}" for kind, count in sorted(source.objects.items()) if count]
     if source.problems:
         parts.append(f"{source.problems} files cannot be used")
+    if source.unreached:
+        parts.append(f"{source.unreached} zones cannot be fetched")
     return ", ".join(parts) or "none"
 
 

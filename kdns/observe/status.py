@@ -56,7 +56,8 @@ class Server:
 class Source:
     """Where the data of a directive comes from. age: None if there is no data, or nothing is old. objects: by kind.
 
-    problems: files that cannot be used and stand with their last good content.
+    problems: files that cannot be used and stand with their last good content. unreached: zones that could not be
+    fetched when that was tried last (`secondary`).
     """
 
     zones: tuple[str, ...]
@@ -65,6 +66,7 @@ class Source:
     age: float | None
     objects: Mapping[str, int]
     problems: int
+    unreached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,8 @@ def _data(status: Status) -> Iterable[str]:
             yield f"{zones}: data is {source.age:.0f} s old; answers stay as they were then"
         if source.problems:
             yield f"{zones}: {source.problems} files cannot be used; what they said before is served"
+        if source.unreached:
+            yield f"{zones}: {source.unreached} zones cannot be fetched; what is there is served until it expires"
 
 
 def _outside(status: Status) -> Iterable[str]:

@@ -173,13 +173,15 @@ def _store(inside: Inside) -> tuple[tuple[status.ZoneState, ...], int, int]:
 
 def _source(feed: Feed) -> status.Source:
     publication = feed.publication
+    fetched = publication.directive == "secondary"
     return status.Source(
         zones=publication.names,
         origin=publication.origin,
         synced=publication.synced,
         age=feed.age(),
         objects=dict(publication.counts()),
-        problems=feed.problems,
+        problems=0 if fetched else feed.problems,
+        unreached=feed.problems if fetched else 0,
     )
 
 
