@@ -114,6 +114,15 @@ def test_a_worker_loads_no_library_of_the_control_plane() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_a_supervisor_loads_directives_where_they_are_used() -> None:
+    seldom = [f"kdns.plugins.{name}" for name in ("file", "auto", "transfer", "k8s_external", "autopath")]
+    seldom += ["kdns.zone.authority", "kdns.zone.masterfile"]
+    modules = "kdns.server.supervisor, kdns.server.feeds, kdns.server.publication"
+    code = f"import sys, {modules}; print([name for name in {seldom} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def distributions(requirements: list[str]) -> set[str]:
     """Names of distributions, without versions and extras."""
     return {re.split(r"[^A-Za-z0-9_.-]", requirement)[0] for requirement in requirements}

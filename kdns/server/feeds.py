@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from kdns.corefile.config import ServerConfig
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log
-from kdns.plugins import auto, file, kubernetes
+from kdns.plugins import kubernetes
 from kdns.zone.store import Store
 
 if TYPE_CHECKING:
+    from kdns.plugins import auto, file
     from kdns.server.cluster_feed import ClusterFeed
     from kdns.server.manifest_feed import ManifestFeed
     from kdns.server.publication import Publication
@@ -66,10 +67,10 @@ def make_feeds(
             found.append(
                 make_feed(Publication(block, addresses, into.store, log, into.committed, into.refused), own, before)
             )
-        if file.NAME in block.plugins:
-            found += [_of_file(block, each, into, turns) for each in block.plugins[file.NAME].files]
-        if auto.NAME in block.plugins:
-            found.append(_of_auto(block, block.plugins[auto.NAME], into, turns))
+        if "file" in block.plugins:
+            found += [_of_file(block, each, into, turns) for each in block.plugins["file"].files]
+        if "auto" in block.plugins:
+            found.append(_of_auto(block, block.plugins["auto"], into, turns))
         if "secondary" in block.plugins:
             found += _of_secondary(block, into, own)
     return found
@@ -92,6 +93,7 @@ def make_feed(publication: Publication, own: Region, before: Sequence[Feed] | No
 
 
 def _of_file(block: ServerConfig, each: file.File, into: Into, turns: asyncio.Semaphore) -> ZoneFeed:
+    from kdns.plugins import file
     from kdns.server import zone_feed
 
     title = f"file {each.path}"
@@ -111,6 +113,7 @@ def _of_file(block: ServerConfig, each: file.File, into: Into, turns: asyncio.Se
 
 
 def _of_auto(block: ServerConfig, options: auto.Options, into: Into, turns: asyncio.Semaphore) -> ZoneFeed:
+    from kdns.plugins import auto
     from kdns.server import zone_feed
 
     log = into.log.plugin(auto.NAME)

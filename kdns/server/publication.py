@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from kdns.cluster.publisher import External, Outcome, Publisher, Settings
 from kdns.cluster.records import ExternalOptions, RecordOptions
@@ -12,10 +13,13 @@ from kdns.corefile import values
 from kdns.corefile.config import ServerConfig
 from kdns.errors import StoreError
 from kdns.observe.logs import Log
-from kdns.plugins import autopath, k8s_external, kubernetes, metadata, zones
+from kdns.plugins import kubernetes, zones
 from kdns.server.plan import Beside
 from kdns.wire import names
 from kdns.zone.store import Store
+
+if TYPE_CHECKING:
+    from kdns.plugins import k8s_external
 
 RETRY_SECONDS = 1.0
 CURRENT_SECONDS = 30.0
@@ -61,6 +65,20 @@ def settings(
     )
 
 
+def _needs_clients(block: ServerConfig) -> bool:
+    """Whether a directive of the server block looks up the namespaces of clients. Each is loaded where it is used."""
+    if "autopath" in block.plugins:
+        from kdns.plugins import autopath
+
+        if autopath.needs_clients(block):
+            return True
+    if "metadata" in block.plugins:
+        from kdns.plugins import metadata
+
+        return metadata.needs_clients(block)
+    return False
+
+
 def _external(options: k8s_external.Options) -> External:
     origins = [(zone, names.lower(names.from_text(zone))) for zone in options.zones]
     return External(
@@ -96,8 +114,7 @@ class Publication:
         self.log = log
         self._committed = committed
         self._refused = refused
-        known = autopath.needs_clients(block) or metadata.needs_clients(block)
-        wanted = settings(self.options, listens, block.plugins.get(k8s_external.NAME), clients=known)
+        wanted = settings(self.options, listens, block.plugins.get("k8s_external"), clients=_needs_clients(block))
         self.publisher = Publisher(store, source_id(block), wanted)
         if self._servable() != 0:
             self.publisher.revive()

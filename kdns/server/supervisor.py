@@ -28,7 +28,7 @@ from kdns.corefile.config import Config
 from kdns.errors import ConfigError, KdnsError, StoreError
 from kdns.observe import logs, notes
 from kdns.observe.counters import Region, Totals
-from kdns.plugins import auto, bind, file, health, kubernetes, multisocket, prometheus, reload, tls, transfer, view
+from kdns.plugins import bind, health, kubernetes, multisocket, prometheus, reload, tls, view
 from kdns.server import memory
 from kdns.server import sockets as listening
 from kdns.server.cgroups import memory_limit, usable_cpus
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
-_FED = (kubernetes.NAME, file.NAME, auto.NAME, "secondary")
+_TRANSFER = "transfer"
+_OF_FILES = ("file", "auto")
+_FED = (kubernetes.NAME, *_OF_FILES, "secondary")
 """Directives whose data is brought into the store."""
 _PATIENCE = 0.03
 """Seconds without a worker that answers after which queries are brought here no more; mostly it is replaced in less."""
@@ -504,7 +506,7 @@ class Supervisor:
     def _keep_journals(self, *more: Config) -> None:
         """Keep journals of the zones that others may have, in the configuration at work and in another one."""
         configs = [*more, *([self._running.config] if self._running is not None else [])]
-        if self._store is None or (self._notifier is None and not any(_options(one, transfer.NAME) for one in configs)):
+        if self._store is None or (self._notifier is None and not any(_options(one, _TRANSFER) for one in configs)):
             return
         if self._notifier is None:
             from kdns.server.followers import Notifier  # loaded only where it is used
@@ -690,9 +692,7 @@ class Supervisor:
             synced=all(feed.publication.synced for feed in clusters) if clusters else None,
             objects=objects,
             manifest_errors=sum(feed.problems for feed in clusters),
-            zone_file_errors=sum(
-                feed.problems for feed in running.feeds if feed.publication.directive in (file.NAME, auto.NAME)
-            ),
+            zone_file_errors=sum(feed.problems for feed in running.feeds if feed.publication.directive in _OF_FILES),
             memory_limit=memory_limit(),
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated or self._start.incomplete(),
