@@ -49,8 +49,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (is_test and config.getoption("--what-compiles") and not speed.concerns(collection_path)) or None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that the last ones are short and end together."""
+    if config.getoption("--what-compiles"):
+        both = [item for item in items if item.get_closest_marker("one_speed") is None]
+        config.hook.pytest_deselected(items=list(set(items) - set(both)))
+        items[:] = both
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem.removeprefix("test_"), len(place)))
 

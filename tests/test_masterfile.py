@@ -26,6 +26,8 @@ from kdns.zone.keys import key_name, name_key
 from kdns.zone.masterfile import Content, Result
 from kdns.zone.values import decode_rrsets, seal
 
+pytestmark = pytest.mark.one_speed
+
 ROOT = Path(__file__).resolve().parent.parent
 ORIGIN = names.from_text("example.org")
 HEAD = "$TTL 300\n@ 3600 IN SOA ns host 7 1 2 3 60\n"

@@ -22,6 +22,8 @@ from tests.support.configs import options, refused
 from tests.support.plugins import Behind, Ground, answered, query
 from tests.support.server import Server, read_message
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind $addresses

@@ -12,6 +12,8 @@ from tests.support.configs import options, refused
 from tests.support.server import Server
 from tests.test_plugin_file import cached, until, write
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """\
 .:$dns {
     bind 127.0.0.1

@@ -22,6 +22,8 @@ from tests.support.objects import Object
 from tests.support.plugins import Ground, answered, query
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind 127.0.0.1

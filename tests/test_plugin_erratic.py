@@ -17,6 +17,8 @@ from tests.conftest import Serve
 from tests.support.configs import options, refused
 from tests.support.server import Server, read_message
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind 127.0.0.1

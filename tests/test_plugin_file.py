@@ -26,6 +26,8 @@ from tests.support.configs import options, refused
 from tests.support.knot import Knot
 from tests.support.server import ROOT, Server
 
+pytestmark = pytest.mark.one_speed
+
 ZONE = """\
 $ORIGIN {origin}.
 $TTL 300

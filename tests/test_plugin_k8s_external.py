@@ -19,6 +19,8 @@ from tests.support.objects import Object
 from tests.support.server import Server
 from tests.test_status_page import facts
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind 127.0.0.1

@@ -19,6 +19,8 @@ from tests.support.configs import options, refused
 from tests.support.plugins import Behind, Ground, answered, query, read
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind 127.0.0.1

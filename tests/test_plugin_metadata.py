@@ -19,6 +19,8 @@ from tests.support.objects import pod, service
 from tests.support.plugins import answered, query
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 FORMAT = (
     "{name} {proto} kind={/kubernetes/kind} namespace={/kubernetes/namespace} service={/kubernetes/service} "
     "upstream={/forward/upstream} class={/log/class} {/kubernetes/parse-error}"

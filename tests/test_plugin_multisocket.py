@@ -13,6 +13,8 @@ from tests.support import procs
 from tests.support.configs import options, refused
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 COREFILE = """
 .:$dns {
     bind 127.0.0.1

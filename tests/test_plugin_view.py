@@ -15,6 +15,8 @@ from tests.support import procs
 from tests.support.objects import external_name, service
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 HOSTS = """
     hosts {
         %s

@@ -15,6 +15,8 @@ from tests.support.netns import Netns
 from tests.support.objects import Object, namespace, pod, service
 from tests.support.server import Server
 
+pytestmark = pytest.mark.one_speed
+
 Z = "cluster.local"
 DNS, DNS6 = "10.96.0.53", "fd00:96::53"
 CONF = f"search shop.svc.{Z} svc.{Z} {Z} node.example\noptions ndots:5 timeout:2 attempts:1\n"
