@@ -440,7 +440,8 @@ def test_chains_come_to_an_end(still: Server) -> None:
     code, lines = shown(still, "c0.z.test")
     assert (code, len(lines)) == ("NOERROR", 10)
     assert shown(still, "c2.z.test")[1][-1] == "c12.z.test. 192.0.2.12"
-    assert len(shown(still, "a.loop.z.test")[1]) <= 20
+    types = [line.split()[3] for line in digs.dig(still.port, "a.loop.z.test", "A").answer]
+    assert types == ["DNAME"] + ["CNAME"] * 10
     assert shown(still, "ping.z.test") == (
         "NOERROR",
         ["ping.z.test. ping.chain.test.", "ping.chain.test. ping.chain.test."],

@@ -161,7 +161,8 @@ class Lookup:
         if self._links == LONGEST_CHAIN:
             return None
         answer = self.response.answer
-        self._add(answer, place.owner, dname, place.found)
+        if (place.owner, dname) not in answer:  # it may be that of the name before
+            self._add(answer, place.owner, dname, place.found)
         target = name[: len(name) - len(place.owner)] + dname.rdatas[0]
         if len(target) > names.MAX_NAME:
             self.response.rcode = rr.YXDOMAIN
