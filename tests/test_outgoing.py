@@ -16,11 +16,14 @@ from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes
 from kdns.zone.reader import Reader
-from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction
+from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction, Zone
 
 ORIGIN = b"\7example\4test\0"
 SOA = RRset(rr.SOA, 5, (rr.soa(b"\2ns" + ORIGIN, b"\4host" + ORIGIN, 1, 60, 60, 600, 5),))
 COUNT = 1000
+ZONE = Zone(0, "test", ORIGIN, 1, SYNCED)
+BARE = Zone(1, "test", b"\4bare\0", 1, SYNCED)
+OLD = Zone(2, "test", b"\3old\0", 1, SYNCED)
 
 
 def write(directory: Path, action: Callable[[Transaction], Any]) -> None:
@@ -62,7 +65,7 @@ def run(steps: Awaitable[None]) -> None:
 def test_a_zone_is_made_into_messages_once_for_all_who_take_it(reader: Reader) -> None:
     async def steps() -> None:
         sending = Outgoing(reader)
-        one, two = await asyncio.gather(sending.whole(0), sending.whole(0))
+        one, two = await asyncio.gather(sending.whole(ZONE), sending.whole(ZONE))
         assert one is two
         assert one is not None
         assert sum(count for count, _ in one.messages) == 2 * COUNT + 2
@@ -79,7 +82,7 @@ def test_others_have_their_turn_while_a_zone_is_prepared(reader: Reader) -> None
     async def steps() -> None:
         sending = Outgoing(reader)
         turns = 0
-        making = asyncio.ensure_future(sending.whole(0))
+        making = asyncio.ensure_future(sending.whole(ZONE))
         while not making.done():
             await asyncio.sleep(0)
             turns += 1
@@ -91,10 +94,15 @@ def test_others_have_their_turn_while_a_zone_is_prepared(reader: Reader) -> None
 def test_zones_that_are_not_to_be_served_are_not_sent(reader: Reader) -> None:
     async def steps() -> None:
         sending = Outgoing(reader)
-        assert await sending.whole(2) is None  # it is too old
-        assert await sending.whole(9) is None
+        assert await sending.whole(OLD) is None  # it is too old
+        for other in (
+            Zone(9, "test", ORIGIN, 1, SYNCED),
+            Zone(0, "test", OLD.origin, 1, SYNCED),  # its number is another zone's now
+            Zone(0, "other", ORIGIN, 1, SYNCED),
+        ):
+            assert await sending.whole(other) is None
         with pytest.raises(StoreError, match="has no records"):
-            await sending.whole(1)
+            await sending.whole(BARE)
 
     run(steps())
 
@@ -147,7 +155,7 @@ def test_what_takes_too_long_is_given_up(reader: Reader, monkeypatch: pytest.Mon
     async def steps() -> None:
         sending = Outgoing(reader)
         with pytest.raises(TimeoutError):
-            await sending.whole(0)
+            await sending.whole(ZONE)
         assert not sending._packing.locked()
 
     run(steps())

@@ -61,8 +61,8 @@ class Outgoing:
             await self._slots.acquire()
         return Slot(self._slots)
 
-    async def whole(self, number: int) -> Whole | None:
-        """All of a zone, of one commit; None if it is not, or no more, to be served.
+    async def whole(self, wanted: Zone) -> Whole | None:
+        """All of a zone as it is now, of one commit; None if it is not, or no more, to be served.
 
         One is made into messages at a time, in portions, with pauses that are as long. Raises StoreError if the store
         does not let us, TimeoutError if it takes too long.
@@ -70,12 +70,14 @@ class Outgoing:
         async with asyncio.timeout(PREPARING):
             async with self._packing:
                 with self.snapshot() as found:
-                    return await self._whole_of(found, number)
+                    return await self._whole_of(found, wanted)
 
-    async def _whole_of(self, found: Snapshot, number: int) -> Whole | None:
+    async def _whole_of(self, found: Snapshot, wanted: Zone) -> Whole | None:
         with found.open() as txn:
-            zone = next((zone for zone in txn.zones() if zone.number == number), None)
+            zone = next((zone for zone in txn.zones() if zone.number == wanted.number), None)
         if zone is None or zone.state != SYNCED:
+            return None
+        if (zone.source, zone.origin) != (wanted.source, wanted.origin):  # its number was given to another one
             return None
         there = self._whole.get((zone.number, zone.serial))
         if there is None:

@@ -288,7 +288,7 @@ class Handler:
         if query.proto == "udp":
             self._count("current")
             return messages.alone(soa), None
-        whole = await self._outgoing.whole(zone.number)
+        whole = await self._outgoing.whole(zone)
         if whole is None:
             return self._refuse(rr.SERVFAIL, "failed")
         self._count("axfr")
