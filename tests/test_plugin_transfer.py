@@ -23,7 +23,7 @@ import dns.xfr
 import dns.zone
 import pytest
 
-from kdns.plugins import transfer
+from kdns.plugins import outgoing, transfer
 from tests.support import objects, ports, procs
 from tests.support.configs import options, refused
 from tests.support.others import ADDRESS, KEY, SECONDARIES, SECRET, Other
@@ -357,6 +357,13 @@ def test_who_is_too_far_behind_gets_all(server: Server) -> None:
     assert len(found.answer) > 100
     assert found.answer[1].rdtype != dns.rdatatype.SOA
     assert shape(ask(server, "cluster.local", "IXFR", serial=known, tcp=False, edns=0)) == [str(now)]
+
+
+def test_answers_over_udp_are_no_transfers_that_are_under_way(server: Server) -> None:
+    now = serial(server)
+    for _ in range(outgoing.MOST + 10):
+        assert shape(ask(server, "cluster.local", "IXFR", serial=now, tcp=False)) == [str(now)]
+    assert shape(ask(server, "cluster.local", "IXFR", serial=now)) == [str(now)]
 
 
 def test_a_difference_that_is_too_large_for_udp_is_not_sent(server: Server) -> None:

@@ -270,6 +270,8 @@ class Responder:
         entry = self._finished(pending.query, response, pending.via, pending.block, pending.seen)
         if pending.via.streams:
             pending.transfer = response.transfer
+        elif response.transfer is not None:
+            response.transfer.close()  # a stream that has begun refers to it: it would go with a collection, much later
         if pending.query.metadata is not None and pending.block.log is not None:
             block = replace(pending.block, log=partial(pending.block.log, known=pending.query.metadata))
             entry = Entry(entry.response, entry.cell, entry.turns, block, ())  # the packet cache has the other one
