@@ -26,6 +26,7 @@ import pytest
 
 from kdns.errors import ConfigError
 from kdns.plugins import loads
+from kdns.server import secondary_feed
 from kdns.wire import message, names, tsig
 from tests.support import objects, ports
 from tests.support.configs import options, refused
@@ -324,6 +325,26 @@ def test_another_primary_is_asked_when_one_does_not_answer(serve: Callable[..., 
         notify(server)
         server._wait(lambda: "127.0.0.1" in server.log and "REFUSED" in server.log, 10, "what is wrong")
         assert serial(server, "z.test") == 2
+
+
+def test_a_primary_that_sends_byte_by_byte_is_left() -> None:
+    ours, theirs = socket.socketpair()
+    ended = threading.Event()
+
+    def drip() -> None:
+        while not ended.wait(0.01):
+            theirs.send(b"x")
+
+    thread = threading.Thread(target=drip)
+    with ours, theirs:
+        ours.settimeout(1)
+        thread.start()
+        try:
+            with pytest.raises(TimeoutError, match="too long"):
+                secondary_feed._exactly(ours, 100, time.monotonic() + 0.1)
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_without_a_copy_names_are_servfail_and_the_start_waits_for_nobody(serve: Callable[..., Server]) -> None:

@@ -31,7 +31,7 @@ from kdns.zone.inbound import Inbound, RcodeError
 from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction, Zone
 
 TIMEOUT = 5.0
-"""Seconds for a connection to be there, and for each message."""
+"""Seconds for a connection to be there, and between bytes."""
 LONGEST = 600.0
 """Seconds for a transfer."""
 FIRST_RETRIES = 0.25, 10.0
@@ -392,7 +392,8 @@ class SecondaryFeed:
         while True:
             if self._stopped or time.monotonic() > until:
                 raise TimeoutError("it takes too long")
-            data = _exactly(connection, struct.unpack("!H", _exactly(connection, 2))[0])
+            size = struct.unpack("!H", _exactly(connection, 2, until))[0]
+            data = _exactly(connection, size, until)
             at = inbound.records_at(data, ident, origin, rtype)
             if asker is not None:
                 signed = asker.check(data, inbound.question_end(data), time.time())
@@ -422,9 +423,11 @@ def _one(responses: Iterator[tuple[bytes, int]], origin: bytes) -> int:
     return serial
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def _exactly(connection: socket.socket, size: int, until: float) -> bytes:
     data = bytearray()
     while len(data) < size:
+        if time.monotonic() > until:
+            raise TimeoutError("it takes too long")
         part = connection.recv(size - len(data))
         if not part:
             raise ConnectionError("it has closed the connection")
