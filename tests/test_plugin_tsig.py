@@ -388,6 +388,27 @@ def test_what_we_sign_others_find_good(secret: bytes, algorithm: str, count: int
         assert read.had_tsig, number
 
 
+def pointers(count: int) -> bytes:
+    """A message of 64 KB, whose first record has a chain of pointers, where the names of the others begin."""
+    head = b"\0\7\0\0\0\1\0\0\0\0" + struct.pack("!H", count + 1) + b"\1a\4test\0\0\1\0\1"
+    begin = len(head) + 11
+    chain = b"".join(struct.pack("!H", 0xC000 | at) for at in (19, *range(begin, 16000, 2)))
+    record = b"\xff\0\0\1" + bytes(4)
+    last = struct.pack("!H", 0xC000 | begin + len(chain) - 2)
+    return head + b"\0" + record + struct.pack("!H", len(chain)) + chain + (last + record + bytes(2)) * count
+
+
+def test_names_of_many_pointers_are_not_followed() -> None:
+    data = pointers(3900)
+    end = message.question_end(data)
+    started = time.process_time()
+    assert wire.find(data, end) is None
+    assert time.process_time() - started < 0.5
+    with pytest.raises(FormatError, match="malformed"):
+        wire.expand(data, len(data) - 12)
+    assert wire.expand(data, end + 11 + 2 * 100)[0] == b"\0"
+
+
 @settings(max_examples=300)
 @given(st.binary(max_size=120), st.integers(0, 3), st.integers(0, 120))
 def test_bytes_of_the_network_are_a_record_or_a_format_error(data: bytes, count: int, at: int) -> None:

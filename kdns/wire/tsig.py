@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kdns.errors import FormatError
 from kdns.wire import names
+from kdns.wire.message import skip_name
 
 TSIG = 250
 NOTAUTH = 9
@@ -27,6 +28,8 @@ SHORTEST = 16
 _LEAST = 10
 
 _QUESTION_AT = 12
+_MOST_POINTERS = 127
+"""Of a name: as many as it has labels, at most. Thousands in a row would be followed anew for each record."""
 _HEADER = struct.Struct("!HHHHHH")
 _FIXED = struct.Struct("!HHIH")
 _ANY_CLASS = 255
@@ -116,8 +119,7 @@ def find(data: bytes, at: int) -> Record | None:
     *_, answers, authorities, additionals = _HEADER.unpack_from(data)
     count = answers + authorities + additionals
     for index in range(count):
-        start = at
-        name, at = expand(data, at)
+        start, at = at, skip_name(data, at)
         if at + _FIXED.size > len(data):
             raise FormatError("a record is cut short")
         rtype, klass, ttl, size = _FIXED.unpack_from(data, at)
@@ -127,7 +129,7 @@ def find(data: bytes, at: int) -> Record | None:
         if rtype == TSIG:
             if index != count - 1 or not additionals or klass != _ANY_CLASS or ttl:
                 raise FormatError("a TSIG record is not where, or not what, it should be")
-            return _record(start, name.lower(), data[at : at + size])
+            return _record(start, expand(data, start)[0].lower(), data[at : at + size])
         at += size
     return None
 
@@ -151,7 +153,7 @@ def _record(start: int, name: bytes, rdata: bytes) -> Record:
 def expand(data: bytes, at: int) -> tuple[bytes, int]:
     """A possibly compressed name in full, and the offset behind where it stands. Raises FormatError."""
     parts: list[bytes] = []
-    size, behind, limit = 1, 0, at
+    size, behind, limit, pointers = 1, 0, at, 0
     while at < len(data):
         length = data[at]
         if not length:
@@ -167,7 +169,8 @@ def expand(data: bytes, at: int) -> tuple[bytes, int]:
             break
         behind = behind or at + 2
         at = (length & 0x3F) << 8 | data[at + 1]
-        if not _QUESTION_AT <= at < limit:  # each leads further to the front, so that this ends
+        pointers += 1
+        if not _QUESTION_AT <= at < limit or pointers > _MOST_POINTERS:  # each leads further to the front
             break
         limit = at
     raise FormatError("a record's name is malformed")
