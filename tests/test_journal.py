@@ -214,6 +214,9 @@ def test_of_a_file_the_serials_are_those_of_its_soa(store: Store) -> None:
     difference = journal.condensed(since(store, zone, 7) or [])
     assert [row.rdata for row in difference.removed + difference.added] == [*map(rr.address, ("10.0.0.1", "10.0.0.3"))]
     assert since(store, zone, 8) is None
+    rewrite(store, zone, 10, "10.0.0.3")  # it is read again, as at each start
+    store.write(lambda txn: txn.change(zone, {}))
+    assert len(since(store, zone, 7) or []) == 2
     rewrite(store, zone, 10, "10.0.0.4")  # the same serial for something else
     assert since(store, zone, 9) is None
     rewrite(store, zone, 3, "10.0.0.5")  # it goes back

@@ -403,9 +403,11 @@ class Transaction:
             before.setdefault(key, value)
 
     def _write_journal(self, zone: Zone) -> None:
-        before = self._before.get(zone.number)
+        before = self._before.get(zone.number, {})
         if zone.number in self._rewritten or before is None:
             journal.end(self, zone)
+            return
+        if not before:  # it was compared with what is there, and is the same
             return
         after = {key: value for key in before if (value := self._txn.get(key, db=self._names)) is not None}
         before.setdefault(zone.prefix, after.get(zone.prefix))
