@@ -308,3 +308,18 @@ def test_a_chain_has_to_begin_with_a_signature_and_be_by_our_key() -> None:
     answer = refused.sign(messages([soa(5)])[0], time.time())
     with pytest.raises(FormatError, match="BADKEY"):
         asker.check(answer, inbound.question_end(answer), time.time())
+
+
+def test_short_messages_of_long_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound, "MOST_MEMORY", 1 << 20)
+    long = names.join([b"x" * 60] * 3 + [b"y" * 40])[:-1] + ORIGIN
+    (data,) = messages([soa(1), Row(long, 65280, 300, b"")])
+    found = Inbound(ORIGIN, None)
+    at = inbound.records_at(data, 7, ORIGIN, rr.AXFR)
+    found.take(data, at)
+    pointer = struct.pack("!H", 0xC000 | at)
+    record = pointer + struct.pack("!HHIH", rr.NS, rr.IN, 300, 2) + pointer
+    packed = data[:6] + struct.pack("!H", 1501) + data[8:at] + long + struct.pack("!HHIH", 65280, 1, 0, 0)
+    found.take(packed + record * 1500, at)
+    with pytest.raises(FormatError, match="names in full take more than 1 MiB"):
+        found.take(packed + record * 1500, at)

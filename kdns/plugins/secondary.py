@@ -13,8 +13,8 @@ as a difference (IXFR), or as the whole zone where that is not to be had. A NOTI
 us ask that one at once.
 
 A transfer is written in one transaction: whoever asks gets the old zone or the new one. Records that are not in the
-zone are left out. A zone of more than 64 MiB, one that no master file could have, or one whose transfer takes more
-than ten minutes is not taken, and the log says so.
+zone are left out. A zone of more than 64 MiB (256 MiB where names are in full), one that no master file could have, or
+one whose transfer takes more than ten minutes is not taken, and the log says so.
 
 When no primary has answered for *expire* seconds, the zone is SERVFAIL until one does. The time counts on while the
 server does not run.

@@ -23,6 +23,10 @@ from kdns.zone.values import Records, encode_rrsets
 
 MOST_BYTES = 64 << 20
 """What a zone may take, in messages. In memory it is two to three times as much while it comes."""
+MOST_MEMORY = 4 * MOST_BYTES
+"""What its records may take with their names in full: two bytes of a message can stand for 255."""
+_OBJECT = 40
+"""Bytes that a record takes beside its own."""
 _HEADER = struct.Struct("!HHHHHH")
 _FIXED = struct.Struct("!HHIH")
 _QUESTION_AT = 12
@@ -132,6 +136,7 @@ class Inbound:
         self._origin = origin
         self._serial = serial
         self._size = 0
+        self._memory = 0
         self._records: list[bytes] = []  # suffix of the key, zero byte, type, TTL, rdata: their order is that of keys
         self._adding = True
         self._differs: bool | None = None if serial is not None else False
@@ -145,6 +150,9 @@ class Inbound:
             if self.done:
                 raise FormatError("there are records behind its end")
             self.count += 1
+            self._memory += len(row.owner) + len(row.rdata) + _OBJECT
+            if self._memory > MOST_MEMORY:
+                raise FormatError(f"its names in full take more than {MOST_MEMORY >> 20} MiB")
             if not names.is_subdomain(row.owner, self._origin):
                 self.outside += 1
                 continue
