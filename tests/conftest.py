@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from kdns.zone.changes import Changes
+from kdns.zone.store import Store
 from tests.support import digs, netns, speed
 from tests.support.netns import Netns
+from tests.support.publishing import empty
 from tests.support.server import Server
 
 settings.register_profile("kdns", deadline=None)
@@ -57,6 +60,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = both
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem.removeprefix("test_"), len(place)))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store that all tests of a file use, one after the other."""
+    opened = Store.open(tmp_path_factory.mktemp("state"), Changes.create(), pytest.fail)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(shared: Store) -> Store:
+    """An empty store."""
+    empty(shared)
+    return shared
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from kdns.cluster.publisher import External, Publisher, Settings
 from kdns.cluster.records import ExternalOptions, RecordOptions
 from kdns.wire import names, rr
 from kdns.zone import clients
-from kdns.zone.changes import Changes
 from kdns.zone.store import EXPIRED, SYNCED, UNSYNCED, Store
-from tests.support.publishing import HTTP, OUTSIDE, OUTSIDE_NET, PLAIN, Z, contents, empty, lookup, piece
+from tests.support.publishing import HTTP, OUTSIDE, OUTSIDE_NET, PLAIN, Z, contents, lookup, piece
 from tests.test_records import lines
 
 S, E, N = "Service", "EndpointSlice", "Namespace"
@@ -31,20 +29,6 @@ WITHOUT = msgspec.structs.replace(BALANCED, external=())
 NAME = "web.a.outside.test."
 CLUSTER = RecordOptions(Z)
 OPTIONS = ExternalOptions()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    opened = Store.open(tmp_path_factory.mktemp("state"), Changes.create(), pytest.fail)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(shared: Store) -> Store:
-    """An empty store."""
-    empty(shared)
-    return shared
 
 
 # Objects

@@ -49,12 +49,7 @@ from tests.support.tls import Issued, connect, framed
 
 WEB = "web.default.svc.cluster.local"
 MANY = "many.default.svc.cluster.local"
-ADDRESSES = [f"10.{1 + number // 250}.0.{1 + number % 250}" for number in range(3500)]
-CLUSTER = [
-    objects.service("web", ips=["10.96.0.1"]),
-    objects.service("many", ips=[]),
-    objects.endpoint_slice("many", [objects.endpoint(address) for address in ADDRESSES]),
-]
+CLUSTER, ADDRESSES = objects.many(3500)
 COREFILE = """\
 (common) {
     root $folder

@@ -39,12 +39,7 @@ from tests.support.tls import Issued, connect, framed
 RETRY = bytes.fromhex("CF21AD74E59A6111BE1D8C021E65B891C2A211167ABB8C5E079E09E2C8A8339C")
 WEB = "web.default.svc.cluster.local"
 MANY = "many.default.svc.cluster.local"
-ADDRESSES = [f"10.{1 + number // 250}.0.{1 + number % 250}" for number in range(2000)]
-CLUSTER = [
-    objects.service("web", ips=["10.96.0.1"]),
-    objects.service("many", ips=[]),
-    objects.endpoint_slice("many", [objects.endpoint(address) for address in ADDRESSES]),
-]
+CLUSTER, ADDRESSES = objects.many(2000)
 COREFILE = """\
 (common) {
     root $folder

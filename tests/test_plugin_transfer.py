@@ -89,6 +89,18 @@ https://file.test:$https {{
     }}
 }}
 """
+FOR_ALL = """
+cluster.local:$dns {
+    bind 127.0.0.1
+    ready $host:$ready
+    kubernetes cluster.local {
+        manifests $manifests
+    }
+    transfer {
+        to *
+    }
+}
+"""
 MASTER = """$TTL 300
 @ SOA ns host 7 60 60 600 60
 @ NS ns
@@ -566,19 +578,7 @@ cluster.local:$dns {
 
 
 def test_a_serial_does_not_go_back(serve: Callable[..., Server], tmp_path: Path) -> None:
-    corefile = """
-cluster.local:$dns {
-    bind 127.0.0.1
-    ready $host:$ready
-    kubernetes cluster.local {
-        manifests $manifests
-    }
-    transfer {
-        to *
-    }
-}
-"""
-    server = serve(cluster(1, 5), corefile=corefile)
+    server = serve(cluster(1, 5), corefile=FOR_ALL)
     seen = [serial(server), *(change(server, cluster(round, 5)) for round in range(2, 6))]
     server.kill()
     server.start()
@@ -596,19 +596,7 @@ cluster.local:$dns {
 
 
 def test_after_a_kill_copies_can_go_on_with_what_they_have(serve: Callable[..., Server]) -> None:
-    corefile = """
-cluster.local:$dns {
-    bind 127.0.0.1
-    ready $host:$ready
-    kubernetes cluster.local {
-        manifests $manifests
-    }
-    transfer {
-        to *
-    }
-}
-"""
-    server = serve(cluster(1, 50), corefile=corefile)
+    server = serve(cluster(1, 50), corefile=FOR_ALL)
     copy = axfr(server, "cluster.local")
     round = 1
     for _ in range(3):

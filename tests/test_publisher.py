@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,20 +61,6 @@ from tests.support.publishing import (
     piece,
     storable,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    opened = Store.open(tmp_path_factory.mktemp("state"), Changes.create(), pytest.fail)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(shared: Store) -> Store:
-    """An empty store."""
-    empty(shared)
-    return shared
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ step, with the versions that they are of."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,20 +60,6 @@ WEB = "web.a.svc.cluster.local."
 CLUSTER_IP = Service("a", "web", cluster_ips=("10.96.0.1",), ports=(HTTP,))
 HEADLESS = Service("a", "web", headless=True, ports=(HTTP,))
 EXTERNAL = Service("a", "web", "ExternalName", external_name="example.com")
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    opened = Store.open(tmp_path_factory.mktemp("state"), Changes.create(), pytest.fail)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(shared: Store) -> Store:
-    """An empty store."""
-    empty(shared)
-    return shared
 
 
 def rows(found: Iterable[Object]) -> dict[str, bytes | None]:

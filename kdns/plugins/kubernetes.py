@@ -174,7 +174,8 @@ from kdns.corefile.options import Reader
 from kdns.corefile.values import Selector
 from kdns.errors import ConfigValueError, Mistake
 from kdns.plugins import root, schema
-from kdns.plugins.chain import Next, in_loop
+from kdns.plugins.aliases import chase
+from kdns.plugins.chain import Next
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
@@ -192,7 +193,6 @@ _FOR_THE_API = (
 )  # fmt: skip
 _MOST = 1_000_000
 
-_LONGEST_CHAIN = 10
 _ZONAL = b"\x05_zone"
 _EVERYWHERE = b"\x01*"
 _TARGET_AT = {rr.SRV: 6, rr.NS: 0}
@@ -468,28 +468,9 @@ class Handler:
         if response.answer and query.type in (rr.A, rr.AAAA) and (last := response.answer[-1][1]).type == rr.CNAME:
             target = last.rdatas[0]
             links = query.links + len(response.answer)
-            if links < _LONGEST_CHAIN and self._views.find(target.lower()) is None:
-                return await self._chase(message.follow(query, target, links), response)
-        return response
-
-    async def _chase(self, query: Query, response: Response) -> Response:
-        """Complete a CNAME chain that leaves our zones with what this server answers to its target.
-
-        Where nobody answers for the target the chain stays as it is. After a failure the client is to try again.
-        """
-        await in_loop()
-        found = await self._ask(query)
-        if not found.plugin:
-            response.cacheable &= found.cacheable
-            return response
-        truncated = found.relay is not None and found.relay.truncated
-        if truncated or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
-            what = "truncated" if truncated else rr.rcode_text(found.rcode)
-            error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
-            return Response(rcode=rr.SERVFAIL, plugin=self.name, error=error)
-        response.answer += message.opened(found).answer
-        response.cacheable = False
-        response.recursion = found.recursion
+            if links < message.LONGEST_CHAIN and self._views.find(target.lower()) is None:
+                followed = message.follow(query, target, links)
+                return await chase(self._ask, followed, response, self.name, whole=False)
         return response
 
     def _answer(self, store: StoreReader, view: ZoneView, query: Query) -> Response:
@@ -534,7 +515,7 @@ class Handler:
         RRset (RFC 2308 2.2). A chain that leaves our zones, or is cut, says nothing of that kind.
         """
         owner = query.lname
-        for _ in range(_LONGEST_CHAIN + 1):
+        for _ in range(message.LONGEST_CHAIN + 1):
             rrset = _of_type(found, query.type)
             if rrset is not None:
                 response.answer.append((owner, rrset))
@@ -543,7 +524,7 @@ class Handler:
             alias = _of_type(found, rr.CNAME)
             if alias is None:
                 return view
-            if query.links + len(response.answer) == _LONGEST_CHAIN:
+            if query.links + len(response.answer) == message.LONGEST_CHAIN:
                 break
             response.answer.append((owner, alias))
             owner = alias.rdatas[0].lower()

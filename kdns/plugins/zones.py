@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from kdns.corefile.config import ServerConfig
 from kdns.plugins import bind, view
-from kdns.plugins.chain import Next, in_loop
+from kdns.plugins.aliases import chase
+from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import message, names, rr
 from kdns.wire.message import LONGEST_CHAIN, Query, Response
@@ -96,7 +97,8 @@ class Handler:
             return response
         if target is None or lookup.links >= LONGEST_CHAIN or query.type in (rr.CNAME, rr.ANY):
             return response
-        return await self._chase(message.follow(query, target, lookup.links), response)
+        followed = message.follow(query, target, lookup.links)
+        return await chase(self._ask, followed, response, self._name, whole=True)
 
     def _list(self, store: Reader) -> None:
         """Look up which zones there are. Of two sources with the same zone the first one counts."""
@@ -116,27 +118,3 @@ class Handler:
         if view is not None and query.type == rr.DS and view.origin == query.lname:
             view = self._views.find(names.parent(query.lname)) or view
         return view if view is not None and self._rules_of[view.origin].covers(query.lname) else None
-
-    async def _chase(self, query: Query, response: Response) -> Response:
-        """Complete an alias that leads out of our zones with what this server answers to its target.
-
-        Where nobody answers for the target the alias stays alone. After a failure the client is to try again.
-        """
-        await in_loop()
-        found = await self._ask(query)
-        if not found.plugin:
-            response.cacheable &= found.cacheable
-            return response
-        truncated = found.relay is not None and found.relay.truncated
-        if truncated or found.silent or found.rcode not in (rr.NOERROR, rr.NXDOMAIN):
-            what = "truncated" if truncated else "not answered" if found.silent else rr.rcode_text(found.rcode)
-            error = f"{names.to_text(query.lname)}, which it leads to, is {what}"
-            return Response(rcode=rr.SERVFAIL, plugin=self._name, error=error)
-        opened = message.opened(found)
-        response.rcode = found.rcode
-        response.answer += opened.answer
-        if not opened.answer:
-            response.authority += [(owner, rrset) for owner, rrset in opened.authority if rrset.type == rr.SOA]
-        response.cacheable = False
-        response.recursion = found.recursion
-        return response

@@ -23,6 +23,7 @@ from kdns.observe.counters import Region
 from kdns.observe.logs import Log
 from kdns.plugins import secondary
 from kdns.plugins.secondary import Copy
+from kdns.server.zone_feed import ZonePublication
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 from kdns.wire.tsig import Asker, Key
@@ -68,10 +69,8 @@ class Known:
     heard: float | None
 
 
-class SecondaryPublication:
-    """What a directive publishes. The attributes are those of the other publications."""
-
-    directive = secondary.NAME
+class SecondaryPublication(ZonePublication):
+    """What a directive publishes."""
 
     def __init__(
         self,
@@ -82,33 +81,17 @@ class SecondaryPublication:
         committed: Callable[[], None],
         refused: Callable[[], None],
     ) -> None:
-        self.block = block
-        self.source = copy.source(block)
-        self.names = copy.zones
-        self.log = log
-        self.synced = False
-        self._primaries = copy.primaries
-        self._store = store
-        self._committed = committed
-        self._refused = refused
+        origin = f"transfers from {', '.join(host for host, _ in copy.primaries)}"
+        super().__init__(secondary.NAME, block, copy.source(block), copy.zones, origin, store, log, committed, refused)
 
     @property
     def title(self) -> str:
         """What it is called in messages."""
         return f"secondary {' '.join(self.names)}"
 
-    @property
-    def origin(self) -> str:
-        """Where it comes from, in words."""
-        return f"transfers from {', '.join(host for host, _ in self._primaries)}"
-
     def counts(self) -> dict[str, int]:
         """Nothing is counted."""
         return {}
-
-    def zones(self) -> dict[bytes, Zone]:
-        """Those in the store, by origin."""
-        return {zone.origin: zone for zone in self._store.read(Transaction.zones) if zone.source == self.source}
 
     def look(self) -> None:
         """Note whether there is something to answer from, for all zones."""

@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from kdns.wire import names, rr
-from kdns.wire.message import Query, Response
+from kdns.wire.message import LONGEST_CHAIN, Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.keys import key_name, name_key
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
 from kdns.zone.store import EXPIRED
 from kdns.zone.values import Records, decode_rrsets
-
-LONGEST_CHAIN = 10
-"""Aliases that are followed for one question."""
 
 _ANY_LABEL = b"\1*"
 _TARGET_AT = {rr.NS: 0, rr.MX: 2, rr.SRV: 6, rr.SVCB: 2, rr.HTTPS: 2}

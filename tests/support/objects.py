@@ -148,3 +148,10 @@ def _port(port: Port) -> Object:
     if port[0]:
         found["name"] = port[0]
     return found
+
+
+def many(count: int) -> tuple[list[Object], list[str]]:
+    """A Service `web`, and a headless one, `many`, with so many addresses, which come as well."""
+    addresses = [f"10.{1 + number // 250}.0.{1 + number % 250}" for number in range(count)]
+    headless = service("many", ips=[]), endpoint_slice("many", [endpoint(address) for address in addresses])
+    return [service("web", ips=["10.96.0.1"]), *headless], addresses
