@@ -95,7 +95,7 @@ def test_a_server_block_that_binds_all_addresses_has_those_of_the_node(topology:
         topology.node.run("conntrack", "-F", check=False)
         for address in IPV4.served:
             for where in (*topology.pods, topology.node):
-                assert ask(where, address, MARKER) == instance.answer
+                assert ask(where, address, MARKER, 3) == instance.answer
                 tcp = where.inside(partial(dns.query.tcp, dns.message.make_query(MARKER, "A"), address, timeout=5))
                 assert instance.answer in str(tcp.answer)
             assert not topology.tracked(address)

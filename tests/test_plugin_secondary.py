@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -399,28 +400,35 @@ def cluster(round: int) -> list[objects.Object]:
     return [objects.service(f"s{number:03}", ips=[f"10.{round}.0.{number + 1}"]) for number in range(100)]
 
 
+def has(server: Server, name: str, address: str) -> bool:
+    """Whether this is a name's address. A query may get no answer while a server starts on a busy machine."""
+    with contextlib.suppress(dns.exception.Timeout):
+        return server.texts(name) == [address]
+    return False
+
+
 def test_a_copy_of_a_cluster_changes_with_it(serve: Callable[..., Server]) -> None:
     port = ports.free_port([ADDRESS])
     central = serve(cluster(1), corefile=CLUSTER.replace("$follower", str(port)))
     text = f"cluster.local:$dns {{\n    bind 127.0.0.1\n    prometheus $host:$metrics\n{SECONDARY}}}\n"
     copy = serve(corefile=text.replace("$primary", f"127.0.0.1:{central.port}"), dns_port=port)
     name = "s007.default.svc.cluster.local"
-    copy._wait(lambda: copy.texts(name) == ["10.1.0.8"], 10, "the copy")
+    copy._wait(lambda: has(copy, name, "10.1.0.8"), 10, "the copy")
     for round in range(2, 6):
         central.write_objects(cluster(round))
-        copy._wait(lambda wanted=f"10.{round}.0.8": copy.texts(name) == [wanted], 10, f"round {round}")
+        copy._wait(lambda wanted=f"10.{round}.0.8": has(copy, name, wanted), 10, f"round {round}")
     assert transfers(copy, "cluster.local", "axfr") == 1
     assert transfers(copy, "cluster.local", "ixfr") >= 4
     central.kill()
     assert copy.texts(name) == ["10.5.0.8"]  # it needs nobody
     central.write_objects(cluster(6))
     central.start()
-    copy._wait(lambda: copy.texts(name) == ["10.6.0.8"], 10, "what has changed meanwhile")
+    copy._wait(lambda: has(copy, name, "10.6.0.8"), 10, "what has changed meanwhile")
     assert transfers(copy, "cluster.local", "axfr") == 1
     copy.kill()
     central.write_objects(cluster(7))
     copy.start()
-    copy._wait(lambda: copy.texts(name) == ["10.7.0.8"], 10, "what has changed since")
+    copy._wait(lambda: has(copy, name, "10.7.0.8"), 10, "what has changed since")
 
 
 # The directive
