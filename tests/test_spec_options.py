@@ -553,6 +553,7 @@ def test_log_has_a_line_for_a_query_over_udp_from_the_cache_or_not_and_over_tcp(
         asked = rf'"A IN web\.one\.svc\.log\.test\. {proto} {len(query)} true {size}"'
         line = rf"\[INFO\] 127\.0\.0\.1:\d+ - {ident} {asked} NOERROR qr,aa,rd {len(reply)} {duration}"
         wait_for_line(server, line)
+    procs.wait_until(lambda: len(re.findall(rf"- {ident} ", server.log)) >= 6, 5, "the other lines")
     assert len(re.findall(rf"- {ident} ", server.log)) == 6
     denied = server.query("gone.one.svc.log.test", "AAAA")
     wait_for_line(
