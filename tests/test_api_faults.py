@@ -39,7 +39,7 @@ SILENCE = 3.0
 RATE = 2000
 AT_LEAST = 0.7
 """Seconds of queries."""
-SETTLED = 2.0
+SETTLED = 3.0
 """Seconds from the end of a fault to the right answer, where back-off or Retry-After do not say more."""
 LONG_BACKOFF = 6.0
 """The same after an outage of 4 s: the next attempt is 4.8 s away at most (3.2 s and half of that at random)."""
