@@ -103,6 +103,7 @@ from kdns.plugins.outgoing import Outgoing, Whole
 from kdns.plugins.site import Site
 from kdns.wire import message, names, rr, tsig
 from kdns.wire.message import Query, Response, skip_name
+from kdns.wire.relay import expand
 from kdns.zone import journal
 from kdns.zone import transfer as messages
 from kdns.zone.store import SYNCED, Transaction, Zone
@@ -313,7 +314,7 @@ def client_serial(query: Query) -> int | None:
     if data[6:10] != b"\0\0\0\1":
         return None
     try:
-        name, behind = tsig.expand(data, at)
+        name, behind = expand(data, at)
         if name.lower() != query.lname or int.from_bytes(data[behind : behind + 2]) != rr.SOA:
             return None
         at = skip_name(data, skip_name(data, behind + 10))

@@ -105,9 +105,9 @@ class Relay(Struct, frozen=True, eq=False, gc=False):
         """All records in their order: owner as it was sent, type, class, TTL in seconds, rdata; names in full."""
         start = self.end_of(-1)
         for record in range(len(self.ttls)):
-            owner, at = _name(self.body, start)
+            owner, at = expand(self.body, start)
             rtype, klass, ttl, size = _FIXED.unpack_from(self.body, at)
-            yield owner, rtype, klass, ttl, _full(self.body, at + _DATA_AT, rtype, size)
+            yield owner, rtype, klass, ttl, full_rdata(self.body, at + _DATA_AT, rtype, size)
             start = self.end_of(record)
 
     def answer(self) -> list[tuple[bytes, RRset]]:
@@ -191,7 +191,7 @@ class _Walk:
         self.owners: set[bytes] = set()  # those of the asked type
         self.opt: tuple[int, int] | None = None
         self.pointers: list[int] = []  # where they stand, behind the OPT
-        self.runs: list[tuple[int, int, bool]] = []  # what pointers lead to, see `_name`
+        self.runs: list[tuple[int, int, bool]] = []  # what pointers lead to, see `expand`
 
     def relay(self) -> Relay:
         at = QUESTION_AT + len(self.question)
@@ -224,7 +224,7 @@ class _Walk:
             if self.opt is not None:
                 self.pointers.append(start)
         else:
-            owner, at = _name(data, start, self.pointers if self.opt is not None else None, self.runs)
+            owner, at = expand(data, start, self.pointers if self.opt is not None else None, self.runs)
             owner = owner.lower()
         if at + _DATA_AT > len(data):
             raise FormatError("a record is cut short")
@@ -267,7 +267,7 @@ class _Walk:
         for _ in range(count):
             if at >= end:
                 raise FormatError("a name in a record's data is missing")
-            name, at = _name(self.data, at, self.pointers if self.opt is not None else None, self.runs)
+            name, at = expand(self.data, at, self.pointers if self.opt is not None else None, self.runs)
             found.append(name)
         if at + behind != end:
             raise FormatError(f"data of type {rr.type_text(rtype)} is malformed")
@@ -323,7 +323,7 @@ class _Walk:
         return bytes(body)
 
 
-def _name(
+def expand(
     data: bytes, at: int, pointers: list[int] | None = None, runs: list[tuple[int, int, bool]] | None = None
 ) -> tuple[bytes, int]:
     """A name in full, and the offset behind where it stands. Pointers have to point backwards (RFC 1035 4.1.4).
@@ -368,15 +368,20 @@ def _name(
     raise FormatError("a record's name is malformed")
 
 
-def _full(data: bytes, at: int, rtype: int, size: int) -> bytes:
-    """rdata with its names in full."""
+def full_rdata(data: bytes, at: int, rtype: int, size: int) -> bytes:
+    """rdata with its names in full. Raises FormatError if it is not what its type has."""
+    end = at + size
+    if _SIZES.get(rtype, size) != size:
+        raise FormatError(f"an address of {size} bytes")
     layout = WITH_NAMES.get(rtype)
     if layout is None:
-        return data[at : at + size]
+        return data[at:end]
     before, count, behind = layout
     parts = [data[at : at + before]]
     at += before
     for _ in range(count):
-        name, at = _name(data, at)
+        name, at = expand(data, at)
         parts.append(name)
-    return b"".join(parts) + data[at : at + behind]
+    if at + behind != end:
+        raise FormatError(f"data of type {rr.type_text(rtype)} is malformed")
+    return b"".join(parts) + data[at:end]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kdns.errors import FormatError
 from kdns.wire import names
 from kdns.wire.message import skip_name
+from kdns.wire.relay import expand
 
 TSIG = 250
 NOTAUTH = 9
@@ -27,9 +28,6 @@ SHORTEST = 16
 """Bytes of a MAC that are enough here; with less, but as many as RFC 8945 5.2.2.1 wants, it is BADTRUNC."""
 _LEAST = 10
 
-_QUESTION_AT = 12
-_MOST_POINTERS = 127
-"""Of a name: as many as it has labels, at most. Thousands in a row would be followed anew for each record."""
 _HEADER = struct.Struct("!HHHHHH")
 _FIXED = struct.Struct("!HHIH")
 _ANY_CLASS = 255
@@ -148,32 +146,6 @@ def _record(start: int, name: bytes, rdata: bytes) -> Record:
     if len(other) != others:
         raise FormatError("a TSIG record is cut short, or has something behind it")
     return Record(start, name, algorithm.lower(), high << 32 | low, fudge, mac, original_id, error, other)
-
-
-def expand(data: bytes, at: int) -> tuple[bytes, int]:
-    """A possibly compressed name in full, and the offset behind where it stands. Raises FormatError."""
-    parts: list[bytes] = []
-    size, behind, limit, pointers = 1, 0, at, 0
-    while at < len(data):
-        length = data[at]
-        if not length:
-            return b"".join(parts) + names.ROOT, behind or at + 1
-        if length <= names.MAX_LABEL:
-            parts.append(data[at : at + 1 + length])
-            size += 1 + length
-            at += 1 + length
-            if size > names.MAX_NAME:
-                break
-            continue
-        if length < 0xC0 or at + 1 >= len(data):
-            break
-        behind = behind or at + 2
-        at = (length & 0x3F) << 8 | data[at + 1]
-        pointers += 1
-        if not _QUESTION_AT <= at < limit or pointers > _MOST_POINTERS:  # each leads further to the front
-            break
-        limit = at
-    raise FormatError("a record's name is malformed")
 
 
 def check(data: bytes, record: Record, keys: Mapping[bytes, Key], now: float) -> Signed:

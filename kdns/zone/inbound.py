@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kdns.errors import ConfigError, FormatError
-from kdns.wire import names, rr, tsig
-from kdns.wire.relay import WITH_NAMES
+from kdns.wire import names, rr
+from kdns.wire.relay import expand, full_rdata
 from kdns.wire.rrset import RRset
 from kdns.zone import journal
 from kdns.zone.journal import Row
@@ -71,7 +71,7 @@ def records_at(data: bytes, ident: int, origin: bytes, rtype: int) -> int:
         raise RcodeError(flags & 0xF)
     if not questions:
         return _QUESTION_AT
-    name, at = tsig.expand(data, _QUESTION_AT)
+    name, at = expand(data, _QUESTION_AT)
     if questions != 1 or name.lower() != origin or data[at : at + 4] != struct.pack("!HH", rtype, rr.IN):
         raise FormatError("it answers another question")
     return at + 4
@@ -79,13 +79,13 @@ def records_at(data: bytes, ident: int, origin: bytes, rtype: int) -> int:
 
 def question_end(data: bytes) -> int:
     """The offset behind the question, if there is one. Raises FormatError."""
-    return tsig.expand(data, _QUESTION_AT)[1] + 4 if data[5] else _QUESTION_AT
+    return expand(data, _QUESTION_AT)[1] + 4 if data[5] else _QUESTION_AT
 
 
 def answers(data: bytes, at: int) -> Iterator[Row]:
     """The records of class IN in the answer section, with names in full. Raises FormatError."""
     for _ in range(_HEADER.unpack_from(data)[3]):
-        owner, at = tsig.expand(data, at)
+        owner, at = expand(data, at)
         if at + _FIXED.size > len(data):
             raise FormatError("a record is cut short")
         rtype, klass, ttl, size = _FIXED.unpack_from(data, at)
@@ -95,27 +95,8 @@ def answers(data: bytes, at: int) -> Iterator[Row]:
         if klass != rr.IN:
             raise FormatError(f"a record is of class {rr.class_text(klass)}")
         # RFC 2181 8: a TTL with its highest bit is 0
-        yield Row(owner.lower(), rtype, ttl if ttl < 1 << 31 else 0, _full(data, at, rtype, size))
+        yield Row(owner.lower(), rtype, ttl if ttl < 1 << 31 else 0, full_rdata(data, at, rtype, size))
         at += size
-
-
-def _full(data: bytes, at: int, rtype: int, size: int) -> bytes:
-    """rdata with its names in full."""
-    end = at + size
-    if rtype in (rr.A, rr.AAAA) and size != (4 if rtype == rr.A else 16):
-        raise FormatError(f"an address of {size} bytes")
-    layout = WITH_NAMES.get(rtype)
-    if layout is None:
-        return data[at:end]
-    before, count, behind = layout
-    parts = [data[at : at + before]]
-    at += before
-    for _ in range(count):
-        name, at = tsig.expand(data, at)
-        parts.append(name)
-    if at + behind != end:
-        raise FormatError(f"data of type {rr.type_text(rtype)} is malformed")
-    return b"".join(parts) + data[at:end]
 
 
 class Inbound:

@@ -6,6 +6,7 @@ cdef class Reader:
     cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _cursor, _set_range, _key, _value, _snapshots
     cdef int _depth
 
+    cdef object _begin(self)
     cpdef enter(self)
     cpdef leave(self)
     @cython.locals(found=bytes)

@@ -105,11 +105,7 @@ class Reader:
             # Read before the transaction begins: what is seen inside is of this generation or a later one.
             self.generation = self._changes.counters[0]
             try:
-                try:
-                    self._txn = self._env.begin()
-                except lmdb.MapResizedError:
-                    self._follow_map()
-                    self._txn = self._env.begin()
+                self._txn = self._begin()
                 self._cursor = cursor = self._txn.cursor(self._names)
                 self._set_range, self._key, self._value = cursor.set_range, cursor.key, cursor.value
             except BaseException:
@@ -127,14 +123,16 @@ class Reader:
     def snapshot(self) -> Snapshot:
         """What is there now, for longer than a look-up. Raises lmdb.Error."""
         with self._mutex:
-            try:
-                txn = self._env.begin()
-            except lmdb.MapResizedError:
-                self._follow_map()
-                txn = self._env.begin()
-            snapshot = Snapshot(txn, self._databases, self._mutex)
+            snapshot = Snapshot(self._begin(), self._databases, self._mutex)
             self._snapshots.add(snapshot)
             return snapshot
+
+    def _begin(self) -> lmdb.Transaction[bytes]:
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._follow_map()
+            return self._env.begin()
 
     def _follow_map(self) -> None:
         """Map all of a file that has grown, which cannot be done while anything is read."""
