@@ -148,6 +148,12 @@ def test_an_answer_is_kept_when_it_is_asked_for_a_second_time(cache: PacketCache
     assert [cache.wants(b"web A") for _ in range(3)] == [False, True, True]
 
 
+def test_no_query_has_come_before_the_first_one(changes: Changes, region: Region) -> None:
+    """Whatever its hash is: a byte of it is 0 for one in 256."""
+    for number in range(2048):
+        assert not PacketCache(changes, region, Budget()).wants(b"web %d" % number)
+
+
 def test_queries_that_never_repeat_are_not_kept(cache: PacketCache) -> None:
     kept = sum(cache.wants(b"random %d" % number) for number in range(10 * packet_cache.ASKED))
     assert kept < packet_cache.ASKED // 10

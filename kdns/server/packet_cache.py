@@ -38,6 +38,8 @@ BYTES = 5 << 20
 ASKED = 1 << 16
 """Slots for the queries that have come, a byte of the hash of the last one in each."""
 _MARK_AT = 32
+_MARK_OF_ZERO = 1
+"""A slot that is 0 has had no query."""
 OVERHEAD = 280
 """About what an entry takes beside its key and response, in bytes."""
 AGING = 220
@@ -214,7 +216,7 @@ class PacketCache:
         """True if the query has come before, and its answer is worth keeping."""
         number = hash(key)
         slot = number & ASKED - 1
-        mark = number >> _MARK_AT & 0xFF
+        mark = number >> _MARK_AT & 0xFF or _MARK_OF_ZERO
         if self._asked[slot] == mark:
             return True
         self._asked[slot] = mark
