@@ -23,7 +23,8 @@ BASE, PODS, MULTICLUSTER = (
     "cluster/rbac.yaml", "components/pods-verified/rbac.yaml", "components/multicluster/rbac.yaml",
 )  # fmt: skip
 FILES = {BASE: "kdns", PODS: "kdns-pods", MULTICLUSTER: "kdns-multicluster"}
-LABELS = {"app.kubernetes.io/name": "kdns", "app.kubernetes.io/component": "cluster"}
+OF_NODES = {"components/node-autopath/rbac.yaml": "node-local-dns-pods"}
+"""The roles of the files, by their path."""
 GROUPS = {
     "services": "",
     "namespaces": "",
@@ -125,17 +126,22 @@ def wait_for_answers(server: Server) -> None:
 
 
 def test_every_file_binds_its_role_to_the_service_account() -> None:
-    assert {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("rbac*.yaml")} == FILES.keys()
-    for file, name in FILES.items():
+    files = FILES | OF_NODES
+    assert {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("rbac*.yaml")} == files.keys()
+    for file, name in files.items():
+        component = "node" if file in OF_NODES else "cluster"
+        labels = {"app.kubernetes.io/name": "kdns", "app.kubernetes.io/component": component}
+        account = ACCOUNT | ({"name": "node-local-dns"} if file in OF_NODES else {})
         found = {item["kind"]: item for item in documents(file)}
         assert found.keys() - {"ServiceAccount"} == {"ClusterRole", "ClusterRoleBinding"}
-        assert found["ClusterRole"]["metadata"] == {"name": name, "labels": LABELS}
+        assert found["ClusterRole"]["metadata"] == {"name": name, "labels": labels}
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
         binding = found["ClusterRoleBinding"]
-        assert (binding["roleRef"], binding["subjects"]) == (role, [ACCOUNT])
+        assert (binding["roleRef"], binding["subjects"]) == (role, [account])
         assert {item["apiVersion"] for item in found.values()} <= {"v1", "rbac.authorization.k8s.io/v1"}
-    (account,) = (item for item in documents(BASE) if item["kind"] == "ServiceAccount")
-    assert {"kind": "ServiceAccount", **account["metadata"]} == ACCOUNT | {"labels": LABELS}
+    (made,) = (item for item in documents(BASE) if item["kind"] == "ServiceAccount")
+    labels = {"app.kubernetes.io/name": "kdns", "app.kubernetes.io/component": "cluster"}
+    assert {"kind": "ServiceAccount", **made["metadata"]} == ACCOUNT | {"labels": labels}
 
 
 @pytest.mark.parametrize(

@@ -787,6 +787,19 @@ def test_autopath_goes_through_the_search_list_for_a_pod(tmp_path: Path) -> None
     assert (step["answers"][0]["upstream"], outside.costs) == ("forwarded to 192.0.2.1:53", (2, 2))
 
 
+def test_autopath_of_a_node_asks_the_server_block_of_a_name(tmp_path: Path) -> None:
+    cluster(tmp_path, [*EMPTY, WEB])
+    (tmp_path / "Corefile").write_text(
+        f"{Z}:53 {{\n kubernetes {{\n manifests {tmp_path / 'cluster.json'}\n }}\n"
+        " autopath @kubernetes {\n node n\n }\n}\n.:53 {\n forward . 192.0.2.1\n}\n"
+    )
+    inside = explain("web.shop.svc", "-n", "data", *corefile_of(tmp_path))
+    assert (inside.code, inside.costs) == (0, (2, 2))
+    outside = explain("www.example.com", "-n", "data", *corefile_of(tmp_path))
+    (step,) = outside.json["steps"]
+    assert (step["answers"][0]["upstream"], outside.costs) == ("forwarded to 192.0.2.1:53", (2, 2))
+
+
 def test_names_that_fall_through_are_forwarded(tmp_path: Path) -> None:
     arguments = cluster(tmp_path, [*EMPTY, WEB], "fallthrough in-addr.arpa", extra="forward . 192.0.2.1")
     done = explain("10.99.99.99", "-n", "shop", *arguments)

@@ -17,8 +17,9 @@ from kdns.cli import app
 from kdns.cli import node as command
 from kdns.node.loader import Paths
 from kdns.node.settings import PROBLEMS, Settings
+from tests.support.loopback import BASE, Node
 from tests.support.procs import wait_until
-from tests.support.server import Metrics, Server
+from tests.support.server import Server
 from tests.support.upstream import FakeUpstream
 from tests.support.volume import Volume
 
@@ -97,6 +98,15 @@ def test_without_flags_but_the_address_everything_is_as_in_node_cache(parse: Par
         "10.96.0.10",
         53,
     )
+
+
+def test_the_store_is_where_the_command_line_or_the_environment_says(
+    parse: Parser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse("-localip", "::1").instance.state_dir == Path("/var/lib/kdns/node")
+    monkeypatch.setenv("KDNS_STATE_DIR", "/somewhere")
+    assert parse("-localip", "::1").instance.state_dir == Path("/somewhere")
+    assert parse("-localip", "::1", "-state-dir=/else").instance.state_dir == Path("/else")
 
 
 def test_the_add_ons_arguments_are_taken_as_they_are(parse: Parser) -> None:
@@ -235,45 +245,6 @@ def test_check_takes_base_files_and_refuses_kubernetes_in_them(tmp_path: Path) -
 
 # A real process
 
-BASE = """\
-__PILLAR__DNS__DOMAIN__ {
-    bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__
-    forward . __PILLAR__CLUSTER__DNS__:$cluster {
-        force_tcp
-    }
-}
-.:$dns {
-    errors
-    bind __PILLAR__LOCAL__DNS__
-    forward . __PILLAR__UPSTREAM__SERVERS__ {
-        force_tcp
-    }
-    health __PILLAR__LOCAL__DNS__:$health
-    $plugins
-}
-"""
-
-
-class Node(Server):
-    """`kdns node` on loopback addresses, which need no setting up. arguments: added to its own."""
-
-    def __init__(self, folder: Path, volume: Volume, *arguments: str, corefile: str = BASE, **options: Any) -> None:
-        self.volume = volume
-        self.arguments = arguments
-        self.result = folder / "result"
-        super().__init__(folder, corefile=corefile, addresses=["127.0.0.1"], **options)
-
-    def command(self) -> list[str]:
-        serve = super().command()
-        own = ["node", "-localip", "127.0.0.1", "-basecorefile", str(self.conf), "-conf", str(self.result)]
-        own += ["-kubednscm", str(self.volume.folder), f"-dns.port={self.port}", "-upstreamsvc=up"]
-        own += ["-metrics-listen-address", f"127.0.0.1:{self.metrics_port}", *self.arguments]
-        return [*serve[: serve.index("serve")], *own]
-
-    def counted(self) -> float:
-        """Complaints about the ConfigMap."""
-        return Metrics(self.get("/metrics", self.metrics_port).body).value(ERRORS, errortype="configmap")
-
 
 @pytest.fixture
 def upstream() -> Iterator[FakeUpstream]:
@@ -375,7 +346,11 @@ def test_the_pid_file_is_there_while_it_serves(tmp_path: Path, upstream: FakeUps
 
 def test_a_pid_file_of_another_instance_stays_and_one_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     instance = command.Instance(
-        Settings(("::1",), 53), Paths(tmp_path / "b", tmp_path / "c"), command._values(("::1",), 53, ".", "x"), None
+        Settings(("::1",), 53),
+        Paths(tmp_path / "b", tmp_path / "c"),
+        command._values(("::1",), 53, ".", "x"),
+        None,
+        tmp_path / "state",
     )
     instance.ready()
     instance.forget()

@@ -191,6 +191,7 @@ def test_what_gets_no_answer_gets_none(server: Server, name: str) -> None:
     assert [answer[:2] for answer in both] == [b"\x00\x07"]
 
 
+@pytest.mark.one_speed  # each kind of message is sent at both speeds by the tests above
 def test_200000_packets_leave_the_server_as_it_was(server: Server, record: Callable[[str, object], None]) -> None:
     choice = random.Random(SEED)
     fill_caches(server)

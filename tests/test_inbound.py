@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import struct
 import time
+import tracemalloc
 from collections.abc import Iterable
 
+import dns.message
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns.errors import FormatError
-from kdns.wire import names, rr, tsig
+from kdns.wire import following, names, rr, tsig
+from kdns.wire.message import opt_record, option
 from kdns.wire.rrset import RRset
 from kdns.zone import inbound, journal, transfer
-from kdns.zone.inbound import Inbound, RcodeError
+from kdns.zone.inbound import Have, Inbound, LineageError, Question, RcodeError, TooLargeError
 from kdns.zone.journal import Difference, Row
 from kdns.zone.keys import key_name
 from kdns.zone.values import Records, decode_rrsets
@@ -44,8 +48,8 @@ def messages(rows: Iterable[Row], rtype: int = rr.AXFR, preferred: int = transfe
     return [struct.pack("!HHHHHH", 7, 0x8400, 1, count, 0, 0) + question + body for count, body in packer.done()]
 
 
-def taken(data: Iterable[bytes], serial: int | None = None) -> Inbound:
-    found = Inbound(ORIGIN, serial)
+def taken(data: Iterable[bytes], serial: int | None = None, room: int = inbound.MOST_MEMORY) -> Inbound:
+    found = Inbound(ORIGIN, serial, room)
     for one in data:
         found.take(one, inbound.records_at(one, 7, ORIGIN, rr.AXFR if serial is None else rr.IXFR))
     return found
@@ -66,6 +70,27 @@ def test_a_whole_zone(preferred: int) -> None:
     found = taken(messages([*zone, soa(5)], preferred=preferred))
     assert (found.done, found.current, found.steps) == (True, False, [])
     assert rows_of(found) == set(zone)
+
+
+def test_what_comes_takes_no_more_memory_than_is_counted() -> None:
+    hosts = [f"h{number}" for number in range(3000)]
+    removed, added = [a(host) for host in hosts], [a(host, "192.0.2.2") for host in hosts]
+    there: dict[bytes, Records] = {row.owner: (RRset(rr.A, 300, (row.rdata,)),) for row in removed}
+    there[ORIGIN] = (RRset(rr.SOA, 300, (soa(5).rdata,)),)
+    for rows, serial in (
+        ([soa(6), soa(5), *removed, soa(6), *added, soa(6)], 5),
+        ([soa(6), *removed, soa(6)], None),
+    ):
+        data = messages(rows, rr.IXFR if serial else rr.AXFR)
+        tracemalloc.start()
+        found = taken(data, serial)
+        if serial:
+            inbound.changed(ORIGIN, found.steps, there)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert 0.7 * most < found._memory
+        with pytest.raises(TooLargeError):
+            taken(data, serial, found._memory - 1)
 
 
 def test_names_in_data_are_written_in_full() -> None:
@@ -235,6 +260,80 @@ def test_bytes_of_the_network_raise_nothing_else(data: bytes, at: int, serial: i
             continue
 
 
+# Of a lineage
+
+
+def question(rtype: int, lineage: bytes = b"lineage1") -> Question:
+    have = Have(soa(5).rdata, lineage) if rtype != rr.AXFR else None
+    return Question(7, ORIGIN, rtype, have, None, time.time(), follow=True)
+
+
+def marked(data: bytes, lineage: bytes) -> bytes:
+    """A response with the option of following."""
+    opt = opt_record(False, options=option(following.OPTION, lineage))
+    return data[:10] + b"\0\1" + data[12:] + opt
+
+
+def ask(rows: Iterable[Row], theirs: bytes, rtype: int = rr.IXFR, ours: bytes = b"lineage1") -> Question:
+    asked = question(rtype, ours)
+    first, *rest = messages(rows, rtype)
+    for data in (marked(first, theirs) if theirs else first, *rest):
+        asked.take(data, time.time())
+    return asked
+
+
+def test_a_query_says_which_lineage_the_copy_is_of() -> None:
+    for rtype, lineage, told in [
+        (rr.AXFR, b"lineage1", b""),
+        (rr.IXFR, b"lineage1", b"lineage1"),
+        (rr.IXFR, b"", b""),
+    ]:
+        found = dns.message.from_wire(question(rtype, lineage).data)
+        assert [(int(one.otype), one.to_wire()) for one in found.options] == [(following.OPTION, told)]
+    without = dns.message.from_wire(inbound.query(7, ORIGIN, rr.AXFR))
+    assert without.edns < 0
+
+
+DIFFERENCE = [soa(7), soa(5), a("old"), soa(7), a("new"), soa(7)]
+WHOLE = [soa(3), a("new"), soa(3)]
+
+
+def test_serials_of_the_same_lineage_are_compared() -> None:
+    found = ask(DIFFERENCE, b"lineage1")
+    assert (found.lineage, found.got.done, len(found.got.steps)) == (b"lineage1", True, 1)
+    assert ask([soa(5)], b"lineage1").got.current
+    found = ask(DIFFERENCE, b"", ours=b"")
+    assert (found.lineage, len(found.got.steps)) == (b"", 1)
+
+
+def test_a_copy_of_another_lineage_is_replaced_whatever_the_serials_are() -> None:
+    for theirs, ours in [(b"lineage2", b"lineage1"), (b"", b"lineage1"), (b"lineage2", b"")]:
+        found = ask(WHOLE, theirs, ours=ours)
+        assert (found.lineage, found.got.done, found.got.current) == (theirs, True, False)
+        assert rows_of(found.got) == {soa(3), a("new")}
+        with pytest.raises(LineageError):
+            ask([soa(3)], theirs, ours=ours)
+        with pytest.raises(FormatError, match="another serial"):
+            ask(DIFFERENCE, theirs, ours=ours)
+    assert ask(WHOLE, b"lineage2", rr.AXFR).lineage == b"lineage2"
+    assert ask(WHOLE, b"short", rr.AXFR).lineage == b""  # which is none
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=80), st.integers(0, 120), st.sampled_from([rr.AXFR, rr.IXFR, rr.SOA]))
+def test_bytes_of_a_connection_raise_nothing_else(data: bytes, at: int, rtype: int) -> None:
+    good = marked(messages(DIFFERENCE, rtype)[0], b"lineage1")
+    told = bytes.fromhex("000724000001000000000000") + ORIGIN + struct.pack("!HH", rr.SOA, rr.IN)
+    for sample in (data, good[:at] + data + good[at + len(data) :], good[:at]):
+        with contextlib.suppress(FormatError):
+            question(rtype).take(sample, time.time())
+    for sample in (data, told[:at] + data + told[at + len(data) :], told[:at]):
+        with contextlib.suppress(FormatError):
+            inbound.notified(sample)
+    origin, answer = inbound.notified(told)
+    assert (origin, answer) == (ORIGIN, told[:2] + b"\xa4" + told[3:])
+
+
 # Signed
 
 
@@ -310,16 +409,15 @@ def test_a_chain_has_to_begin_with_a_signature_and_be_by_our_key() -> None:
         asker.check(answer, inbound.question_end(answer), time.time())
 
 
-def test_short_messages_of_long_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbound, "MOST_MEMORY", 1 << 20)
+def test_short_messages_of_long_names_are_bounded() -> None:
     long = names.join([b"x" * 60] * 3 + [b"y" * 40])[:-1] + ORIGIN
     (data,) = messages([soa(1), Row(long, 65280, 300, b"")])
-    found = Inbound(ORIGIN, None)
+    found = Inbound(ORIGIN, None, 1 << 20)
     at = inbound.records_at(data, 7, ORIGIN, rr.AXFR)
     found.take(data, at)
     pointer = struct.pack("!H", 0xC000 | at)
     record = pointer + struct.pack("!HHIH", rr.NS, rr.IN, 300, 2) + pointer
     packed = data[:6] + struct.pack("!H", 1501) + data[8:at] + long + struct.pack("!HHIH", 65280, 1, 0, 0)
     found.take(packed + record * 1500, at)
-    with pytest.raises(FormatError, match="names in full take more than 1 MiB"):
+    with pytest.raises(FormatError, match="names in full take more than 1 MiB, more than the limit of memory"):
         found.take(packed + record * 1500, at)

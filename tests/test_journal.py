@@ -161,6 +161,37 @@ def test_the_oldest_go_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     assert kept(store) == 1
 
 
+def test_a_serial_is_found_or_not_in_a_few_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = store.write(lambda txn: txn.add_zone("test", ORIGIN, given_serial=True))
+    first = (1 << 32) - 300
+    for number in range(200):  # beyond the end of the ring
+        rewrite(store, zone, (first + 3 * number) & 0xFFFFFFFF, f"10.0.0.{number}")
+    reads = 0
+    get_object = Transaction.get_object
+
+    def count(self: Transaction, source: str, kind: str, key: str) -> bytes | None:
+        nonlocal reads
+        reads += 1
+        return get_object(self, source, kind, key)
+
+    monkeypatch.setattr(Transaction, "get_object", count)
+    for serial in (first - 1, first + 1, first + 298, first + 301, first + 596):
+        assert since(store, zone, serial & 0xFFFFFFFF) is None
+    assert reads <= 5 * 11
+    for number in (0, 99, 100, 101, 198):
+        assert len(since(store, zone, (first + 3 * number) & 0xFFFFFFFF) or []) == 199 - number
+
+
+def test_what_is_missing_in_the_middle_is_no_way(store: Store) -> None:
+    zone = store.write(lambda txn: txn.add_zone("test", ORIGIN, given_serial=True))
+    for serial in range(10):
+        store.journaled = lambda zone, serial=serial: serial != 5
+        rewrite(store, zone, serial + 1, f"10.0.0.{serial}")
+    assert since(store, zone, 5) is None
+    assert since(store, zone, 3) is None
+    assert len(since(store, zone, 6) or []) == 4
+
+
 @pytest.mark.parametrize("how", ["clear", "between", "fill", "drop"])
 def test_a_zone_that_is_written_anew_begins_another_one(store: Store, how: str) -> None:
     zone = begin(store)

@@ -115,14 +115,41 @@ def test_every_response_is_what_dnspython_reads(
         assert wire[rotation.start : rotation.end] == rotation.records[: rotation.end - rotation.start]
 
 
-@given(below_zone, st.booleans())
-def test_a_negative_answer_has_the_soa_that_was_given(name: bytes, inside: bool) -> None:
-    end = ZONE if inside else names.from_text("elsewhere.example.")
-    soa = RRset(rr.SOA, 5, (rr.soa(b"\x02ns\x03dns" + end, b"\x0ahostmaster" + end, 7, 7200, 1800, 86400, 5),))
-    query = ask(name)
-    got = dns.message.from_wire(message.encode(query, Response(rcode=rr.NXDOMAIN, authority=[(ZONE, soa)])).wire)
+ENDS = ("", ".local", ".cluster.local", ".provider.example", ".dns.provider.example", ".Cluster.local", ".uster.local")
+servers = st.tuples(st.sampled_from(("", "ns", "ns.dns", "a.b.c.ns", "dns", "provider")), st.sampled_from(ENDS)).map(
+    lambda found: names.from_text("".join(found).removeprefix("."))
+)
+
+
+@given(below_zone, servers, servers, st.sampled_from((ZONE, names.ROOT)))
+def test_a_negative_answer_has_the_soa_that_was_given(name: bytes, mname: bytes, rname: bytes, zone: bytes) -> None:
+    soa = RRset(rr.SOA, 5, (rr.soa(mname, rname, 7, 7200, 1800, 86400, 5),))
+    wire = message.encode(ask(name), Response(rcode=rr.NXDOMAIN, authority=[(zone, soa)])).wire
+    got = dns.message.from_wire(wire)
     assert got.rcode() == dns.rcode.NXDOMAIN
-    assert as_records(got.authority) == records([(ZONE, soa)])
+    assert as_records(got.authority) == records([(zone, soa)])
+    (rdata,) = (rrset[0] for rrset in got.authority)
+    assert (rdata.mname.to_wire(), rdata.rname.to_wire()) == (mname, rname)
+
+
+@pytest.mark.parametrize(
+    ("mname", "rname", "size"),
+    [
+        pytest.param("ns.dns.cluster.local", "hostmaster.cluster.local", 7 + 2 + 11 + 2, id="in the zone"),
+        pytest.param("ns.elsewhere.local", "cluster.local", 13 + 2 + 2, id="above it"),
+        pytest.param("ns.provider.example", "host.provider.example", 21 + 5 + 2, id="elsewhere"),
+        pytest.param("ns.provider.example", "provider.example", 21 + 2, id="one above the other"),
+        pytest.param(
+            "ns.dns.cluster.local", "host.dns.cluster.local", 7 + 2 + 5 + 2, id="both below a name of the zone"
+        ),
+        pytest.param("ns.example", ".", 12 + 1, id="nobody"),
+    ],
+)
+def test_the_names_of_an_soa_are_written_once(mname: str, rname: str, size: int) -> None:
+    query = ask(names.from_text("gone.cluster.local"))
+    soa = RRset(rr.SOA, 5, (rr.soa(names.from_text(mname), names.from_text(rname), 7, 7200, 1800, 86400, 5),))
+    wire = message.encode(query, Response(rcode=rr.NXDOMAIN, authority=[(ZONE, soa)])).wire
+    assert len(wire) == query.question_end + 12 + size + 20
 
 
 def test_as_many_whole_addresses_are_sent_as_fit() -> None:

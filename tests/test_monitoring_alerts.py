@@ -288,6 +288,15 @@ FAULTS = [
         by=17,
     ),
     Fault(
+        "the cluster DNS is out of reach for a node that has a copy",
+        {
+            node("kdns_secondary_age_seconds", zone="cluster.local."): counter(0, 60),
+            node("kdns_secondary_transfers_total", zone="cluster.local.", result="failed"): counter(0, 6),
+        },
+        [("KdnsCopyOld", {"job": "node-local-dns", "zone": "cluster.local."})],
+        by=17,
+    ),
+    Fault(
         "one query in fifty fails",
         servfail(a, 2000) | servfail(b, 2000),
         [("KdnsServfail", {"job": "kube-dns"})],

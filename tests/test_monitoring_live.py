@@ -104,6 +104,8 @@ EMPTY = {
             *(f"kdns-cluster: Transfers and NOTIFY: {part}" for part in "ABC"),
             *(f"kdns-cluster: Certificates {what}: A" for what in ("end in", "that cannot be used")),
             "kdns-cluster: Copies that are too old: A",
+            "kdns-node: Age of copies: A",
+            "kdns-node: Updates of copies: A",
             "kdns-cluster: TLS handshakes: A",
         ),
         "no Corefile here has these directives",

@@ -113,19 +113,69 @@ def test_so_many_are_sent_and_others_wait(reader: Reader, monkeypatch: pytest.Mo
 
     async def steps() -> None:
         sending = Outgoing(reader)
-        first, second = await sending.slot(), await sending.slot()
+        first, second = await sending.slot("192.0.2.1"), await sending.slot("192.0.2.1")
         with pytest.raises(TimeoutError):
-            await sending.slot()
+            await sending.slot("192.0.2.1")
         transfer = first.of(ORIGIN, [(1, b"")])
         transfer.close()
         transfer.close()  # it is given back once
-        third = await sending.slot()
+        third = await sending.slot("192.0.2.1")
         with pytest.raises(TimeoutError):
-            await sending.slot()
+            await sending.slot("192.0.2.1")
         dropped = second.of(ORIGIN, [(1, b"")])
         del dropped  # nobody sends it
-        fourth = await sending.slot()
+        fourth = await sending.slot("192.0.2.1")
         assert third is not fourth
+        third.close()
+        fourth.close()
+        assert (sending._shares, sending._count) == ({}, 0)
+
+    run(steps())
+
+
+def test_one_address_has_a_part_of_what_is_sent(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MOST", 3)
+    monkeypatch.setattr(outgoing, "MOST_OF_ONE", 2)
+    slow, node = "192.0.2.1", "192.0.2.2"
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        held = [await sending.slot(slow), await sending.slot(slow)]
+        waiting = [asyncio.ensure_future(sending.slot(slow)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for _ in range(3):  # one after the other
+            slot = await asyncio.wait_for(sending.slot(node), 1)
+            slot.close()
+        held[0].close()
+        held.append(await asyncio.wait_for(waiting[0], 1))
+        assert [one.done() for one in waiting] == [True, False, False, False, False]
+        for one in waiting[1:]:
+            one.cancel()
+        await asyncio.wait(waiting)
+        for each in held:
+            each.close()
+        assert (sending._shares, sending._count) == ({}, 0)
+
+    run(steps())
+
+
+def test_so_many_wait_and_no_more(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MOST", 1)
+    monkeypatch.setattr(outgoing, "WAITING", 4)
+    monkeypatch.setattr(outgoing, "WAITING_OF_ONE", 2)
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        first = await sending.slot("192.0.2.1")
+        many = [asyncio.ensure_future(sending.slot(f"192.0.2.{number}")) for number in (1, 1, 2, 2, 2, 3, 3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [one.done() for one in many] == [False, True, False, False, True, True, True]
+        assert all(isinstance(one.exception(), TimeoutError) for one in many if one.done())
+        first.close()
+        for one in (many[0], many[2], many[3]):
+            (await asyncio.wait_for(one, 1)).close()
+        assert (sending._shares, sending._count) == ({}, 0)
 
     run(steps())
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import dns.message
 import dns.query
 import dns.rcode
 import pytest
 
-from kdns.plugins import autopath, loads
+from kdns.plugins import autopath, kubernetes, loads
 from kdns.plugins.autopath import Handler
 from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
@@ -398,3 +399,93 @@ def test_the_index_is_kept_only_for_the_list_of_pods(tmp_path: Path) -> None:
     for text, wanted in ((f"autopath {tmp_path}/list", False), ("autopath @kubernetes", True), ("", False)):
         (block,) = loads(f". {{\n{text}\n{CLUSTER}\n}}").blocks
         assert autopath.needs_clients(block) is wanted
+
+
+NODE = "autopath @kubernetes {\nnode node-1\n}"
+
+
+def test_the_pods_of_a_node() -> None:
+    found = options(NODE)
+    assert (found.pods, found.zones) == (True, ("example.org.",))
+    assert found.watch == kubernetes.Options(zones=(), node="node-1")
+    found = options("autopath a.example 10.0.0.0/8 @kubernetes {\nnode n\nkubeconfig /c admin\n}", ".")
+    assert found.zones == ("a.example.", "10.in-addr.arpa.")
+    assert (found.watch.kubeconfig, found.watch.context) == ("/c", "admin")
+    watch = options("autopath @kubernetes {\nnode n\nendpoint api:6443\ntls a b c\n}").watch
+    assert (watch.endpoints, watch.tls) == (("https://api:6443",), ("a", "b", "c"))
+
+
+def test_they_are_followed_whatever_else_is_in_the_server_block() -> None:
+    for text, of_node in ((NODE, True), ("autopath @kubernetes", False)):
+        (block,) = loads(f"a.example {{\n{text}\n{CLUSTER}\n}}").blocks
+        assert (autopath.watches(block), autopath.needs_clients(block)) == (of_node, not of_node)
+        zones = block.plugins["autopath"].cluster(block)
+        assert zones == (("a.example.",) if of_node else ("cluster.local.",))
+    (block,) = loads("a.example {\nwhoami\n}").blocks
+    assert not autopath.watches(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("kubeconfig /c", "1: autopath @kubernetes has a block without node"),
+        ("node", '2: autopath: "node" has 0 arguments'),
+        ("node a b", '2: autopath: "node" has 2 arguments'),
+        ("node a,spec.nodeName!=b", '2: autopath: "a,spec.nodeName!=b" cannot be the name of a node'),
+        ("node {$NOT_SET}", "2: autopath: the name of the node is empty"),
+        ("node Node", '2: autopath: "Node" cannot be the name of a node'),
+        ("node a\nnode b", '3: autopath: "node" is given twice'),
+        ("node a\nendpoint http://x\nkubeconfig /c", "3: autopath has both kubeconfig and endpoint"),
+        ("node a\ntls a b c", "3: autopath has tls without endpoint"),
+        ('node a\nkubeconfig ""', "3: autopath: kubeconfig has an empty argument"),
+        ("node a\npods verified", '3: autopath has no option "pods"'),
+    ],
+)
+def test_what_a_block_may_not_have(block: str, message: str) -> None:
+    assert refused(f"autopath @kubernetes {{\n{block}\n}}") == [message]
+
+
+def test_the_length_of_a_name_of_a_node() -> None:
+    assert options(f"autopath @kubernetes {{\nnode {'a' * 253}\n}}").watch.node == "a" * 253
+    assert len(refused(f"autopath @kubernetes {{\nnode {'a' * 254}\n}}")) == 1
+
+
+@pytest.mark.parametrize("zones", [".", "10.0.0.0/8", "cluster.local ."])
+def test_the_zone_of_the_cluster_has_to_be_told(zones: str) -> None:
+    assert refused(NODE, zones) == ["1: autopath @kubernetes with node does not know the cluster's zone"]
+
+
+def test_a_file_takes_no_block(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("search a.example\n")
+    assert refused(f"autopath {tmp_path}/list {{\nnode a\n}}") == ['2: autopath has no option "node"']
+
+
+def of_node(asked: Chain, search: tuple[str, ...] = ()) -> Handler:
+    """A handler that follows the pods of a node, in the server block of Z; `asked` is this server."""
+    settings = autopath.Options((Z,), search, pods=True, watch=kubernetes.Options(zones=(), node="n"))
+    site = replace(Ground().site, zones=(Z,), ask=asked)
+    return Handler(settings, site, (Z,), Known())
+
+
+def test_names_outside_are_looked_up_by_the_server_block_that_they_belong_to() -> None:
+    """With `node`."""
+    beside, rest = Chain({"web.x.": address("web.x.")}), Chain({})
+    response = answered(of_node(beside, ("host.example.",)), query(f"web.x.{SHOP}"), rest)
+    assert rest.asked == [f"web.x.{end}" for end in (SHOP, f"svc.{Z}", Z)]
+    assert beside.asked == ["web.x.host.example.", "web.x."]
+    assert [rrset.type for _, rrset in response.answer] == [rr.CNAME, rr.A]
+
+
+def test_server_blocks_that_ask_each_other_come_to_an_end() -> None:
+    """As they may where a search domain of the node is the first one of pods."""
+    asked = 0
+
+    async def again(query: Query) -> Response:
+        nonlocal asked
+        asked += 1
+        inner = replace(query, lname=names.lower(names.from_text(f"web.{SHOP}")), name=names.from_text(f"web.{SHOP}"))
+        return await handler(inner, Chain({}))
+
+    handler = of_node(cast(Chain, again), ("a.example.", "b.example."))
+    assert answered(handler, query(f"web.{SHOP}"), Chain({})).rcode == rr.NXDOMAIN
+    assert 0 < asked < 10

@@ -167,6 +167,47 @@ def test_large_answers_for_addresses_of_ipv4(server: Server) -> None:
     assert (int.from_bytes(wire[6:8]), wire[2] & 2) == (27, 2)
 
 
+def axfr(server: Server, name: str, rdtype: str = "AXFR", ident: int = 1) -> dns.message.Message:
+    with server.tcp_socket() as sock:
+        sock.settimeout(5)
+        wire = dns.message.make_query(name, rdtype, id=ident).to_wire()
+        sock.sendall(struct.pack("!H", len(wire)) + wire)
+        return dns.message.from_wire(read_message(sock) or b"", xfr=True, one_rr_per_rrset=True)
+
+
+def test_a_small_zone_is_transferred_not_always_to_its_end(serve: Serve) -> None:
+    block = "erratic {\ntruncate 3\n}"
+    server = serve(corefile=f"zone.test:$dns {{\nbind 127.0.0.1\n{block}\n}}\n")
+    soa = "zone.test. 0 IN SOA sns.dns.icann.org. noc.dns.icann.org. 2018050825 7200 3600 1209600 3600"
+    wanted = [
+        soa,
+        "zone.test. 0 IN NS b.zone.test.",
+        "zone.test. 0 IN NS a.zone.test.",
+        "a.zone.test. 0 IN AAAA 2001:bd8::53",
+        "b.zone.test. 0 IN AAAA 2001:500::54",
+        soa,
+    ]
+    found = [[str(one) for one in axfr(server, "zone.test").answer] for _ in range(4)]
+    assert found == [wanted[:-1], wanted, wanted, wanted[:-1]]
+    long = ".".join([*["x" * 63] * 3, "y" * 51, "zone.test"])
+    assert axfr(server, long).rcode() == dns.rcode.SERVFAIL
+    assert str(axfr(server, long[2:]).answer[1]) == f"{long[2:]}. 0 IN NS b.{long[2:]}."
+    assert axfr(server, "zone.test", "IXFR").rcode() == dns.rcode.SERVFAIL
+    assert together(server, "zone.test", ["AXFR"])[0].rcode() == dns.rcode.REFUSED
+
+
+def test_zones_are_dropped_and_delayed_too(server: Server) -> None:
+    with server.tcp_socket() as sock:
+        for ident, name in enumerate(["never.test", "large.test"]):
+            wire = dns.message.make_query(name, "AXFR", id=ident).to_wire()
+            sock.sendall(struct.pack("!H", len(wire)) + wire)
+        assert dns.message.from_wire(read_message(sock) or b"", xfr=True).id == 1
+    begun = time.monotonic()
+    late = [len(axfr(server, "delay.test").answer) for _ in range(3)]
+    assert late == [6] * 3
+    assert time.monotonic() - begun >= 0.08
+
+
 def test_options() -> None:
     assert options("erratic") == erratic.Options(drop=2)
     assert options("erratic {\ndrop\n}") == erratic.Options(drop=2)

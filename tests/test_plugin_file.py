@@ -529,14 +529,6 @@ def test_the_example_is_right() -> None:
     assert check.report(ROOT / "zones" / "example" / "Corefile")["ok"]
 
 
-@pytest.mark.parametrize("directive", ["file db", "auto {\n directory zones\n}"])
-def test_a_node_has_no_place_for_it(tmp_path: Path, directive: str) -> None:
-    corefile = tmp_path / "Corefile"
-    corefile.write_text(f"z.test {{\n {directive}\n}}\n")
-    (mistake,) = check.report(corefile, node=True)["mistakes"]
-    assert (mistake["line"], "has no place on a node: kdns node keeps no zone store" in mistake["message"]) == (2, True)
-
-
 # In the Corefile
 
 

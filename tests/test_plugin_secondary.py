@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import signal
@@ -27,12 +28,13 @@ import pytest
 
 from kdns.errors import ConfigError
 from kdns.plugins import loads
-from kdns.server import secondary_feed
-from kdns.wire import message, names, tsig
+from kdns.server import primary
+from kdns.wire import message, names, rr, tsig
 from tests.support import objects, ports
 from tests.support.configs import options, refused
 from tests.support.others import ADDRESS, KEY, PRIMARIES, SECRET, Other
 from tests.support.server import Server, read_message
+from tests.support.upstream import Asked, FakeUpstream, usual
 
 pytestmark = pytest.mark.one_speed
 
@@ -49,10 +51,22 @@ SECONDARY = f"""
     }}
 """
 
+HASTY = """
+from kdns.cli import app
+from kdns.server import secondary_feed
+secondary_feed.FIRST_RETRIES = 0.1, 0.1
+secondary_feed.SPREAD = 0.05
+secondary_feed._LEAST = 0.2
+secondary_feed.LEAST_EXPIRE = 1
+app(prog_name="kdns")
+"""
+"""`kdns` that asks again after 0.1 s (for users up to 10 s), or 0.2 s (1 s) where the SOA record says so, and comes
+back within 0.05 s (1 s); a copy lasts 1 s at least (2 s)."""
+
 
 def master(serial: int, more: str = "", *, expire: int = 600) -> str:
     hosts = "".join(f"h{number} A 192.0.2.{number % 200 + 1}\n" for number in range(300))
-    text = f"$TTL 300\n@ SOA ns host {serial} 60 1 {expire} 60\n@ NS ns\nns A 192.0.2.1\n"
+    text = f"$TTL 300\n@ SOA ns host {serial} 60 0 {expire} 60\n@ NS ns\nns A 192.0.2.1\n"
     return f'{text}*.wild TXT "x" "y"\nsub NS ns.sub\nns.sub A 192.0.2.2\n{hosts}{more}'
 
 
@@ -161,8 +175,8 @@ def test_a_notify_of_a_stranger_does_nothing(primaries: tuple[Server, dict[str, 
 class Primary:
     """Gives a zone away, as a test wants it.
 
-    text: the zone. how: "whole", "silent", "closed", "refused", "slow", which sends the half of it and waits, "signed",
-    or "half", which signs the first half only; the others sign nothing.
+    text: the zone. how: "whole", "silent", "closed", "refused", "old", which knows no EDNS, "slow", which sends half of
+    it and waits, "signed", or "half", which signs the first half only; the others sign nothing.
     """
 
     text: str
@@ -227,8 +241,8 @@ class Primary:
                 self.go_on.wait(20)
             answer = dns.message.make_response(query)
             answer.tsig = None
-            if self.how == "refused":
-                answer.set_rcode(dns.rcode.REFUSED)
+            if self.how == "refused" or (self.how == "old" and query.edns >= 0):
+                answer.set_rcode(dns.rcode.REFUSED if self.how == "refused" else dns.rcode.FORMERR)
                 yield answer
                 return
             answer.answer = part
@@ -252,7 +266,7 @@ z.test:$dns {{
 
 def test_a_copy_is_whole_whoever_is_killed_in_the_middle(serve: Callable[..., Server]) -> None:
     with Primary(master(1)) as primary:
-        server = serve(corefile=corefile(primary))
+        server = serve(corefile=corefile(primary), program=HASTY)
         server._wait(lambda: serial(server, "z.test") == 1, 10, "the first copy")
         primary.text = master(2, "new A 192.0.2.99\n").replace("h7 A", "changed A")
         primary.how = "slow"
@@ -282,14 +296,14 @@ def notify(server: Server, source: str = ADDRESS) -> None:
 
 
 def test_a_copy_expires_and_comes_back(serve: Callable[..., Server]) -> None:
-    with Primary(master(1, expire=3)) as primary:
-        server = serve(corefile=corefile(primary))
+    with Primary(master(1, expire=1)) as primary:
+        server = serve(corefile=corefile(primary), program=HASTY)
         server._wait(lambda: serial(server, "z.test") == 1, 10, "the first copy")
         heard = time.monotonic()
         primary.how = "closed"
         assert code(server, "h1.z.test") == "NOERROR"
         server._wait(lambda: code(server, "h1.z.test") == "SERVFAIL", 10, "its end")
-        assert 2.5 < time.monotonic() - heard < 8
+        assert 0.5 < time.monotonic() - heard < 6
         assert server.metrics().value("kdns_secondary_expired", zone="z.test.") == 1
         server.kill()
         server.start()  # it stays so
@@ -297,7 +311,7 @@ def test_a_copy_expires_and_comes_back(serve: Callable[..., Server]) -> None:
         primary.how = "whole"
         server._wait(lambda: code(server, "h1.z.test") == "NOERROR", 10, "its return")
         server._wait(lambda: server.metrics().value("kdns_secondary_expired", zone="z.test.") == 0, 5, "the metric")
-        assert "no primary has answered for 3 s" in server.log
+        assert "no primary has answered for 1 s" in server.log
 
 
 def test_another_primary_is_asked_when_one_does_not_answer(serve: Callable[..., Server]) -> None:
@@ -306,7 +320,7 @@ def test_another_primary_is_asked_when_one_does_not_answer(serve: Callable[..., 
         Primary(master(1), "closed") as second,
         Primary(master(1), host="127.0.0.3") as third,
     ):
-        server = serve(corefile=corefile(first, second, third))
+        server = serve(corefile=corefile(first, second, third), program=HASTY)
         server._wait(lambda: serial(server, "z.test") == 1, 10, "a copy")
         assert first.asked == ["AXFR"]
         assert third.asked[0] == "AXFR"
@@ -328,30 +342,83 @@ def test_another_primary_is_asked_when_one_does_not_answer(serve: Callable[..., 
         assert serial(server, "z.test") == 2
 
 
-def test_a_primary_that_sends_byte_by_byte_is_left() -> None:
-    ours, theirs = socket.socketpair()
-    ended = threading.Event()
+def test_a_primary_need_not_know_edns(serve: Callable[..., Server]) -> None:
+    with Primary(master(1), "old") as old:
+        server = serve(corefile=corefile(old), program=HASTY)
+        server._wait(lambda: serial(server, "z.test") == 1, 10, "a copy")
+        assert old.asked == ["AXFR", "AXFR"]
+        old.text = master(2)
+        notify(server)
+        server._wait(lambda: serial(server, "z.test") == 2, 10, "a change")
+        assert old.asked[2:] == ["SOA", "IXFR"]
+        assert transfers(server, "z.test", "failed") == 0
 
-    def drip() -> None:
-        while not ended.wait(0.01):
-            theirs.send(b"x")
 
-    thread = threading.Thread(target=drip)
-    with ours, theirs:
-        ours.settimeout(1)
-        thread.start()
-        try:
-            with pytest.raises(TimeoutError, match="too long"):
-                secondary_feed._exactly(ours, 100, time.monotonic() + 0.1)
-        finally:
-            ended.set()
-            thread.join()
+def test_a_primary_that_takes_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "UNSENT", 1000)
+    notify = dns.message.make_query("z.test", "SOA", id=1)
+    notify.set_opcode(dns.opcode.NOTIFY)
+    data = notify.to_wire()
+    ended = asyncio.Event()
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not ended.is_set():
+                writer.write((struct.pack("!H", len(data)) + data) * 100)
+                await writer.drain()
+
+    async def listen() -> None:
+        sock = socket.create_server((ADDRESS, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server = await asyncio.start_server(flood, sock=sock, limit=1)
+        told: list[bytes] = []
+
+        def take(origin: bytes) -> bool:
+            told.append(origin)
+            return True
+
+        found = primary.Primary(sock.getsockname(), None, take, print, lambda _: ended.set())
+        async with server:
+            await found.open()
+            assert found._writer is not None
+            found._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await ended.wait()
+        assert found.ended == "it takes no answers"
+        assert 10 < len(told) < 100_000
+
+    asyncio.run(asyncio.wait_for(listen(), 10))
+
+
+def test_a_primary_that_sends_byte_by_byte_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "MESSAGE", 0.1)
+    sent = 0
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(ConnectionError):
+            while sent < 1000:
+                writer.write(b"\1")
+                await writer.drain()
+                sent += 1
+                await asyncio.sleep(0.005)
+
+    async def ask() -> None:
+        server = await asyncio.start_server(drip, ADDRESS, 0)
+        address = server.sockets[0].getsockname()
+        found = primary.Primary(address, None, bool, print, print)
+        async with server:
+            await found.open()
+            with pytest.raises(ConnectionError, match="too long"):
+                await found.ask(b"\1z\4test\0", rr.AXFR)
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert 10 < sent < 200
 
 
 def test_without_a_copy_names_are_servfail_and_the_start_waits_for_nobody(serve: Callable[..., Server]) -> None:
     with Primary(master(1), "silent") as primary:
         started = time.monotonic()
-        server = serve(corefile=corefile(primary))
+        server = serve(corefile=corefile(primary), program=HASTY)
         assert time.monotonic() - started < 4
         assert code(server, "h1.z.test") == "SERVFAIL"
         server._wait(lambda: bool(primary.asked), 5, "a question")
@@ -363,10 +430,82 @@ def test_without_a_copy_names_are_servfail_and_the_start_waits_for_nobody(serve:
         assert server.terminate() < 4
 
 
+FALLBACK = """
+test:$dns {
+    bind 127.0.0.1
+    cache
+    secondary alias.test {
+        transfer from $alias
+    }
+    secondary z.test {
+        transfer from $primary
+        fallback
+    }
+    forward . $upstream
+}
+"""
+
+
+def test_names_of_a_zone_that_is_not_here_may_be_asked_of_another_server(serve: Callable[..., Server]) -> None:
+    with (
+        FakeUpstream() as upstream,
+        Primary(master(1, expire=1), "closed") as primary,
+        Primary(master(1, "to CNAME h1.z.test.\n", expire=0)) as other,
+    ):
+        text = FALLBACK.replace("$primary", f"{ADDRESS}:{primary.port}").replace("$upstream", upstream.to)
+        server = serve(corefile=text.replace("$alias", f"{ADDRESS}:{other.port}"), program=HASTY)
+        server._wait(lambda: serial(server, "alias.test") == 1, 10, "the other copy")
+        for name in ("h1.z.test", "h1.z.test", "nothing.z.test"):
+            assert server.texts(name) == ["192.0.2.1"]  # of the other server
+        assert upstream.names() == ["h1.z.test", "nothing.z.test"]  # the second one was in the cache
+        assert server.texts("to.alias.test") == ["192.0.2.1"]
+        primary.how = "whole"
+        server._wait(lambda: server.texts("h1.z.test") == ["192.0.2.2"], 12, "the copy")
+        asked = upstream.names()
+        assert code(server, "nothing.z.test") == "NXDOMAIN"
+        assert server.texts("to.alias.test") == ["192.0.2.2"]
+        assert upstream.names() == asked
+        primary.how = "closed"
+        server._wait(lambda: server.texts("h1.z.test") == ["192.0.2.1"], 10, "the end of the copy")
+        assert server.texts("to.alias.test") == ["192.0.2.1"]
+        assert other.asked.count("SOA") >= 2
+        assert "alias.test.: no primary" not in server.log  # it lasts for no time, but is there
+
+
+def addresses(data: bytes) -> list[str]:
+    return [rdata.address for rrset in dns.message.from_wire(data).answer for rdata in rrset]
+
+
+def test_what_another_server_says_too_late_is_not_what_anybody_gets(serve: Callable[..., Server]) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    async def late(asked: Asked) -> None:
+        if asked.rdtype == "A":
+            held.set()
+            await asyncio.to_thread(go_on.wait, 10)
+        await usual(asked)
+
+    with FakeUpstream(late) as upstream, Primary(master(1), "closed") as primary:
+        text = FALLBACK.replace("$primary", f"{ADDRESS}:{primary.port}").replace("$upstream", upstream.to)
+        server = serve(corefile=text.replace("$alias", f"{ADDRESS}:{primary.port}"), program=HASTY)
+        query = dns.message.make_query("h1.z.test", "A")
+        with server.udp_socket() as first, server.udp_socket() as second:
+            first.send(query.to_wire())
+            assert held.wait(5)
+            primary.how = "whole"
+            server._wait(lambda: serial(server, "z.test") == 1, 5, "the copy")
+            second.send(query.to_wire())
+            go_on.set()
+            for sock in (first, second):
+                sock.settimeout(5)
+                assert addresses(sock.recv(4096)) == ["192.0.2.2"]
+        assert server.texts("h1.z.test") == ["192.0.2.2"]
+
+
 def test_a_primary_has_to_sign_if_we_do(serve: Callable[..., Server]) -> None:
     with Primary(master(1)) as primary:
         text = f"z.test:$dns {{\n    bind 127.0.0.1\n{SECONDARY}}}\n".replace("$primary", f"127.0.0.1:{primary.port}")
-        server = serve(corefile=text)
+        server = serve(corefile=text, program=HASTY)
         server._wait(lambda: "a response is not signed" in server.log, 10, "the refusal")
         assert code(server, "h1.z.test") == "SERVFAIL"
         primary.how = "half"
@@ -411,16 +550,16 @@ def test_a_copy_of_a_cluster_changes_with_it(serve: Callable[..., Server]) -> No
     port = ports.free_port([ADDRESS])
     central = serve(cluster(1), corefile=CLUSTER.replace("$follower", str(port)))
     text = f"cluster.local:$dns {{\n    bind 127.0.0.1\n    prometheus $host:$metrics\n{SECONDARY}}}\n"
-    copy = serve(corefile=text.replace("$primary", f"127.0.0.1:{central.port}"), dns_port=port)
+    copy = serve(corefile=text.replace("$primary", f"127.0.0.1:{central.port}"), dns_port=port, program=HASTY)
     name = "s007.default.svc.cluster.local"
     copy._wait(lambda: has(copy, name, "10.1.0.8"), 10, "the copy")
-    for round in range(2, 6):
+    for round in range(2, 5):
         central.write_objects(cluster(round))
         copy._wait(lambda wanted=f"10.{round}.0.8": has(copy, name, wanted), 10, f"round {round}")
     assert transfers(copy, "cluster.local", "axfr") == 1
-    assert transfers(copy, "cluster.local", "ixfr") >= 4
+    assert transfers(copy, "cluster.local", "ixfr") >= 3
     central.kill()
-    assert copy.texts(name) == ["10.5.0.8"]  # it needs nobody
+    assert copy.texts(name) == ["10.4.0.8"]  # it needs nobody
     central.write_objects(cluster(6))
     central.start()
     copy._wait(lambda: has(copy, name, "10.6.0.8"), 10, "what has changed meanwhile")
@@ -437,12 +576,12 @@ def test_a_copy_of_a_cluster_changes_with_it(serve: Callable[..., Server]) -> No
 def test_options() -> None:
     found = options(
         "secondary A.test b.test {\ntransfer from 192.0.2.1 [2001:db8::1]:54\ntransfer from 192.0.2.2:5300\n"
-        "fallthrough b.test\n}"
+        "fallthrough b.test\nfallback\n}"
     )
     (copy,) = found.copies
     assert copy.zones == ("a.test.", "b.test.")
     assert copy.primaries == (("192.0.2.1", 53), ("2001:db8::1", 54), ("192.0.2.2", 5300))
-    assert (copy.key, copy.fallthrough) == (None, ("b.test.",))
+    assert (copy.key, copy.fallback, copy.fallthrough) == (None, True, ("b.test.",))
     several = options("secondary a.test {\ntransfer from 192.0.2.1\n}\nsecondary b.test {\ntransfer from 192.0.2.2\n}")
     assert [copy.zones for copy in several.copies] == [("a.test.",), ("b.test.",)]
 
@@ -455,6 +594,7 @@ def test_options() -> None:
         ("secondary {\ntransfer to *\n}", ['2: secondary: "to" is not from']),
         ("secondary {\ntransfer from example.org\n}", ['2: secondary: "example.org" is no address']),
         ("secondary {\ntransfer from 192.0.2.1\ncatalog\n}", ['2: secondary has no option "catalog"']),
+        ("secondary {\ntransfer from 192.0.2.1\nfallback z.test\n}", ['2: secondary: "fallback" has 1 argument']),
         ("secondary {\ntransfer from 192.0.2.1\nkey a..\n}", ['2: secondary: "a.." is no name of a key']),
         ("secondary {\ntransfer from 192.0.2.1\nkey a.b\n}", ['2: secondary: this server block has no key "a.b."']),
         (

@@ -24,6 +24,7 @@ import dns.zone
 import pytest
 
 from kdns.plugins import outgoing, transfer
+from tests.conftest import Serve
 from tests.support import objects, ports, procs
 from tests.support.configs import options, refused
 from tests.support.others import ADDRESS, KEY, SECONDARIES, SECRET, Other
@@ -727,3 +728,24 @@ def test_options() -> None:
 def test_mistakes_are_refused(text: str, expected: list[str]) -> None:
     found = refused(text)
     assert [one.partition(": ")[2] for one in found] == [one.partition(": ")[2] for one in expected]
+
+
+def test_what_zonal_looks_up_is_in_no_transfer(serve: Serve) -> None:
+    def cluster(address: str) -> list[objects.Object]:
+        return [
+            objects.service("db", ips=()),
+            objects.endpoint_slice("db", [objects.endpoint(address, hostname="db-0", zone="a")]),
+        ]
+
+    server = serve(cluster("10.1.0.1"), kubernetes="zonal", plugins="transfer {\n to *\n }", workers=1)
+    copy = axfr(server, "cluster.local")
+    endpoint = dns.name.from_text("db-0.db.default.svc", None)
+    assert endpoint in copy.nodes
+    server.write_objects(cluster("10.1.0.2"))
+    pinned = "a.pin._zone.db.default.svc.cluster.local"
+    procs.wait_until(lambda: server.texts(pinned) == ["10.1.0.2"], 3, "the new address")
+    query, _ = dns.xfr.make_query(copy)
+    dns.query.inbound_xfr(ADDRESS, copy, query, port=server.port, timeout=5)
+    assert copy == axfr(server, "cluster.local")
+    assert [rdata.to_text() for rdata in copy.get_rdataset(endpoint, "A") or ()] == ["10.1.0.2"]
+    assert not [name for name in copy.nodes if b"_zone" in name.labels]

@@ -195,9 +195,7 @@ def test_an_address_leads_back_to_its_name(place: Cluster, needs: Callable[..., 
 @pytest.fixture(scope="module")
 def musl(place: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stubs.Program]:
     """musl's getaddrinfo."""
-    if not digs.available("musl-gcc"):
-        pytest.skip("not installed: musl-gcc")
-    with stubs.Program(place.musl_pod, stubs.compile_c("musl-gcc", tmp_path_factory.mktemp("musl"))) as program:
+    with stubs.musl(place.musl_pod, tmp_path_factory.mktemp("musl")) as program:
         yield program
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import require
-from tests.support import digs, procs, stubs
+from tests.support import procs, stubs
 from tests.support.netns import Netns
 from tests.support.objects import Object, namespace, pod, service
 from tests.support.server import Server
@@ -129,9 +129,7 @@ def test_what_is_nowhere_is_not_found(place: Place) -> None:
 @pytest.fixture(scope="module")
 def musl(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stubs.Program]:
     """musl's getaddrinfo, in the pod that is known."""
-    if not digs.available("musl-gcc"):
-        pytest.skip("not installed: musl-gcc")
-    with stubs.Program(place.known, stubs.compile_c("musl-gcc", tmp_path_factory.mktemp("musl"))) as program:
+    with stubs.musl(place.known, tmp_path_factory.mktemp("musl")) as program:
         yield program
 
 

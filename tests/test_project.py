@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdns.cli import app
+from kdns.cli.node import example
 from kdns.plugins import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,9 +190,13 @@ def corefiles() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "text"), [pytest.param(where, text, id=where) for where, text in corefiles()])
-def test_every_corefile_that_we_show_is_accepted(where: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / "Corefile").write_text(text)
-    assert load(tmp_path / "Corefile", environ={}).blocks
+def test_every_corefile_that_we_show_is_accepted(
+    where: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "node-1")  # as a node's pods have it
+    file = tmp_path / "Corefile"
+    file.write_text(text)
+    assert (example(file) if "__PILLAR__" in text else load(file, environ={})).blocks
 
 
 def test_the_readme_shows_a_corefile() -> None:

@@ -9,7 +9,7 @@ import pytest
 from kdns.observe.counters import QueryCounters, Region
 from kdns.plugins.budget import Budget, Keeper
 from kdns.plugins.cache import SUCCESS, Item, Items, Options
-from kdns.server import packet_cache
+from kdns.server import memory, packet_cache
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block
 from kdns.wire.message import Query, Response
@@ -115,3 +115,9 @@ def test_an_answer_that_moves_to_the_young_generation_counts_once(region: Region
     assert cache.find(b"0", 0) is not None
     assert cache.report() == (entries, size)
     assert budget.used == size
+
+
+def test_transfers_that_come_keep_within_the_supervisors_part() -> None:
+    assert memory.arriving(None, 1 << 28) == 1 << 28
+    assert memory.arriving(64 << 30, 1 << 28) == 1 << 28
+    assert memory.arriving(128 << 20, 1 << 28) == (128 << 20) // memory.CLUSTER * 2 // 5

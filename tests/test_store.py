@@ -994,7 +994,7 @@ def test_a_reader_of_this_process_can_be_entered_twice(opened: Callable[..., Sto
         with reader:
             assert reader.find(zone.prefix)
         assert reader.find(zone.prefix)
-        assert reader.generation == store.changes.generation
+        assert reader.floor == store.changes.floor
     reader.close()
 
 
@@ -1097,6 +1097,26 @@ def _put_all(zone: Zone, entries: dict[bytes, Records], txn: Transaction) -> Non
         txn.put(zone, name, records)
 
 
+@contextlib.contextmanager
+def another_thread() -> Iterator[None]:
+    """A process that has one is not forked to read a store."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_whole_store_is_found_so_beside_other_threads(opened: Callable[..., Store], warnings: Warnings) -> None:
+    opened().close()
+    with another_thread():
+        opened()
+    assert warnings == []
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_store_is_set_aside_with_one_warning(
     kind: str, opened: Callable[..., Store], warnings: Warnings, tmp_path: Path
@@ -1108,7 +1128,8 @@ def test_a_damaged_store_is_set_aside_with_one_warning(
         store.write(partial(_put_all, zone, entries | {_name("nearly"): _a("10.1.2.3")}))
         store.close()
         DAMAGE[kind](tmp_path / "state" / DATA_FILE)
-        store = opened()
+        with another_thread() if round == 2 else contextlib.nullcontext():
+            store = opened()
         assert len(warnings) == round, warnings
         assert f"{tmp_path}/state/data.mdb is damaged" in warnings[-1]
         assert "moved to data.damaged" in warnings[-1]
@@ -1190,6 +1211,16 @@ def test_a_lock_table_that_is_garbage_does_no_harm(
     (tmp_path / "state/lock.mdb").write_bytes(os.urandom(8192))
     assert _name("a") in _contents(opened())
     assert warnings == []
+
+
+def test_a_lock_table_of_before_gets_its_blocks(opened: Callable[..., Store], tmp_path: Path) -> None:
+    """LMDB makes it as long as it is, but leaves holes, for which a full disk has no room."""
+    lock = tmp_path / "state/lock.mdb"
+    opened().close()
+    lock.write_bytes(b"")
+    os.truncate(lock, 8192)
+    opened()
+    assert lock.stat().st_blocks * 512 >= 8192
 
 
 # The state directory
@@ -1422,3 +1453,24 @@ def _churn(zone: Zone, turn: int, step: int, records: Records, txn: Transaction)
             txn.put(zone, name, records)
         else:
             txn.delete(zone, name)
+
+
+def test_a_lineage_ends_where_the_store_is_another_one_or_the_machine_was_started_again(
+    tmp_path: Path, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lineage(name: str) -> bytes | None:
+        store = opened(tmp_path / name)
+        found = store.read(lambda txn: txn.lineage)
+        store.close()
+        return found
+
+    first = lineage("state")
+    assert lineage("state") == first is not None
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    assert lineage("copy") != first
+    assert lineage("state") == first
+    (tmp_path / "boot_id").write_text("another start")
+    monkeypatch.setattr(store_module, "_BOOT", tmp_path / "boot_id")
+    another = lineage("state")
+    assert another != first
+    assert lineage("state") == another

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
@@ -52,6 +53,21 @@ class Ground:
 
         return self.store.write(action)
 
+    def change(self, wanted: Mapping[bytes, Records]) -> None:
+        self.store.write(lambda txn: txn.change(self.zone_in(txn), wanted))
+
+    def forget_count(self) -> None:
+        """Leave the zone as a kdns that did not count has written it."""
+
+        def action(txn: Transaction) -> None:
+            txn._put_zone(structs.replace(self.zone_in(txn), special=None))
+
+        self.store.write(action)
+
+    def zone_in(self, txn: Transaction) -> Zone:
+        (zone,) = txn.zones()
+        return zone
+
     def noted(self, seen: int) -> set[int] | None:
         _, hashes = self.changes.since(seen)
         return None if hashes is None else set(hashes)
@@ -62,8 +78,7 @@ class Ground:
 
     @property
     def zone(self) -> Zone:
-        (zone,) = self.store.read(Transaction.zones)
-        return zone
+        return self.store.read(self.zone_in)
 
 
 @pytest.fixture
@@ -148,12 +163,79 @@ def test_every_name_that_is_different_afterwards_is_noted(ground: Ground, steps:
         after = {ORIGIN: (soa(serial),)} | step
         seen = ground.changes.generation
         ground.replace(after)
-        assert ground.content() == dict(sorted(after.items(), key=lambda item: ground.zone.key(item[0])))
+        assert ground.content() == ordered(ground, after)
         was, now = existing(before), existing(after)
         different = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
         noted = ground.noted(seen)
         assert noted is None or set(map(name_hash, different)) <= noted
         before = after
+
+
+def one(rtype: int, rdata: bytes) -> Records:
+    return (RRset(rtype, 60, (rdata,)),)
+
+
+APEX: Records = (soa(1), RRset(rr.NS, 60, (below("ns"),)))
+PLAIN = {ORIGIN: APEX, below("a"): a("192.0.2.1"), below("x.star*"): a("192.0.2.1"), below("b"): one(rr.DS, bytes(36))}
+
+
+@pytest.mark.parametrize(
+    ("name", "records"),
+    [
+        pytest.param(below("*"), a("192.0.2.1"), id="wildcard"),
+        pytest.param(below("*.b"), one(rr.TXT, b"\1a"), id="wildcard below"),
+        pytest.param(below("b.*.a"), a("192.0.2.1"), id="wildcard without records"),
+        pytest.param(below("b"), (RRset(rr.A, 60, (bytes(4),)), RRset(rr.NS, 60, (below("ns"),))), id="cut"),
+        pytest.param(below("b"), one(rr.DNAME, below("new")), id="DNAME"),
+        pytest.param(ORIGIN, (*APEX, RRset(rr.DNAME, 60, (below("new"),))), id="DNAME of all"),
+        pytest.param(below("a"), (*a("192.0.2.1"), RRset(rr.RRSIG, 60, (bytes(20),))), id="RRSIG"),
+        pytest.param(ORIGIN, (*APEX, RRset(rr.NSEC, 60, (bytes(20),))), id="NSEC"),
+    ],
+)
+def test_what_makes_a_zone_less_than_plain(ground: Ground, name: bytes, records: Records) -> None:
+    """It may come and go by itself or with all of the zone; when it comes, everything has changed."""
+    ground.replace(PLAIN)
+    assert ground.zone.plain
+    for bring in (ground.replace, lambda wanted: ground.change({name: wanted[name]})):
+        seen = ground.changes.generation
+        bring(PLAIN | {name: records})
+        assert (ground.zone.special, ground.noted(seen)) == (1, None)
+        ground.change({name: PLAIN.get(name, ())})
+        assert ground.zone.plain
+        assert ground.content() == ordered(ground, PLAIN)
+    ground.replace(PLAIN | {name: records})
+    ground.replace(PLAIN)
+    assert ground.zone.plain
+
+
+SPECIAL = [(), a("192.0.2.1"), one(rr.NS, below("ns")), one(rr.DNAME, below("d")), one(rr.NSEC, bytes(9))]
+anything = st.dictionaries(st.sampled_from(NAMES[1:]), st.sampled_from(SPECIAL), max_size=5)
+steps = st.lists(st.tuples(st.booleans(), anything), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps, st.integers(0, 5))
+def test_special_names_are_counted(ground: Ground, steps: list[tuple[bool, dict[bytes, Records]]], lost: int) -> None:
+    wanted: dict[bytes, Records] = {}
+    for serial, (whole, step) in enumerate(steps):
+        if whole or not serial:
+            wanted = {name: records for name, records in step.items() if records} | {ORIGIN: (soa(serial),)}
+            ground.replace(wanted)
+        else:
+            ground.change(step | {ORIGIN: (soa(serial),)})
+            wanted |= step | {ORIGIN: (soa(serial),)}
+        special = sum(
+            bool(records) and (b"\1*" in name or any(rrset.type in (rr.NS, rr.DNAME, rr.NSEC) for rrset in records))
+            for name, records in wanted.items()
+        )
+        assert ground.zone.special == special
+        if serial == lost:
+            ground.forget_count()
+            assert not ground.zone.plain
+
+
+def ordered(ground: Ground, content: Mapping[bytes, Records]) -> dict[bytes, Records]:
+    return dict(sorted(content.items(), key=lambda item: ground.zone.key(item[0])))
 
 
 def test_the_entry_in_front_of_a_key(ground: Ground, tmp_path: Path) -> None:

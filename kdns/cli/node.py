@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 10.0
 """How often the base file and the ConfigMap are looked at: as often as node-cache does."""
 
+STATE_DIR = Path("/var/lib/kdns/node")
 _API = "KUBERNETES_SERVICE_HOST"
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _SWITCHES = (
@@ -189,6 +190,14 @@ def node(
     workers: Annotated[
         int, typer.Option("--workers", min=1, max=64, help="Processes that answer; not in node-cache.")
     ] = 1,
+    state_dir: Annotated[
+        Path,
+        typer.Option(
+            "--state-dir",
+            help="Where zones of secondary, file and auto are kept, and pods of autopath; not in node-cache.",
+            envvar="KDNS_STATE_DIR",
+        ),
+    ] = STATE_DIR,
     quiet: Annotated[bool, typer.Option("--quiet/--no-quiet", hidden=True)] = False,
     plugins: Annotated[bool, typer.Option("--plugins/--no-plugins", help="List the directives, and end.")] = False,
     version: Annotated[bool, typer.Option("--version/--no-version", help="Say the version, and end.")] = False,
@@ -236,7 +245,7 @@ def node(
         services=_services(),
     )
     paths = Paths(basecorefile, conf or corefile, kubednscm)
-    instance = Instance(settings, paths, _values(addresses, dns_port, domain, upstreamsvc), pidfile)
+    instance = Instance(settings, paths, _values(addresses, dns_port, domain, upstreamsvc), pidfile, state_dir)
     instance.serve(workers, metrics)
 
 
@@ -273,6 +282,7 @@ class Instance:
     paths: Paths
     values: Values
     pidfile: Path | None
+    state_dir: Path
     log: Log = field(init=False)
     loader: Loader = field(init=False)
 
@@ -282,7 +292,8 @@ class Instance:
 
         start = Start(
             load=self.load,
-            state_dir=None,
+            state_dir=self.state_dir,
+            on_demand=True,
             workers=workers,
             setup=self.setup,
             metrics=metrics,

@@ -49,7 +49,7 @@ def serve(
     from kdns.server import supervisor
 
     load = partial(plugins.load, conf, environ=os.environ, default_port=dns_port)
-    supervisor.run(supervisor.Start(load, state_dir or default_state_dir(), workers))
+    supervisor.run(supervisor.Start(load, state_dir or default_state_dir(), workers=workers))
 
 
 def default_state_dir() -> Path:

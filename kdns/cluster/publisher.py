@@ -487,7 +487,7 @@ class _Entries:
             owner = _service_owner(service.namespace, service.name, origin)
             if owner is None or len(label) > names.MAX_LABEL:
                 continue
-            name = bytes((len(label),)) + label + b"\x05_zone" + owner
+            name = bytes((len(label),)) + label + sources.ZONAL + owner
             if len(name) <= names.MAX_NAME:
                 found.names[name] = rrsets
         return found

@@ -27,6 +27,7 @@ PAGE_OBJECTS = 2000
 LIST_LIMIT = 512 * 2**20
 """Bytes of the longest page of a list."""
 _STATUS_LIMIT = 65536
+_RUNNING = ",".join(f"status.phase!={phase}" for phase in ("Succeeded", "Failed", "Unknown"))
 _PATIENCE = 3
 """How often in a row a way is tried that leads nowhere, before another one is."""
 _DEAD_ENDS = ("malformed", "too_large", "error_event", "unsupported", "internal")
@@ -110,7 +111,6 @@ def resources(
         return Resource(kind, f"{api}{where}/{kind.lower()}s", _given(query), kept, optional)
 
     names = f"metadata.name={alone}" if alone is not None else ""
-    running = ",".join(f"status.phase!={phase}" for phase in ("Succeeded", "Failed", "Unknown"))
     found = [
         Resource(
             "Namespace", "/api/v1/namespaces", _given({"labelSelector": namespace_labels, "fieldSelector": names}), kept
@@ -121,10 +121,15 @@ def resources(
         selector = labels if endpoints else imported
         found.append(namespaced("EndpointSlice", "/apis/discovery.k8s.io/v1", labelSelector=selector))
     if pods_verified:
-        found.append(namespaced("Pod", "/api/v1", labelSelector=labels, fieldSelector=running))
+        found.append(namespaced("Pod", "/api/v1", labelSelector=labels, fieldSelector=_RUNNING))
     if multicluster:
         found.append(namespaced("ServiceImport", "/apis/multicluster.x-k8s.io/v1alpha1", optional=True))
     return tuple(found)
+
+
+def pods_of(node: str) -> Resource:
+    """The running pods of one node."""
+    return Resource("Pod", "/api/v1/pods", (("fieldSelector", f"spec.nodeName={node},{_RUNNING}"),))
 
 
 def _given(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

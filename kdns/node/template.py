@@ -28,19 +28,14 @@ from kdns.node.configmap import STUB_DOMAINS, KubeDns, StubDomain
 RESOLV_CONF = "/etc/resolv.conf"
 REFUSED: Mapping[str, tuple[str, str]] = {
     "kubernetes": (
-        "kubernetes has no place on a node: kdns node keeps no zone store",
-        "forward to the cluster's DNS, such as forward . __PILLAR__CLUSTER__DNS__",
+        "kubernetes has no place on a node: each node would follow all of the cluster",
+        "secondary, for copies of the zones of the cluster's DNS, or forward, such as"
+        " forward . __PILLAR__CLUSTER__DNS__",
     ),
-    "file": ("file has no place on a node: kdns node keeps no zone store", "hosts, or forward to a server that has it"),
-    "secondary": (
-        "secondary has no place on a node: kdns node keeps no zone store",
-        "forward to a server that has its zones",
+    "k8s_external": (
+        "k8s_external has no place on a node: it goes with kubernetes",
+        "secondary, for copies of its zones, or forward to the cluster's DNS",
     ),
-    "transfer": (
-        "transfer has no place on a node: kdns node keeps no zone store",
-        "transfers from the server that has the zone",
-    ),
-    "auto": ("auto has no place on a node: kdns node keeps no zone store", "forward to a server that has its zones"),
 }
 """Directives that the Corefile of a node cannot have: why, and what is accepted instead."""
 

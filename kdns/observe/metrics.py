@@ -65,6 +65,7 @@ class SupervisorState:
     outdated: bool = False
     top_names: tuple[TopName, ...] = ()
     certificates: tuple[tuple[str, float, bool], ...] = ()
+    copies: Mapping[str, float] = field(default_factory=dict)
 
 
 class Family(NamedTuple):
@@ -173,6 +174,7 @@ GAUGES = (
     Family("kdns_packet_cache_entries", "Answers in the packet caches of all workers."),
     Family("kdns_packet_cache_bytes", "Bytes of the queries and answers in the packet caches of all workers."),
     Family("kdns_tcp_connections", "TCP connections of clients that are open."),
+    Family("kdns_followers", "Those of them on which copies of zones are kept up to date."),
     Family(
         "kdns_forward_upstreams",
         "How many of those that use an upstream, each forward of each worker, find it up, and how many down.",
@@ -466,6 +468,14 @@ def _supervisor(state: SupervisorState) -> Iterator[Metric]:
     yield _gauge(
         Family("kdns_zone_files_unusable", "Master files that cannot be used; what they held before is served."),
         {(): state.zone_file_errors},
+    )
+    yield _gauge(
+        Family(
+            "kdns_secondary_age_seconds",
+            "Seconds since a copy of a zone was last known to be what a primary has.",
+            ("zone",),
+        ),
+        {(zone,): seconds for zone, seconds in state.copies.items()},
     )
     yield _gauge(
         Family("kdns_memory_limit_bytes", "What all processes together may take, if their control group has a limit."),

@@ -18,21 +18,41 @@ search domains in `/etc/resolv.conf` of this server, which pods have from their 
 which the name is in. The client's namespace is that of the pod that has its address. Pods on their node's network have
 the address of the node: where they are of different namespaces, no search list can be told, and none is gone through.
 
+With `node`, it knows the pods of one node only, and needs no *kubernetes*: for `kdns node`, which has nobody else to
+answer. Those pods alone are listed and watched (field selector `spec.nodeName`), so that its memory does not grow with
+the cluster. What is needed of the API server: list and watch of pods. The names are looked up in the rest of the server
+block's plugins as far as they are in its zones, the others by the server block that they belong to. What is known of
+pods is kept in the state directory. Without the API server that stays as it was, and a pod that is not known goes
+through its search list by itself.
+
 ## Syntax
 
 ```
 autopath [ZONES...] RESOLV-CONF
-autopath [ZONES...] @kubernetes
+autopath [ZONES...] @kubernetes {
+    node NAME
+    endpoint URL
+    tls CERT KEY CACERT
+    kubeconfig FILE [CONTEXT]
+}
 ```
 
 * **ZONES**: only for names in these zones. Without any, those of the server block.
 * **RESOLV-CONF**: a file with the line `search DOMAIN...` (resolv.conf(5)), as it is when the Corefile is read. It
   holds for every client. A relative path starts at *root*'s directory.
-* `@kubernetes`: the search list of pods. *kubernetes* has to be in the same server block, with `pods verified`.
+* `@kubernetes`: the search list of pods. Without a block, *kubernetes* has to be in the same server block, with
+  `pods verified`.
+* `node` **NAME**: of the pods on this node, whatever else is in the server block; mostly `{$NODE_NAME}`, a variable
+  that a pod has from the downward API (`spec.nodeName`). If no pod is on a node of that name, the log says so.
+  **ZONES** are the zones of the cluster then, but for reverse zones; the root is none.
+* `endpoint`, `tls`, `kubeconfig`: how the API server is reached, beside `node`, as for *kubernetes*; default: as in a
+  pod.
 
 ## Metrics
 
 * `coredns_autopath_success_total{server}`: queries that were answered with a later name than the first.
+
+With `node`, those of *kubernetes* about the API server as well.
 
 ## Examples
 
@@ -47,15 +67,33 @@ autopath [ZONES...] @kubernetes
 }
 ```
 
+On a node:
+
+```corefile
+cluster.local:53 {
+    cache 30
+    autopath @kubernetes {
+        node worker-1
+    }
+    forward . 10.96.0.10 {
+        force_tcp
+    }
+}
+.:53 {
+    cache 30
+    forward . /etc/resolv.conf
+}
+```
+
 ## Differences from CoreDNS
 
-The counter is of queries that were answered with a later name; CoreDNS counts those for names that exist as they were
-asked, too. An answer for the first name is given as it is; CoreDNS puts a second CNAME in front of one that is an alias
-already. The name of the search domain itself is looked up as any other; CoreDNS answers it with SERVFAIL. Where no
-plugin answers for a name, the next one is tried; CoreDNS answers with SERVFAIL. All addresses of a pod count; CoreDNS
-knows one. Where pods of different namespaces have one address, there is no search list; CoreDNS takes that of any of
-them. `@kubernetes` without *kubernetes* or without `pods verified`, and a file without search domains, are refused;
-CoreDNS does nothing then. Of other plugins, `@erratic` is not here.
+`node` is new. The counter is of queries that were answered with a later name; CoreDNS counts those for names that exist
+as they were asked, too. An answer for the first name is given as it is; CoreDNS puts a second CNAME in front of one
+that is an alias already. The name of the search domain itself is looked up as any other; CoreDNS answers it with
+SERVFAIL. Where no plugin answers for a name, the next one is tried; CoreDNS answers with SERVFAIL. All addresses of a
+pod count; CoreDNS knows one. Where pods of different namespaces have one address, there is no search list; CoreDNS
+takes that of any of them. `@kubernetes` without *kubernetes* or without `pods verified`, and a file without search
+domains, are refused; CoreDNS does nothing then. Of other plugins, `@erratic` is not here.
 
 ## See also
 
@@ -86,53 +124,111 @@ NAME = "autopath"
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _LONGEST_FILE = 1 << 16
 _SVC = b"\x03svc"
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_NODE = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ACCEPTED = "a file with a line of search domains, or @kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """zones: lower case with their last dot. pods: the list is that of pods. search: domains, lower case with their
-    last dot; of a list of pods those behind the cluster's.
+    last dot; of a list of pods those behind the cluster's. watch: how the pods of a node are followed, in the terms of
+    `kubernetes`; None if they are not.
     """
 
     zones: tuple[str, ...]
     search: tuple[str, ...]
     pods: bool = False
+    watch: kubernetes.Options | None = None
+
+    def cluster(self, block: ServerConfig) -> tuple[str, ...]:
+        """The zones of the cluster, for a list of pods."""
+        found: tuple[str, ...] = self.zones if self.watch is not None else block.plugins[kubernetes.NAME].zones
+        return found
 
 
 def needs_clients(block: ServerConfig) -> bool:
-    """Whether a server block has to know the namespaces of its clients."""
+    """Whether `kubernetes` has to know the namespaces of a server block's clients."""
     options = block.plugins.get(NAME)
-    return isinstance(options, Options) and options.pods
+    return isinstance(options, Options) and options.pods and options.watch is None
+
+
+def watches(block: ServerConfig) -> bool:
+    """Whether the pods of a node have to be followed for a server block."""
+    options = block.plugins.get(NAME)
+    return isinstance(options, Options) and options.watch is not None
 
 
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
     """Read the directive; None after a mistake."""
     reader = Reader(directive, mistakes)
     args = reader.arguments(directive, 1, None, "autopath [ZONES...] RESOLV-CONF, or @kubernetes in its place")
-    reader.no_block()
     if not args:
         return None
     *zone_tokens, source = args
     zones = reader.zones(zone_tokens) or tuple(dict.fromkeys(key.zone for key in block.keys))
-    pods = source.text.startswith("@")
+    pods, watch = source.text.startswith("@"), None
     search: tuple[str, ...] | None
-    if pods:
-        _check_kubernetes(reader, source, block)
-        search = _usable(_RESOLV_CONF)
-    else:
+    if not pods:
+        reader.no_block()
         search = reader.value(source, lambda text: _domains(text, root.directory(block)))
-    return Options(zones, search or (), pods) if reader.sound else None
+    else:
+        search = _usable(_RESOLV_CONF)
+        if source.text != "@kubernetes":
+            reader.refuse(source, f"autopath: {values.shown(source.text)} is not supported", _ACCEPTED)
+        elif directive.block:
+            watch = _watch(reader, source, zones)
+        else:
+            _check_kubernetes(reader, source, block)
+    return Options(zones, search or (), pods, watch) if reader.sound else None
+
+
+def _watch(reader: Reader, source: Token, zones: Sequence[str]) -> kubernetes.Options | None:
+    """How the pods of a node are followed; None after a mistake."""
+    found = kubernetes.Access()
+    name = ""
+
+    def node(item: Directive) -> None:
+        nonlocal name
+        name = reader.one(item, _node, "node NAME") or ""
+
+    reader.options({"node": node, **kubernetes.access_options(reader, found)})
+    kubernetes.access_together(reader)
+    if reader.sound and not name:
+        reader.refuse(source, "autopath @kubernetes has a block without node", "node NAME in it, or no block")
+    elif "." in zones or all(map(values.is_reverse, zones)):
+        message = "autopath @kubernetes with node does not know the cluster's zone"
+        reader.refuse(source, message, "autopath cluster.local @kubernetes")
+    if not reader.sound:
+        return None
+    return kubernetes.Options(
+        zones=(),
+        endpoints=tuple(found.endpoints),
+        tls=tuple(found.tls),
+        kubeconfig=found.kubeconfig,
+        context=found.context,
+        node=name,
+    )
+
+
+def _node(text: str) -> str:
+    if not text:
+        raise ConfigValueError(
+            "the name of the node is empty", "node NAME; a variable of the environment has to be set"
+        )
+    if len(text) > 253 or not _NODE.fullmatch(text):
+        raise ConfigValueError(
+            f"{values.shown(text)} cannot be the name of a node", "lower-case letters, digits, hyphens and dots"
+        )
+    return text
 
 
 def _check_kubernetes(reader: Reader, source: Token, block: ServerBlock) -> None:
-    if source.text != "@kubernetes":
-        reader.refuse(source, f"autopath: {values.shown(source.text)} is not supported", _ACCEPTED)
-        return
     beside = [each for each in block.directives if each.name.text == kubernetes.NAME]
     words = {(item.name.text, *(arg.text for arg in item.args)) for each in beside for item in each.block or ()}
     if not beside:
-        reader.refuse(source, "autopath @kubernetes without kubernetes", "kubernetes in the same server block")
+        accepted = "kubernetes in the same server block, or `node NAME` in a block of autopath"
+        reader.refuse(source, "autopath @kubernetes without kubernetes", accepted)
     elif ("pods", "verified") not in words:
         message = "autopath @kubernetes does not know the namespaces of its clients"
         reader.refuse(source, message, "kubernetes with `pods verified` in the same server block")
@@ -194,6 +290,8 @@ class Handler:
         wire = [names.lower(names.from_text(zone)) for zone in cluster if not values.is_reverse(zone)]
         self._cluster = names.Zones({zone: zone for zone in wire})
         self._region = site.region
+        self._ask = site.ask
+        self._own = names.zone_set(site.zones) if options.watch is not None else None
         self._cells: dict[str, int] = {}
 
     def passing(self, zone: bytes, server: str) -> tuple[int, ...]:
@@ -256,7 +354,7 @@ class Handler:
         for behind in dict.fromkeys(search):
             if len(base) + len(behind) > names.MAX_NAME:
                 continue
-            found = await next(message.follow(query, base + behind, query.links))
+            found = await self._look_up(query, base + behind, next)
             cacheable &= _is_plain(found)
             depends += found.depends
             if found.plugin and not _says_nothing(found):
@@ -266,6 +364,18 @@ class Handler:
         first.cacheable = cacheable
         first.depends = depends
         return first
+
+    async def _look_up(self, query: Query, name: bytes, next: Next) -> Response:
+        """What is answered for another name: with `node` by the server block that it belongs to, else by this one.
+
+        How often one block can ask another is bounded: that one may have search domains in this.
+        """
+        if self._own is None or self._own.find(name.lower()):
+            return await next(message.follow(query, name, query.links))
+        links = message.links_of(query.links, 1)
+        if links >= message.LONGEST_CHAIN:
+            return Response(rcode=rr.REFUSED)
+        return await self._ask(message.follow(query, name, links))
 
     def _count(self, server: str) -> None:
         cell = self._cells.get(server)

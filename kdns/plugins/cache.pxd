@@ -102,6 +102,7 @@ cdef class Handler:
     @cython.locals(item=Item)
     cdef _meanwhile(self, bytes key, _Counts counts)
     cdef bint _is_outdated(self, Item item) except -1
+    cdef bint _have_changed(self, tuple depends, object seen) except -1
     cdef _Flight _start(self, object steps, object query, bytes key, bytes way, _Counts counts, object seen)
     @cython.locals(item=Item)
     cdef land(self, _Flight flight, object response, object error)

@@ -789,11 +789,16 @@ class Handler:
 
     def _is_outdated(self, item: Item) -> bool:
         """Whether our zones may have an answer now to what fell through them (`fallthrough`)."""
-        seen, hashes = self._site.changes.since(item.seen)
-        if hashes is None or not set(map(name_hash, item.depends)).isdisjoint(hashes):
+        seen = self._site.changes.generation
+        if self._have_changed(item.depends, item.seen):
             return True
         item.seen = seen
         return False
+
+    def _have_changed(self, depends: tuple[bytes, ...], seen: int) -> bool:
+        """Whether names may have changed since a generation of our zones."""
+        _, hashes = self._site.changes.since(seen)
+        return hashes is None or not set(map(name_hash, depends)).isdisjoint(hashes)
 
     def _start(
         self, steps: Coroutine[Any, Any, Response], query: Query, key: bytes, way: bytes, counts: _Counts, seen: int
@@ -826,17 +831,19 @@ class Handler:
         """A flight's response for one who has waited. The first to get it is the only one with its error.
 
         A response that is no relay belongs to the query that it answers, so that others ask for themselves (None),
-        unless it failed.
+        unless it failed. So does everyone if our zones may have an answer by now.
         """
         first, flight.told = not flight.told, True
         response = flight.response
         if first:
             if flight.failed is not None:
                 raise flight.failed
-            if response is not None and len(flight.waiting) == 1:
+            if response is not None and not response.depends and len(flight.waiting) == 1:
                 return response
         if response is None:
             return Response(rcode=rr.SERVFAIL)
+        if response.depends and self._have_changed(response.depends, flight.seen):
+            return None
         if first:
             return replace(response)
         if response.relay is None and response.rcode != rr.SERVFAIL:

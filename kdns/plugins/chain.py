@@ -8,13 +8,21 @@ without an event loop. A handler that is about to wait for anything says `await 
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from kdns.upstream.steps import in_loop, in_task
 from kdns.wire.message import Query, Response
 
-__all__ = ["Completing", "Handler", "Next", "Provider", "Transparent", "attempt", "in_loop", "in_task", "link"]
+if TYPE_CHECKING:
+    from kdns.plugins.zones import Rules
+    from kdns.wire import names
+    from kdns.zone.lookup import ZoneView
+    from kdns.zone.reader import Reader
+
+__all__ = [
+    "Completing", "Handler", "Next", "Provider", "Transparent", "Zoned", "attempt", "in_loop", "in_task", "link",
+]  # fmt: skip
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
 """The rest of the chain."""
@@ -59,6 +67,19 @@ class Completing(Protocol):
 
     def completes(self, zone: bytes) -> bool:
         """Whether it may do so for a name in a zone (lower case)."""
+        ...
+
+
+@runtime_checkable
+class Zoned(Protocol):
+    """A handler that answers from zones of the store that come and go (`kdns.plugins.zones`)."""
+
+    name: str
+    views: names.Zones[ZoneView]
+    rules: Mapping[bytes, Rules]
+
+    def look(self, store: Reader) -> None:
+        """Learn which zones there are now."""
         ...
 
 

@@ -6,8 +6,9 @@
 
 ## Description
 
-The answer for type A is 192.0.2.53, for AAAA 2001:db8::53, with a TTL of 0; for other types it is SERVFAIL. Nothing is
-passed on, so that *erratic* has to be the last plugin that answers.
+The answer for type A is 192.0.2.53, for AAAA 2001:db8::53, with a TTL of 0; for other types it is SERVFAIL. Whatever is
+asked for by AXFR over TCP or TLS is a small zone. Nothing is passed on, so that *erratic* has to be the last plugin
+that answers.
 
 Queries are counted from 0, in each worker for itself, and one is dropped (or delayed, or truncated) if its number can
 be divided by **AMOUNT**: the first one always is. Answers are not kept in the packet cache.
@@ -25,7 +26,7 @@ erratic {
 
 * `drop`: one of **AMOUNT** queries gets no answer. Default: 2; without this line too, unless there is `truncate` or
   `delay`. 0: none is.
-* `truncate`: one of **AMOUNT** answers has the TC bit. Default: 2.
+* `truncate`: one of **AMOUNT** answers has the TC bit, or is a zone without its end. Default: 2.
 * `delay`: one of **AMOUNT** answers comes **DURATION** later. Default: 2, and 100ms.
 * `large`: an answer for type A has its record 30 times.
 
@@ -54,8 +55,8 @@ None of its own.
 ## Differences from CoreDNS
 
 Each worker counts for itself. Answers are truncated as CoreDNS's manual has it; CoreDNS compares single bits of the
-count. `drop` without **AMOUNT** stands for 2 beside `delay` and `truncate` too. There is no zone to be transferred. It
-has no part in *ready*, and none in *autopath*.
+count. `drop` without **AMOUNT** stands for 2 beside `delay` and `truncate` too. AXFR is REFUSED over UDP, and in a
+server block that has *forward*. It has no part in *ready*, and none in *autopath*.
 
 ## See also
 
@@ -74,9 +75,11 @@ from kdns.corefile.lexer import Token
 from kdns.corefile.options import Reader
 from kdns.errors import Mistake
 from kdns.plugins.chain import Next, in_task
-from kdns.wire import message, rr
-from kdns.wire.message import Query, Response
+from kdns.wire import message, names, rr
+from kdns.wire.message import Query, Response, Transfer
 from kdns.wire.rrset import RRset
+from kdns.zone.journal import Row
+from kdns.zone.transfer import Messages, Packer
 
 NAME = "erratic"
 AMOUNT = 2
@@ -87,6 +90,10 @@ _ADDRESSES = {address.type: address for address in (
     RRset(rr.A, 0, (rr.address("192.0.2.53"),)), RRset(rr.AAAA, 0, (rr.address("2001:db8::53"),)),
 )}  # fmt: skip
 _MOST = (1 << 31) - 1
+_SERVERS = {b"\1b": "2001:500::54", b"\1a": "2001:bd8::53"}
+_SOA = rr.soa(
+    names.from_text("sns.dns.icann.org."), names.from_text("noc.dns.icann.org."), 2018050825, 7200, 3600, 1209600, 3600
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +153,40 @@ class Handler:
         if options.delay and number % options.delay == 0:
             await in_task()
             await asyncio.sleep(options.duration)
+        truncated = bool(options.truncate and number % options.truncate == 0)
+        if query.type == rr.AXFR:
+            return _transfer(query, truncated)
         address = _ADDRESSES.get(query.type)
         if address is None:
             return Response(rcode=rr.SERVFAIL, plugin=NAME)
         count = LARGE if options.large and query.type == rr.A else 1
-        truncated = options.truncate and number % options.truncate == 0
         return Response(
             authoritative=True,
             answer=[(query.lname, address)] * count,
             set_flags=message.TC if truncated else 0,
             plugin=NAME,
         )
+
+
+def _transfer(query: Query, truncated: bool) -> Response:
+    """A zone of the name that is asked for."""
+    if query.proto == "udp":
+        return Response(rcode=rr.REFUSED, plugin=NAME)
+    if len(query.lname) + 2 > names.MAX_NAME:
+        return Response(rcode=rr.SERVFAIL, plugin=NAME)
+    transfer = Transfer(query.lname, _zone(query.lname, truncated), lambda: None)
+    return Response(authoritative=True, transfer=transfer, plugin=NAME)
+
+
+def _zone(origin: bytes, truncated: bool) -> Messages:
+    """All of a zone, as a message; truncated: without the SOA record at the end."""
+    packer = Packer(origin)
+    soa = Row(origin, rr.SOA, 0, _SOA)
+    packer.add(soa)
+    for label in _SERVERS:
+        packer.add(Row(origin, rr.NS, 0, label + origin))
+    for label, address in sorted(_SERVERS.items()):
+        packer.add(Row(label + origin, rr.AAAA, 0, rr.address(address)))
+    if not truncated:
+        packer.add(soa)
+    return packer.done()

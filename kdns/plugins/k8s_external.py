@@ -177,7 +177,3 @@ class Handler(kubernetes.Handler):
     def __init__(self, options: Options, views: Iterable[ZoneView], store: StoreReader, ask: Next) -> None:
         shared = kubernetes.Options(options.zones, ttl=options.ttl, fallthrough=options.fallthrough)
         super().__init__(shared, views, store, ask)
-
-    def passing(self, zone: bytes, server: str) -> tuple[int, ...] | None:
-        """Names in other zones."""
-        return () if self._views.find(zone) is None else None

@@ -179,6 +179,7 @@ from kdns.plugins.chain import Next
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
+from kdns.zone import sources
 from kdns.zone.clients import Namespaces
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader as StoreReader
@@ -193,7 +194,6 @@ _FOR_THE_API = (
 )  # fmt: skip
 _MOST = 1_000_000
 
-_ZONAL = b"\x05_zone"
 _EVERYWHERE = b"\x01*"
 _TARGET_AT = {rr.SRV: 6, rr.NS: 0}
 
@@ -206,7 +206,7 @@ class Options:
     all of them). manifests: paths, resolved against `root`; without any it is the Kubernetes API. endpoints: URLs. tls:
     files of certificate, key and authority. context: "" for the file's own. namespaces: empty for all. pods: one of
     POD_MODES. ttl: seconds. startup_timeout: seconds. snapshot_max_age: seconds, None for any age. apiserver_*: 0 for
-    the default.
+    the default. node: only the pods of this node are wanted, and nothing else of the cluster (`autopath`).
     """
 
     zones: tuple[str, ...]
@@ -231,17 +231,24 @@ class Options:
     apiserver_qps: float = 0.0
     apiserver_burst: int = 0
     apiserver_max_inflight: int = 0
+    node: str = ""
 
 
 @dataclass(slots=True)
-class _Found:
-    """The options as far as they are read; the names are those of Options."""
+class Access:
+    """How the API server is reached, as far as it is read; the names are those of Options."""
 
-    manifests: list[str] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=list)
     tls: list[str] = field(default_factory=list)
     kubeconfig: str = ""
     context: str = ""
+
+
+@dataclass(slots=True)
+class _Found(Access):
+    """The options as far as they are read; the names are those of Options."""
+
+    manifests: list[str] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
     namespace_labels: Selector | None = None
     labels: Selector | None = None
@@ -279,15 +286,9 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     return Options(zones=tuple(zones), **settings)
 
 
-def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callable[[Directive], None]]:
-    """Each option's reader."""
-
-    def manifests(item: Directive) -> None:
-        for token in reader.arguments(item, 1, None, "manifests PATH..."):
-            if token.text:
-                found.manifests.append(str(directory / token.text))
-            else:
-                reader.refuse(token, "kubernetes: manifests has an empty path", "a file or folder")
+def access_options(reader: Reader, found: Access) -> dict[str, Callable[[Directive], None]]:
+    """The readers of the options that say how the API server is reached."""
+    name = reader.directive.name.text
 
     def endpoint(item: Directive) -> None:
         scheme = "https" if any(other.name.text == "tls" for other in reader.directive.block or ()) else "http"
@@ -298,7 +299,7 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         args = reader.arguments(item, low, high, accepted)
         for token in args:
             if not token.text:
-                reader.refuse(token, f"kubernetes: {item.name.text} has an empty argument", accepted)
+                reader.refuse(token, f"{name}: {item.name.text} has an empty argument", accepted)
         return [token.text for token in args]
 
     def tls(item: Directive) -> None:
@@ -306,6 +307,19 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
 
     def kubeconfig(item: Directive) -> None:
         found.kubeconfig, found.context = (*files(item, 1, 2, "kubeconfig FILE [CONTEXT]"), "", "")[:2]
+
+    return {"endpoint": endpoint, "tls": tls, "kubeconfig": kubeconfig}
+
+
+def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callable[[Directive], None]]:
+    """Each option's reader."""
+
+    def manifests(item: Directive) -> None:
+        for token in reader.arguments(item, 1, None, "manifests PATH..."):
+            if token.text:
+                found.manifests.append(str(directory / token.text))
+            else:
+                reader.refuse(token, "kubernetes: manifests has an empty path", "a file or folder")
 
     def multicluster(item: Directive) -> None:
         if reader.arguments(item, 1, None, "multicluster ZONES..."):
@@ -361,9 +375,7 @@ def _options(reader: Reader, found: _Found, directory: Path) -> dict[str, Callab
         found.snapshot_max_age = reader.one(item, values.duration, "snapshot_max_age DURATION")
 
     return {
-        "endpoint": endpoint,
-        "tls": tls,
-        "kubeconfig": kubeconfig,
+        **access_options(reader, found),
         "manifests": manifests,
         "namespaces": namespaces,
         "namespace_labels": selector("namespace_labels"),
@@ -395,14 +407,23 @@ def _together(reader: Reader, found: _Found, zones: Collection[str]) -> None:
     for word in _FOR_THE_API:
         if "manifests" in written and word in written:
             reader.refuse(written[word], f"kubernetes has both manifests and {word}", "one source: files or the API")
-        elif "kubeconfig" in written and word in written and word in ("endpoint", "tls"):
-            reader.refuse(written[word], f"kubernetes has both kubeconfig and {word}", "one of them")
-    if "tls" in written and "endpoint" not in written:
-        reader.refuse(written["tls"], "kubernetes has tls without endpoint", "endpoint URL beside it")
+    if "manifests" not in written:
+        access_together(reader)
     for zone in found.multicluster:
         if zone not in zones or values.is_reverse(zone):
             message = f"kubernetes has multicluster {zone}, which is not one of its zones of names"
             reader.refuse(written["multicluster"], message, ", ".join(z for z in zones if not values.is_reverse(z)))
+
+
+def access_together(reader: Reader) -> None:
+    """What the options that say how the API server is reached have to be beside each other."""
+    name = reader.directive.name.text
+    written = {item.name.text: item.name for item in reader.directive.block or ()}
+    for word in ("endpoint", "tls"):
+        if "kubeconfig" in written and word in written:
+            reader.refuse(written[word], f"{name} has both kubeconfig and {word}", "one of them")
+    if "tls" in written and "endpoint" not in written:
+        reader.refuse(written["tls"], f"{name} has tls without endpoint", "endpoint URL beside it")
 
 
 def _namespace(text: str) -> str:
@@ -497,12 +518,12 @@ class Handler:
 
     def _find(self, store: StoreReader, view: ZoneView, name: bytes, response: Response) -> Records | None:
         """The RRsets of a name; none for one that only exists; None if it does not exist."""
-        if self.options.zonal and _ZONAL in name:
+        if self.options.zonal and sources.ZONAL in name:
             return self._zonal(store, view, name, response)
         found = view.find(store, name)
         if found is None and self.options.pods == "insecure":
             return self._pod(store, view, name, response)
-        if found == () and self.options.zonal and view.exists(store, _EVERYWHERE + _ZONAL + name):
+        if found == () and self.options.zonal and view.exists(store, _EVERYWHERE + sources.ZONAL + name):
             return None  # a headless Service without ready endpoints: nothing but its topology zones is below it
         return found
 

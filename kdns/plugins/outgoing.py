@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from kdns.errors import StoreError
 from kdns.wire import names
 from kdns.wire.message import Transfer
 from kdns.zone import journal, transfer
+from kdns.zone.journal import Difference
 from kdns.zone.reader import Reader, Snapshot
 from kdns.zone.store import SYNCED, Zone
 from kdns.zone.transfer import Messages, Packer
@@ -19,22 +21,59 @@ from kdns.zone.values import decode_rrsets
 
 MOST = 50
 """Transfers of a worker that are sent at a time; others wait."""
+MOST_OF_ONE = 10
+"""Those of one client address among them: who reads slowly has no more of them."""
+WAITING = 4000
+"""Transfers that are sent or wait; with more, they get SERVFAIL at once. Each that waits is a query that waits."""
+WAITING_OF_ONE = 1000
+"""Those of one client address among these."""
 WAIT = 30.0
 """Seconds that they wait before they get SERVFAIL."""
 PREPARING = 60.0
 """Seconds in which a zone is made into messages, or else is not sent: the store keeps all old pages meanwhile."""
+FRESH = 5.0
+"""Seconds for which a zone that was made into messages is good enough for new followers, who get what has changed at
+once: if all come at the same time, it is not made for each of them while it changes."""
 _PORTION = 200
 """Names that are made into messages before others have their turn."""
-_INLINE = 100
-"""Differences that are condensed without a thread."""
+_INLINE = 300
+_INLINE_BYTES = 64 << 10
+"""Differences, and bytes of them, that are condensed without a thread."""
+SHARED = 0.05
+"""Seconds for which a difference is good enough for other followers with the same serial, who get the rest with the
+next round: where changes come faster than all are told, it would be another one for almost each of them."""
+_Version = tuple[int, bytes]
+_RECENT = 100
+_KEPT = 1 << 20
+"""Differences that have been condensed, and bytes of them, that are kept for others who have the same serial."""
 
 
 class Whole:
-    """A zone as messages. It is there as long as somebody sends it."""
+    """A zone as messages. It is there as long as somebody sends it. made: when, of `time.monotonic()`."""
 
-    def __init__(self, zone: Zone, messages: Messages) -> None:
+    def __init__(self, zone: Zone, messages: Messages, made: float) -> None:
         self.zone = zone
         self.messages = messages
+        self.made = made
+
+
+class Made:
+    """What leads from a serial to a zone as it is then, as messages. It is there as long as somebody sends it, and
+    longer if it is small. made: when, of `time.monotonic()`."""
+
+    def __init__(self, zone: Zone, difference: Difference) -> None:
+        self.zone = zone
+        self.made = time.monotonic()
+        self.messages = transfer.difference(zone.origin, difference)
+        self.size = sum(len(records) for _, records in self.messages)
+
+
+class _Share:
+    """What a client address has of the transfers. count: of those that are sent or wait."""
+
+    def __init__(self) -> None:
+        self.slots = asyncio.Semaphore(MOST_OF_ONE)
+        self.count = 0
 
 
 class Outgoing:
@@ -43,8 +82,14 @@ class Outgoing:
     def __init__(self, store: Reader) -> None:
         self.store = store
         self._slots = asyncio.Semaphore(MOST)
+        self._shares: dict[str, _Share] = {}
+        self._count = 0
         self._packing = asyncio.Lock()
-        self._whole: weakref.WeakValueDictionary[tuple[int, int], Whole] = weakref.WeakValueDictionary()
+        self._whole: weakref.WeakValueDictionary[tuple[int, _Version], Whole] = weakref.WeakValueDictionary()
+        self._made: weakref.WeakValueDictionary[tuple[int, str, int, _Version], Made] = weakref.WeakValueDictionary()
+        self._last: weakref.WeakValueDictionary[tuple[int, str, int], Made] = weakref.WeakValueDictionary()
+        self._recent: deque[Made] = deque()
+        self._recent_bytes = 0
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -55,34 +100,57 @@ class Outgoing:
         finally:
             found.end()
 
-    async def slot(self) -> Slot:
-        """Wait until another transfer may be sent. Raises TimeoutError."""
-        async with asyncio.timeout(WAIT):
-            await self._slots.acquire()
-        return Slot(self._slots)
+    async def slot(self, host: str) -> Slot:
+        """Wait until another transfer may be sent to a client address. Raises TimeoutError."""
+        share = self._shares.get(host) or _Share()
+        if self._count >= WAITING or share.count >= WAITING_OF_ONE:
+            raise TimeoutError
+        self._shares[host] = share
+        share.count += 1
+        self._count += 1
+        with ExitStack() as undo:
+            undo.callback(self._leave, host, share)
+            async with asyncio.timeout(WAIT):
+                for slots in (share.slots, self._slots):
+                    await slots.acquire()
+                    undo.callback(slots.release)
+            return Slot(undo.pop_all().close)
 
-    async def whole(self, wanted: Zone) -> Whole | None:
+    def _leave(self, host: str, share: _Share) -> None:
+        """A transfer is sent, or waits no more."""
+        self._count -= 1
+        share.count -= 1
+        if not share.count:
+            del self._shares[host]
+
+    async def whole(self, wanted: Zone, *, followed: bool = False) -> Whole | None:
         """All of a zone as it is now, of one commit; None if it is not, or no more, to be served.
 
-        One is made into messages at a time, in portions, with pauses that are as long. Raises StoreError if the store
-        does not let us, TimeoutError if it takes too long.
+        One is made into messages at a time, in portions, with pauses that are as long. followed: it may be one of
+        FRESH ago. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
         """
         async with asyncio.timeout(PREPARING):
             async with self._packing:
                 with self.snapshot() as found:
-                    return await self._whole_of(found, wanted)
+                    return await self._whole_of(found, wanted, FRESH if followed else 0.0)
 
-    async def _whole_of(self, found: Snapshot, wanted: Zone) -> Whole | None:
+    async def _whole_of(self, found: Snapshot, wanted: Zone, fresh: float) -> Whole | None:
         with found.open() as txn:
             zone = next((zone for zone in txn.zones() if zone.number == wanted.number), None)
         if zone is None or zone.state != SYNCED:
             return None
         if (zone.source, zone.origin) != (wanted.source, wanted.origin):  # its number was given to another one
             return None
-        there = self._whole.get((zone.number, zone.serial))
+        there = self._whole.get((zone.number, zone.version)) or self._recent_whole(zone, time.monotonic() - fresh)
         if there is None:
-            there = self._whole[zone.number, zone.serial] = Whole(zone, await self._pack(found, zone))
+            made = time.monotonic()
+            there = self._whole[zone.number, zone.version] = Whole(zone, await self._pack(found, zone), made)
         return there
+
+    def _recent_whole(self, zone: Zone, since: float) -> Whole | None:
+        """All of a zone as it was a short time ago, if somebody sends that."""
+        found = (one for one in list(self._whole.values()) if one.made > since and _same(one.zone, zone))
+        return next(found, None)
 
     async def _pack(self, found: Snapshot, zone: Zone) -> Messages:
         packer = Packer(zone.origin)
@@ -95,7 +163,7 @@ class Outgoing:
                     if soa is None:
                         raise StoreError(f"zone {names.to_text(zone.origin)} has no SOA record")
                     packer.add(soa)
-                for row in transfer.rows(zone.origin, key, value):
+                for row in transfer.rows(zone, key, value):
                     if row != soa:
                         packer.add(row)
             await asyncio.sleep(time.monotonic() - started)
@@ -104,27 +172,107 @@ class Outgoing:
         packer.add(soa)
         return packer.done()
 
-    async def difference(self, zone: Zone, entries: list[bytes]) -> Messages:
-        """What leads to a zone's serial, from differences of its journal."""
-        if len(entries) > _INLINE:
-            found = await asyncio.to_thread(journal.condensed, entries)
-        else:
-            found = journal.condensed(entries)
-        return transfer.difference(zone.origin, found)
+    def difference_at_once(self, zone: Zone, serial: int, *, followed: bool = False) -> Made | None:
+        """What leads from a serial to a zone's, if it is there already, or is little to do; else None.
+
+        The zone may be a newer one than was asked for. followed: or one of SHARED ago.
+        """
+        made = self._made.get(_step(zone, serial))
+        if made is not None:
+            return made
+        made = self._shared(zone, serial, time.monotonic()) if followed else None
+        if made is not None:
+            return made
+        with self.store as reader:
+            there = reader.zone(zone.number)
+            if there is None or not _same(there, zone):
+                return None
+            txn = reader.transaction()
+            way = journal.way(txn, there, serial)
+            if way is None or len(way) > _INLINE:
+                return None
+            entries = journal.entries(txn, there, way, there.serial, _INLINE_BYTES)
+        return self._keep(serial, Made(there, journal.condensed(entries))) if entries is not None else None
+
+    def _shared(self, zone: Zone, serial: int, asked: float) -> Made | None:
+        """What leads from a serial to one that a zone had SHARED before somebody has asked, or later."""
+        made = self._last.get((zone.number, zone.source, serial))
+        return made if made is not None and made.made > asked - SHARED and _same(made.zone, zone) else None
+
+    async def difference(self, zone: Zone, serial: int, *, followed: bool = False) -> Made | None:
+        """The same however much it is, in a thread if it is not there; None if there is no such way.
+
+        One is made at a time. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
+        """
+        asked = time.monotonic()
+        made = self.difference_at_once(zone, serial, followed=followed)
+        if made is not None:
+            return made
+        async with asyncio.timeout(PREPARING):
+            async with self._packing:
+                made = self._made.get(_step(zone, serial))
+                if made is None and followed:
+                    made = self._shared(zone, serial, asked)
+                if made is not None:
+                    return made
+                made = await asyncio.to_thread(self._make, zone, serial)
+                return self._keep(serial, made) if made is not None else None
+
+    def _make(self, zone: Zone, serial: int) -> Made | None:
+        """Read in portions, between which others may read."""
+        with self.snapshot() as found:
+            with found.open() as txn:
+                there = next((one for one in txn.zones() if one.number == zone.number), None)
+                if there is None or not _same(there, zone):
+                    return None
+                left = journal.way(txn, there, serial)
+            entries: list[bytes] = []
+            upto = there.serial
+            while left:
+                portion, left = left[-_PORTION:], left[:-_PORTION]
+                with found.open() as txn:
+                    more = journal.entries(txn, there, portion, upto)
+                if more is None:
+                    return None
+                entries[:0] = more
+                upto = journal.begins(more[0])
+        return Made(there, journal.condensed(entries)) if entries else None
+
+    def _keep(self, serial: int, made: Made) -> Made:
+        """Let others have it too."""
+        self._made[_step(made.zone, serial)] = made
+        self._last[made.zone.number, made.zone.source, serial] = made
+        if made.size <= _KEPT:
+            self._recent.append(made)
+            self._recent_bytes += made.size
+            while self._recent_bytes > _KEPT or len(self._recent) > _RECENT:
+                self._recent_bytes -= self._recent.popleft().size
+        return made
+
+
+def _same(one: Zone, other: Zone) -> bool:
+    """Whether it is one zone, at two times, and its serials are of one lineage."""
+    first, second = ((zone.number, zone.source, zone.origin, zone.lineage) for zone in (one, other))
+    return first == second
+
+
+def _step(zone: Zone, serial: int) -> tuple[int, str, int, _Version]:
+    """What leads from a serial to that of a zone."""
+    return zone.number, zone.source, serial, zone.version
 
 
 class Slot:
     """The right to send a transfer; given back when it is closed."""
 
-    def __init__(self, slots: asyncio.Semaphore) -> None:
-        self._slots: asyncio.Semaphore | None = slots
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
         """Let another one have it."""
-        slots, self._slots = self._slots, None
-        if slots is not None:
-            slots.release()
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
-    def of(self, origin: bytes, messages: Messages, kept: object = None) -> Transfer:
-        """A zone's transfer that has it until its end. kept: what is to be there as long."""
-        return Transfer(origin, messages, self.close, kept)
+    def of(self, origin: bytes, messages: Messages, kept: object = None, followed: Zone | None = None) -> Transfer:
+        """A zone's transfer that has it until its end. kept: what is to be there as long. followed: see Transfer."""
+        return Transfer(origin, messages, self.close, kept, followed)

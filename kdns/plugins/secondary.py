@@ -12,12 +12,19 @@ SOA record says: after *refresh* seconds, and after *retry* seconds when none ha
 as a difference (IXFR), or as the whole zone where that is not to be had. A NOTIFY from the address of a primary makes
 us ask that one at once.
 
-A transfer is written in one transaction: whoever asks gets the old zone or the new one. Records that are not in the
-zone are left out. A zone of more than 64 MiB (256 MiB where names are in full), one that no master file could have, or
-one whose transfer takes more than ten minutes is not taken, and the log says so.
+Where the primary is a kdns, zones are followed: one TCP connection is kept for all zones of the directive, on which the
+primary says that a zone has changed, and the difference is asked for at once, up to 50 times a second. Nothing has to
+be sent to us, so that a primary may be behind a Service and need not know who has copies. After 5 seconds of silence we
+ask whether there is anything new. When the connection has ended, copies stay as they are, and there is another one
+within a second, or while that fails, every 10 seconds or so. Zones of one kdns have other serials than those of
+another, as they come from another zone store: it says which one it is, and a copy of another one is fetched as a whole.
 
-When no primary has answered for *expire* seconds, the zone is SERVFAIL until one does. The time counts on while the
-server does not run.
+A transfer is written in one transaction: whoever asks gets the old zone or the new one. Records that are not in the
+zone are left out. A zone of more than 64 MiB (256 MiB where names are in full, or a tenth of the memory limit), one
+that no master file could have, or one whose transfer takes more than ten minutes is not taken, and the log says so.
+
+When no primary has answered for *expire* seconds, but two at least, the zone is SERVFAIL until one does. The time
+counts on while the server does not run, and for a zone that a primary gives no more while others are followed there.
 
 It answers as *file* does. With *transfer* in the same server block others can have copies of the copy.
 
@@ -27,6 +34,7 @@ It answers as *file* does. With *transfer* in the same server block others can h
 secondary [ZONES...] {
     transfer from ADDRESS...
     key NAME
+    fallback
     fallthrough [ZONES...]
 }
 ```
@@ -36,12 +44,16 @@ secondary [ZONES...] {
   port: 53. They are asked in this order. It may be given several times.
 * `key`: a key of *tsig* in the same server block, with which what we ask is signed, and the answers have to be; by
   hmac-sha256, unless *tsig* says that the key is for another algorithm.
+* `fallback`: as long as there is no copy of a zone, or it is too old, its names are passed on to the next plugin, in
+  place of SERVFAIL. What *cache* keeps of such answers is forgotten when the copy is there.
 * `fallthrough`: what does not exist in a zone is passed on to the next plugin; with **ZONES** only for names in these.
 
 ## Metrics
 
 * `kdns_secondary_transfers_total{zone, result}`: "axfr", "ixfr", "current" (there was nothing newer), "failed".
 * `kdns_secondary_expired{zone}`: 1 while a zone is too old to be served.
+* `kdns_secondary_age_seconds{zone}`: since a copy was last known to be what a primary has: it has answered, or for a
+  zone that is followed, has been heard on the connection.
 
 ## Examples
 
@@ -49,6 +61,22 @@ secondary [ZONES...] {
 example.org:53 {
     secondary {
         transfer from 10.0.1.1 10.1.2.1
+    }
+}
+```
+
+The zones of a cluster, followed by a server that asks the cluster DNS itself as long as it has no copy:
+
+```corefile
+cluster.local:53 {
+    errors
+    cache 30
+    secondary {
+        transfer from 10.96.0.10
+        fallback
+    }
+    forward . 10.96.0.10 {
+        force_tcp
     }
 }
 ```
@@ -73,8 +101,8 @@ example.net:53 {
 ## Differences from CoreDNS
 
 Copies are kept over a restart, and changes are fetched as differences: CoreDNS fetches the whole zone each time, and
-at each start. `key` and `fallthrough` are new. The time until a copy expires begins with the last answer of a primary.
-A NOTIFY from others than the primaries is REFUSED.
+at each start. Zones of a kdns are followed on a connection. `key`, `fallback` and `fallthrough` are new. The time until
+a copy expires begins with the last answer of a primary. A NOTIFY from others than the primaries is REFUSED.
 
 ## See also
 
@@ -84,7 +112,7 @@ A NOTIFY from others than the primaries is REFUSED.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock, ServerConfig
@@ -110,6 +138,7 @@ class Copy:
     zones: tuple[str, ...]
     primaries: tuple[tuple[str, int], ...]
     key: bytes | None = None
+    fallback: bool = False
     fallthrough: tuple[str, ...] = ()
     at: Token = field(default=Token("key", "", 0), compare=False)
 
@@ -130,7 +159,9 @@ class Options:
 
     def sources(self, block: ServerConfig) -> tuple[Source, ...]:
         """Where the zones are in the store."""
-        return tuple(Source(copy.source(block), fallthrough=copy.fallthrough) for copy in self.copies)
+        return tuple(
+            Source(copy.source(block), fallthrough=copy.fallthrough, fallback=copy.fallback) for copy in self.copies
+        )
 
 
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
@@ -153,13 +184,19 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     def key(item: Directive) -> None:
         nonlocal copy
         name = reader.one(item, _name, "key NAME")
-        copy = Copy(zones, (), name, copy.fallthrough, item.name)
+        copy = replace(copy, key=name, at=item.name)
+
+    def fallback(item: Directive) -> None:
+        nonlocal copy
+        reader.arguments(item, 0, 0, "fallback")
+        copy = replace(copy, fallback=True)
 
     def fallthrough(item: Directive) -> None:
         nonlocal copy
-        copy = Copy(zones, (), copy.key, reader.zones(item.args) if item.args else (".",), copy.at)
+        copy = replace(copy, fallthrough=reader.zones(item.args) if item.args else (".",))
 
-    reader.options({"transfer": transfer, "key": key, "fallthrough": fallthrough}, (), ("transfer",))
+    known = {"transfer": transfer, "key": key, "fallback": fallback, "fallthrough": fallthrough}
+    reader.options(known, (), ("transfer",))
     if reader.sound and not primaries:
         reader.refuse(directive.name, "secondary has no `transfer from`", "transfer from ADDRESS...")
     for zone in zones:
@@ -167,7 +204,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
             reader.refuse(directive.name, f"secondary: the zone {zone} is given twice", "one directive for it")
     if not reader.sound:
         return None
-    return Options((Copy(zones, tuple(primaries), copy.key, copy.fallthrough, copy.at),))
+    return Options((replace(copy, primaries=tuple(primaries)),))
 
 
 def merge(found: Sequence[Options]) -> Options:

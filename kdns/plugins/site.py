@@ -19,10 +19,10 @@ class Site:
 
     log: has lines for debugging if the server block has `debug`. zones: those of the server block, as in metrics ("."
     or "cluster.local."). token: random text, the same in all workers of a configuration. ask: what this server answers
-    to a query, all plugins of the right server block included; to be awaited in a task. background: runs a coroutine in
-    the event loop for as long as the worker serves; to be called in any thread. changes: which names of our zones have
-    changed. budget: of memory, for what is kept. view: the name of the server block's view, as in metrics. own: what
-    this server block answers to a query, whichever takes it; None is as `ask`.
+    to a query, all plugins of the right server block included; to be awaited as the next of a chain. background: runs a
+    coroutine in the event loop for as long as the worker serves; to be called in any thread. changes: which names of
+    our zones have changed. budget: of memory, for what is kept. view: the name of the server block's view, as in
+    metrics. own: what this server block answers to a query, whichever takes it; None is as `ask`.
     """
 
     region: Region

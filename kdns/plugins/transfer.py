@@ -21,12 +21,32 @@ the difference does not fit.
 When a zone has changed, each address of `to` gets a NOTIFY (RFC 1996), at once if it got none in the last quarter of a
 second, and again after 1, 2, 4 and up to 60 seconds until it answers; and when the server starts. They are not signed.
 
-A worker sends 50 transfers at a time; more wait for up to 30 seconds, and are SERVFAIL then. Who takes nothing for as
-long as `write` of *timeouts* says is disconnected.
+A kdns whose *secondary* has a copy of a zone follows it: on the connection on which it has asked for the zone, it is
+told of changes at once, if `to` has its address. It may connect to any of several servers of one cluster, as from a
+Service: each zone store has a lineage, 8 random bytes, by which it sees that serials are of another one, and gets the
+whole zone then, as it was up to five seconds ago, and at once what has changed since. What a server has as a copy
+itself is of the lineage of where it came from. A copy of the store's files begins another lineage, and so does a start
+of the machine: a power cut may have taken serials that others know.
+
+A worker has room for 2000 followers, less where memory is short, and for 1000 zones of each. For more, one of the
+client address with most of them makes room, the one that was silent longest: whoever opens thousands of connections is
+in its own way. One that asks for nothing for 30 seconds is disconnected; `idle` and `maxtcpqueries` of *timeouts* are
+for others. What they are told takes a quarter of a CPU of each worker: where they are many, and changes too, they are
+told less often, of several changes together, but once a second at least.
+
+`to *` lets every pod have the zones, and take part of what there is for followers. Nodes behind one NAT share an
+address. Let only those transfer who are to: by `to` with their addresses, `tsig` with `require AXFR IXFR`, or `acl`
+with `block type AXFR IXFR` for the networks of the pods.
+
+A worker sends 50 transfers at a time, 10 of them to one client address; more wait for up to 30 seconds, and are
+SERVFAIL then, or at once if 4000 wait already, or 1000 of one address. Who takes nothing for as long as `write` of
+*timeouts* says is disconnected.
+
+The names of `zonal` (*kubernetes*) are in no transfer, as there is no end to them: a copy does not have them.
 
 The serial of a cluster's zone counts 256ths of a second, and rises with each change: it rises too when the zone is
 made anew because the zone store is lost, if the clock is right. Two servers of one cluster do not have the same
-serials, so a copy has to come from one of them: from a Service it would come from any.
+serials, so the copy of one that does not follow has to come from one of them: from a Service it would come from any.
 
 ## Syntax
 
@@ -47,6 +67,7 @@ transfer [ZONES...] {
 * `kdns_transfers_total{result}`: whole zones ("axfr") and differences ("ixfr") that were sent, those that had nothing
   to send ("current"), and those that were not to be had ("refused", "failed").
 * `kdns_notifies_total{result}`: NOTIFYs that were sent ("sent") and that were answered ("answered").
+* `kdns_followers`: connections on which zones are followed.
 
 ## Examples
 
@@ -92,6 +113,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -99,13 +121,14 @@ from kdns.corefile.options import Reader
 from kdns.errors import ConfigValueError, FormatError, KdnsError, Mistake
 from kdns.plugins.chain import Next, in_task
 from kdns.plugins.networks import packed
-from kdns.plugins.outgoing import Outgoing, Whole
+from kdns.plugins.outgoing import Outgoing, Slot, Whole
 from kdns.plugins.site import Site
-from kdns.wire import message, names, rr, tsig
-from kdns.wire.message import Query, Response, skip_name
+from kdns.wire import following, message, names, rr, tsig
+from kdns.wire.message import Query, Response, Transfer, skip_name
 from kdns.wire.relay import expand
 from kdns.zone import journal
 from kdns.zone import transfer as messages
+from kdns.zone.journal import Row
 from kdns.zone.store import SYNCED, Transaction, Zone
 from kdns.zone.transfer import Messages
 
@@ -205,6 +228,47 @@ class Held:
         return None
 
 
+class Found(NamedTuple):
+    """What is sent to a client.
+
+    zone: as it is then. lineage: the store's, if the client follows the zone from then on. kept: has to be there as
+    long as the messages are sent.
+    """
+
+    messages: Messages
+    zone: Zone
+    lineage: bytes | None = None
+    kept: object = None
+
+
+class There(NamedTuple):
+    """A zone in the store, its SOA record if it has one, and the store's lineage."""
+
+    zone: Zone
+    soa: Row | None
+    lineage: bytes | None
+
+
+class Wanted(NamedTuple):
+    """What a client asks for.
+
+    zone: as it is. soa: its SOA record. serial: what the client has, None for nothing. lineage: the store's, if the
+    client is to follow the zone; then any serial may be one that the zone has had, and else only those below.
+    """
+
+    zone: Zone
+    soa: Row
+    serial: int | None
+    lineage: bytes | None
+
+    @property
+    def current(self) -> bool:
+        """Whether the client has the zone as it is, or says that it has a newer one."""
+        if self.serial is None:
+            return False
+        return self.serial == self.zone.serial or not (self.lineage or journal.rises(self.serial, self.zone.serial))
+
+
 class Handler:
     """Answers AXFR and IXFR."""
 
@@ -217,6 +281,9 @@ class Handler:
         self._outgoing = outgoing
         self._region = site.region
         self._log = site.log.plugin(NAME)
+        self._changes = site.changes
+        self._generation = -1
+        self._known: dict[bytes, There] = {}
 
     def passing(self, _: bytes, __: str) -> tuple[int, ...] | None:
         """What is answered directly is no transfer."""
@@ -234,13 +301,16 @@ class Handler:
             serial = client_serial(query)
             if serial is None:
                 return self._refuse(rr.FORMERR, "refused")
-        await in_task()
         try:
-            return await self._answer(query, serial)
+            found = self._at_once(query, serial) if query.proto != "udp" else None
+            if found is None:
+                await in_task()
+                return await self._answer(query, serial)
         except (KdnsError, TimeoutError) as error:
             response = self._refuse(rr.SERVFAIL, "failed")
             response.error = str(error) or "too many transfers"
             return response
+        return found
 
     def _allows(self, rule: Rule, query: Query) -> bool:
         allowed = self._allowed[id(rule)]
@@ -253,9 +323,34 @@ class Handler:
     def _count(self, result: str) -> None:
         self._region.count(("count", "kdns_transfers_total", "result", result))
 
+    def _at_once(self, query: Query, serial: int | None) -> Response | None:
+        """An answer of one message, if it takes little to make; else None. It takes no place of a transfer."""
+        wanted = self._wanted(query, serial)
+        if isinstance(wanted, Response):
+            return wanted
+        if wanted.current:
+            self._count("current")
+            return self._sent(query, Found(messages.alone(wanted.soa), wanted.zone, wanted.lineage))
+        made = None
+        if wanted.serial is not None:
+            followed = wanted.lineage is not None
+            made = self._outgoing.difference_at_once(wanted.zone, wanted.serial, followed=followed)
+        if made is None or len(made.messages) > 1:
+            return None
+        self._count("ixfr")
+        return self._sent(query, Found(made.messages, made.zone, wanted.lineage))
+
+    def _sent(self, query: Query, found: Found, slot: Slot | None = None) -> Response:
+        done = slot.close if slot is not None else _nothing
+        followed = found.zone if found.lineage else None
+        lineage = found.lineage and (found.zone.lineage or found.lineage)
+        transfer = Transfer(query.lname, found.messages, done, found.kept, followed)
+        options = message.option(following.OPTION, lineage) if lineage else b""
+        return Response(authoritative=True, transfer=transfer, edns_options=options, plugin=NAME)
+
     async def _answer(self, query: Query, serial: int | None) -> Response:
         """A zone, or what has changed in it since a serial. Raises KdnsError, TimeoutError."""
-        slot = await self._outgoing.slot()
+        slot = await self._outgoing.slot(query.client[0])
         try:
             found = await self._find(query, serial)
         except BaseException:
@@ -264,37 +359,61 @@ class Handler:
         if isinstance(found, Response):
             slot.close()
             return found
-        return Response(authoritative=True, transfer=slot.of(query.lname, *found), plugin=NAME)
+        return self._sent(query, found, slot)
 
-    async def _find(self, query: Query, serial: int | None) -> Response | tuple[Messages, object]:
-        """The messages, and what has to be there as long as they are sent; or why there are none."""
-        entries: list[bytes] | None = None
-        with self._outgoing.snapshot() as found, found.open() as txn:
-            zone = self._held.find(txn, query.lname)
-            if zone is None:
-                return self._refuse(tsig.NOTAUTH, "refused")
-            soa = messages.soa(zone.origin, txn.get(zone, zone.origin) or ())
-            if serial is not None and serial != zone.serial:
-                entries = journal.since(txn, zone, serial)
-        if zone.state != SYNCED or soa is None:
+    def _wanted(self, query: Query, serial: int | None) -> Response | Wanted:
+        """What a client asks for, or why it does not get it."""
+        theirs = following.lineage(query.edns.options) if query.edns is not None and query.proto != "udp" else None
+        there = self._there(query.lname)
+        if there is None:
+            return self._refuse(tsig.NOTAUTH, "refused")
+        if there.zone.state != SYNCED or there.soa is None:
             return self._refuse(rr.SERVFAIL, "failed")
-        if serial is not None and not journal.rises(serial, zone.serial):
+        ours = there.lineage if theirs is not None else None
+        same = ours is None or theirs == (there.zone.lineage or ours)
+        return Wanted(there.zone, there.soa, serial if same else None, ours)
+
+    def _there(self, origin: bytes) -> There | None:
+        """The zone with an apex. What was read of it is good until something changes."""
+        generation = self._changes.generation
+        if generation != self._generation:
+            self._known.clear()
+            self._generation = generation
+        found = self._known.get(origin)
+        if found is None:
+            with self._outgoing.store as reader:
+                txn = reader.transaction()
+                zone = self._held.find(txn, origin)
+                if zone is None:
+                    return None
+                soa = messages.soa(zone.origin, txn.get(zone, zone.origin) or ())
+                found = self._known[origin] = There(zone, soa, txn.lineage)
+        return found
+
+    async def _find(self, query: Query, serial: int | None) -> Response | Found:
+        """What is sent, or why there is nothing."""
+        wanted = self._wanted(query, serial)
+        if isinstance(wanted, Response):
+            return wanted
+        _, soa, serial, lineage = wanted
+        if wanted.current:
             self._count("current")
-            return messages.alone(soa), None
-        if entries is not None:
-            difference = await self._outgoing.difference(zone, entries)
-            if query.proto != "udp" or self._fits(query, difference):
-                self._count("ixfr")
-                return difference, None
+            return Found(messages.alone(soa), wanted.zone, lineage)
+        made = None
+        if serial is not None:
+            made = await self._outgoing.difference(wanted.zone, serial, followed=lineage is not None)
+        if made is not None and (query.proto != "udp" or self._fits(query, made.messages)):
+            self._count("ixfr")
+            return Found(made.messages, made.zone, lineage, made)
         if query.proto == "udp":
             self._count("current")
-            return messages.alone(soa), None
-        whole = await self._outgoing.whole(zone)
+            return Found(messages.alone(soa), wanted.zone)
+        whole = await self._outgoing.whole(wanted.zone, followed=lineage is not None)
         if whole is None:
             return self._refuse(rr.SERVFAIL, "failed")
         self._count("axfr")
         self._tell(query, whole)
-        return whole.messages, whole
+        return Found(whole.messages, whole.zone, lineage, whole)
 
     def _fits(self, query: Query, found: Messages) -> bool:
         """Whether it is one message that a client can get over UDP."""
@@ -306,6 +425,10 @@ class Handler:
         count = sum(count for count, _ in whole.messages)
         name = names.to_text(whole.zone.origin)
         self._log.info(f"transfer of {count} records of zone {name} to {query.client[0]}, serial {whole.zone.serial}")
+
+
+def _nothing() -> None:
+    """What is to be done when nothing was taken."""
 
 
 def client_serial(query: Query) -> int | None:

@@ -1,4 +1,4 @@
-"""Answers from the store's zones, for the directives whose zones are data and no cluster: `file` and `auto`.
+"""Answers from the store's zones, for the directives whose zones are data and no cluster: `file`, `auto`, `secondary`.
 
 A directive has sources in the store. Which zones a source has is looked up again whenever one of them may have come or
 gone, so that nobody has to tell a worker.
@@ -19,6 +19,7 @@ from kdns.wire import message, names, rr
 from kdns.wire.message import LONGEST_CHAIN, Query, Response
 from kdns.zone.lookup import ZoneView
 from kdns.zone.reader import Reader
+from kdns.zone.store import SYNCED
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Source:
     """What a directive's zones are kept under in the store.
 
     within: the only zones that are answered for, None for all that the source has. fallthrough: the zones in which what
-    does not exist is passed on. All lower case, with their last dot.
+    does not exist is passed on. All lower case, with their last dot. fallback: as long as a zone cannot be answered
+    from, its names are passed on.
     """
 
     id: str
     within: tuple[str, ...] | None = None
     fallthrough: tuple[str, ...] = ()
+    fallback: bool = False
 
 
 def source_id(name: str, block: ServerConfig, words: Iterable[str]) -> str:
@@ -44,53 +47,55 @@ def source_id(name: str, block: ServerConfig, words: Iterable[str]) -> str:
     return f"{name}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
-class _Rules:
+class Rules:
     """What a source's zones are answered for, and where they are not the end."""
 
     def __init__(self, source: Source) -> None:
         self.within = names.zone_set(source.within) if source.within is not None else None
         self.falls = names.zone_set(source.fallthrough)
+        self.fallback = source.fallback
 
     def covers(self, name: bytes) -> bool:
         return self.within is None or bool(self.within.find(name))
 
 
 class Handler:
-    """Answers from the zones that some sources have in the store."""
+    """Answers from the zones that some sources have in the store.
+
+    name: the directive. views: the zones, as they were when `look` was called last. rules: theirs, by origin.
+    """
 
     def __init__(self, name: str, sources: Sequence[Source], store: Reader, site: Site) -> None:
-        """name: the directive."""
         from kdns.zone.authority import Lookup  # the supervisor has this module, and answers nothing
 
         self._lookup = Lookup
-        self._name = name
-        self._rules = {source.id: _Rules(source) for source in sources}
+        self.name = name
+        self._sources = {source.id: Rules(source) for source in sources}
         self._store = store
         self._ask = site.ask
-        self._changes = site.changes
         self._floor = -1
-        self._views: names.Zones[ZoneView] = names.Zones({})
-        self._rules_of: Mapping[bytes, _Rules] = {}
+        self.views: names.Zones[ZoneView] = names.Zones({})
+        self.rules: Mapping[bytes, Rules] = {}
+        self._passed: frozenset[bytes] = frozenset()
 
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the zones say, or what the rest of the chain answers."""
-        floor = self._changes.floor
         with self._store as store:
-            if floor != self._floor:
-                self._list(store)
-                self._floor = floor
+            self.look(store)
             view = self._find(query)
-            if view is not None:
-                lookup = self._lookup(store, self._views, query, self._name)
+            passed = view is not None and view.origin in self._passed
+            if view is not None and not passed:
+                lookup = self._lookup(store, self.views, query, self.name, self._passed)
                 target = lookup.run(view)
+                falls = self.rules[view.origin].falls
         if view is None:
             return await next(query)
+        if passed:
+            response = await next(query)
+            response.depends += (query.lname,)  # whoever keeps it forgets it when the zone is there
+            return response
         response = lookup.response
-        if (
-            response.rcode == rr.NXDOMAIN
-            and not response.answer
-            and self._rules_of[view.origin].falls.find(query.lname)
-        ):
+        if response.rcode == rr.NXDOMAIN and not response.answer and falls.find(query.lname):
             depends = response.depends
             response = await next(query)
             response.depends += depends
@@ -98,23 +103,39 @@ class Handler:
         if target is None or lookup.links >= LONGEST_CHAIN or query.type in (rr.CNAME, rr.ANY):
             return response
         followed = message.follow(query, target, lookup.links)
-        return await chase(self._ask, followed, response, self._name, whole=True)
+        return await chase(self._ask, followed, response, self.name, whole=True)
+
+    def look(self, store: Reader) -> None:
+        """Learn which zones there are, if that may have changed. The reader is entered."""
+        if store.floor != self._floor:
+            self._list(store)
+            self._floor = store.floor
 
     def _list(self, store: Reader) -> None:
-        """Look up which zones there are. Of two sources with the same zone the first one counts."""
+        """Look up which zones there are, and which are passed. Of two sources with a zone the first one counts.
+
+        A zone that was there before keeps its view.
+        """
         views: dict[bytes, ZoneView] = {}
-        rules = {}
+        rules: dict[bytes, Rules] = {}
+        passed = set()
         zones = store.transaction().zones()
-        for source in self._rules:
+        for source, its in self._sources.items():
             for zone in zones:
-                if zone.source == source and zone.origin not in views:
-                    views[zone.origin] = ZoneView(zone.number, zone.origin)
-                    rules[zone.origin] = self._rules[source]
-        self._views, self._rules_of = names.Zones(views), rules
+                if zone.source != source or zone.origin in views:
+                    continue
+                view = self.views.by_zone.get(zone.origin)
+                if view is None or view.number != zone.number or self.rules[zone.origin] is not its:
+                    view = ZoneView(zone.number, zone.origin)
+                views[zone.origin] = view
+                rules[zone.origin] = its
+                if its.fallback and zone.state != SYNCED:
+                    passed.add(zone.origin)
+        self.views, self.rules, self._passed = names.Zones(views), rules, frozenset(passed)
 
     def _find(self, query: Query) -> ZoneView | None:
         """The zone that answers: the longest one, but for DS, which is above the cut (RFC 4035 3.1.4.1)."""
-        view = self._views.find(query.lname)
+        view = self.views.find(query.lname)
         if view is not None and query.type == rr.DS and view.origin == query.lname:
-            view = self._views.find(names.parent(query.lname)) or view
-        return view if view is not None and self._rules_of[view.origin].covers(query.lname) else None
+            view = self.views.find(names.parent(query.lname)) or view
+        return view if view is not None and self.rules[view.origin].covers(query.lname) else None

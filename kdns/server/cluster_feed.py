@@ -1,4 +1,4 @@
-"""A `kubernetes` directive that follows the Kubernetes API.
+"""A `kubernetes` directive that follows the Kubernetes API, or `autopath` that follows the pods of a node.
 
 One thread for each kind of object lists and watches (`kdns.cluster.watch`), and one writes: it takes whatever has come
 since, for as many objects as that may be, and commits it in one transaction with the versions that were reached.
@@ -19,7 +19,7 @@ from typing import Literal
 
 from kdns.cluster.connection import IN_CLUSTER, Access, Connection
 from kdns.cluster.delivery import Inbox
-from kdns.cluster.watch import Reflector, Resource, resources
+from kdns.cluster.watch import Reflector, Resource, pods_of, resources
 from kdns.errors import ApiError, ConfigError, Mistake, StoreError
 from kdns.observe.counters import PROGRAMMING, REST_LIMITER, REST_REQUESTS, Region
 from kdns.plugins import kubernetes
@@ -30,6 +30,7 @@ OLD_SECONDS = 10.0
 IDENTITY_SECONDS = 5.0
 """Between two attempts to read a configuration that cannot be used."""
 _LOOK_SECONDS = 1.0
+_NOT_BY_FILES = "kubeconfig FILE or endpoint URL"
 _SECOND = 1_000_000_000
 
 
@@ -51,6 +52,8 @@ def access(options: kubernetes.Options) -> Access:
 
 def watched(options: kubernetes.Options) -> tuple[Resource, ...]:
     """What has to be listed and watched for a directive."""
+    if options.node:
+        return (pods_of(options.node),)
     return resources(
         namespaces=options.namespaces,
         namespace_labels=str(options.namespace_labels or ""),
@@ -141,8 +144,10 @@ class ClusterFeed:
         options = self._options
         if not (options.kubeconfig or options.endpoints or all(map(environ.get, IN_CLUSTER))):
             token = self.publication.block.keys[0].token
-            message = f"kubernetes: this is no pod of a cluster: {' and '.join(IN_CLUSTER)} are not set"
-            accepted = "kubeconfig FILE, endpoint URL or manifests PATH... in the directive"
+            directive = self.publication.directive
+            message = f"{directive}: this is no pod of a cluster: {' and '.join(IN_CLUSTER)} are not set"
+            ways = "kubeconfig FILE, endpoint URL or manifests PATH..." if options.zones else _NOT_BY_FILES
+            accepted = f"{ways} in the directive"
             raise ConfigError([Mistake(token.file, token.line, message, accepted)])
         if len(options.endpoints) > 1:
             self.publication.log.warning(f"of several endpoints only the first is used: {options.endpoints[0]}")
@@ -172,7 +177,12 @@ class ClusterFeed:
     # From the event loop
 
     async def load(self) -> None:
-        """Start to follow, and wait until everything has been read once. Raises what ends it before."""
+        """Start to follow, and wait until everything has been read once. Raises what ends it before.
+
+        Does nothing for a source without zones: nobody is answered from it.
+        """
+        if not self.publication.zones:
+            return
         running = self._start()
         synced = asyncio.ensure_future(self.loaded())
         try:
@@ -328,9 +338,17 @@ class ClusterFeed:
             self._replacing &= bool(missing)
             if complete:
                 publication.synced = True
+            if listed and self._options.node:
+                self._doubt_node()
         if publication.synced and not self._synced.is_set():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._synced.set)
+
+    def _doubt_node(self) -> None:
+        """Say that there are no pods: a name that no node has is no error to the API server."""
+        if not self.publication.counts().get("Pod"):
+            title, node = self.publication.title, self._options.node
+            self.publication.log.warning(f"{title}: no pod runs on a node {node}; is that its name?", key=title)
 
     def _observe(self, programmed: list[tuple[str, float]]) -> None:
         now = time.time()

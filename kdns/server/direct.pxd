@@ -5,8 +5,8 @@ from kdns.wire cimport names
 from kdns.zone.lookup cimport ZoneView
 from kdns.zone.reader cimport Reader
 
-cdef int _QUESTION_AT, _OPT_SIZE, _ANSWER, _NO_DATA, _NO_NAME
-cdef int _A, _AAAA, _CNAME, _OPT, _IN, _CD, _RA, _FLAGS, _LONGEST_LABEL, _LONGEST_NAME, _EXPIRED
+cdef int _QUESTION_AT, _OPT_SIZE, _ANSWER, _NO_DATA, _NO_NAME, _LEAST_LIMIT
+cdef int _A, _AAAA, _CNAME, _DS, _OPT, _IN, _CD, _RA, _FLAGS, _LONGEST_LABEL, _LONGEST_NAME, _EXPIRED, _SYNCED
 cdef bytes _OWNER, _CLASS, _POD
 cdef dict _KINDS
 
@@ -19,11 +19,15 @@ cdef class DirectZone:
     cdef readonly object block
     cdef readonly tuple counted
     cdef readonly bint recursion
-    cdef bint _denies
+    cdef bint _denies, _of_data
+    cdef dict _falls
+    cdef list _fall_sizes
     cdef bytes _pods
     cdef object _soa
     cdef dict _soas
 
+    @cython.locals(view=ZoneView)
+    cpdef bint serves(self)
     cpdef bint denies(self, bytes name)
     cpdef bytes authority(self, Py_ssize_t at)
 
@@ -32,7 +36,8 @@ cdef class Direct:
     cdef dict _by_zone
     cdef list _sizes
     cdef Reader _reader
-    cdef bint _inside
+    cdef bint _inside, _moving
+    cdef object _directory
     cdef unsigned long long[:] _cells
     cdef str _proto, _family
     cdef tuple _opts
@@ -56,6 +61,7 @@ cdef class Direct:
     cdef Py_ssize_t _index(
         self, DirectZone zone, int kind, int qtype, int do, Py_ssize_t size, Py_ssize_t length
     ) except -1
+    cdef bint _look(self)
     cdef _enter(self)
     cpdef leave(self)
 

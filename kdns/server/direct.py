@@ -1,27 +1,27 @@
 """Answers straight from the zone store, for the questions that make up almost all of what no packet cache has.
 
-That is a query of class IN, with no more than an empty OPT behind its question, for a name in a zone of `kubernetes`:
-its one address, or that there is no such record or no such name (less than the 512 bytes that any client takes). The
-bytes are those that the plugins would give, which stay the only place for everything else: what is not answered here is
-asked there.
+That is a query of class IN, with no more than an empty OPT behind its question, for a name in a zone of `kubernetes`,
+or in a plain one of `file`, `auto` or `secondary`: its one address, or that there is no such record or no such name (in
+the 512 bytes that any client takes). The bytes are those that the plugins would give, which stay the only place for
+everything else: what is not answered here is asked there.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 from kdns.observe.counters import BUCKET_OF, TYPES, Region
 from kdns.plugins import forward, kubernetes
-from kdns.plugins.chain import Completing, Handler, Transparent
+from kdns.plugins.chain import Completing, Handler, Transparent, Zoned
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block
 from kdns.wire import message, names, rr
 from kdns.wire.rrset import RRset
 from kdns.zone.changes import name_hash
 from kdns.zone.keys import name_key
-from kdns.zone.lookup import ZoneView
+from kdns.zone.lookup import ZoneView, denying
 from kdns.zone.reader import Reader
 from kdns.zone.store import EXPIRED, SYNCED
 
@@ -35,10 +35,11 @@ _KINDS = {rr.type_number(text): text for text in sorted(TYPES - {"ANY", "AXFR", 
 """Types that no plugin treats apart and that have a label of their own in the metrics."""
 _ANSWER, _NO_DATA, _NO_NAME = 0, 1, 2
 _RCODES = ("NOERROR", "NOERROR", "NXDOMAIN")
-_A, _AAAA, _CNAME, _OPT, _IN = rr.A, rr.AAAA, rr.CNAME, rr.OPT, rr.IN
+_A, _AAAA, _CNAME, _DS, _OPT, _IN = rr.A, rr.AAAA, rr.CNAME, rr.DS, rr.OPT, rr.IN
 _CD, _RA, _FLAGS = message.CD, message.RA, message.QR | message.AA
 _LONGEST_LABEL, _LONGEST_NAME = names.MAX_LABEL, names.MAX_NAME
-_EXPIRED = EXPIRED
+_LEAST_LIMIT = message.MIN_UDP
+_EXPIRED, _SYNCED = EXPIRED, SYNCED
 
 
 class Served(NamedTuple):
@@ -52,20 +53,20 @@ class Served(NamedTuple):
 class DirectZone:
     """A zone of one server block.
 
-    index: its number on this listening address. plugin: whose zone it is. counted: cells that every answer raises by
-    one. recursion: RA for all of its names.
+    index: a number for its server block and plugin. plugin: whose zone it is. counted: cells that every answer raises
+    by one. recursion: RA for all of its names.
     """
 
     __slots__ = (
-        "_denies", "_pods", "_soa", "_soas", "block", "counted", "index", "origin", "plugin", "recursion",
-        "view",
+        "_denies", "_fall_sizes", "_falls", "_of_data", "_pods", "_soa", "_soas", "block", "counted", "index", "origin",
+        "plugin", "recursion", "view",
     )  # fmt: skip
 
     def __init__(
         self,
         index: int,
         view: ZoneView,
-        handler: kubernetes.Handler,
+        handler: kubernetes.Handler | Zoned,
         block: Block,
         counted: tuple[int, ...],
         recursion: bool,
@@ -74,21 +75,33 @@ class DirectZone:
         """denies: whether no plugin in front of its own has another answer for what does not exist."""
         self.index = index
         self.view = view
-        self.origin = view.origin
+        self.origin = origin = view.origin
         self.plugin = handler.name
         self.block = block
         self.counted = counted
         self.recursion = recursion
-        self._denies = denies and not any(
-            names.is_subdomain(zone, view.origin) or names.is_subdomain(view.origin, zone) for zone in handler.fall
-        )
-        self._pods = _POD + view.origin if handler.options.pods == "insecure" else b""
+        self._of_data = not isinstance(handler, kubernetes.Handler)
+        fall = handler.fall if isinstance(handler, kubernetes.Handler) else handler.rules[origin].falls.by_zone
+        self._denies = denies and not any(names.is_subdomain(origin, zone) for zone in fall)
+        below = names.Zones({zone: True for zone in fall if names.is_subdomain(zone, origin)})
+        self._falls, self._fall_sizes = below.by_zone, below.sizes
+        is_insecure = isinstance(handler, kubernetes.Handler) and handler.options.pods == "insecure"
+        self._pods = _POD + origin if is_insecure else b""
         self._soa: RRset | None = None
         self._soas: dict[int, bytes] = {}
 
+    def serves(self) -> bool:
+        """Whether the answer to a name is what the store has for it."""
+        view = self.view
+        if self._of_data:
+            return view.plain and view.state == _SYNCED and view.soa is not None
+        return view.state != _EXPIRED
+
     def denies(self, name: bytes) -> bool:
         """Whether a name that the store does not have does not exist. (The name of a pod spells its address.)"""
-        return self._denies and self.view.state == SYNCED and not (self._pods and name.endswith(self._pods))
+        if not self._denies or self.view.state != _SYNCED or (self._pods and name.endswith(self._pods)):
+            return False
+        return not self._falls or names.longest(self._falls, self._fall_sizes, name) is None
 
     def authority(self, at: int) -> bytes:
         """The SOA record of a negative answer where the zone's name begins at an offset of the message.
@@ -101,49 +114,130 @@ class DirectZone:
             self._soas.clear()
         found = self._soas.get(at)
         if found is None:
-            found = self._soas[at] = message.soa_record(self.origin, soa, at) if soa is not None else b""
+            found = message.soa_record(self.origin, denying(soa), at) if soa is not None else b""
+            self._soas[at] = found
         return found
 
 
-Directory: TypeAlias = names.Zones[DirectZone | Literal[False]]
+class Unasked(NamedTuple):
+    """A zone that nobody has asked for yet: it may be one of many. zone: that of the server block."""
+
+    zone: bytes
+    served: Served
+    view: ZoneView
+    handler: Handler
+
+
+Found: TypeAlias = DirectZone | Literal[False]
+Zones: TypeAlias = names.Zones[Found | Unasked]
 """Who answers for a name directly; False where only the plugins of a server block do."""
 
 
-def directory(blocks: Mapping[bytes, Served]) -> Directory | None:
-    """The zones that can be answered from directly, of the server blocks by their zone; None if there is none."""
-    owners = names.Zones({zone: zone for zone in blocks})
-    found: dict[bytes, DirectZone | Literal[False]] = dict.fromkeys(blocks, False)
-    numbers = itertools.count()
-    for zone, served in blocks.items():
-        known: dict[bytes, tuple[ZoneView, kubernetes.Handler]] = {}
-        for handler in served.handlers.values():
-            if not isinstance(handler, kubernetes.Handler):
+class Directory:
+    """The zones that can be answered from directly, of the server blocks of an address.
+
+    moving: some come and go.
+    """
+
+    def __init__(self, blocks: Mapping[bytes, Served]) -> None:
+        """blocks: by their zone."""
+        self._blocks = blocks
+        self._owners = names.Zones({zone: zone for zone in blocks})
+        self._numbers: dict[tuple[bytes, str], int] = {}
+        self._made: dict[bytes, tuple[ZoneView, Found]] = {}
+        self._floor = -1
+        self._zones: Zones = names.Zones({})
+        self.moving = any(isinstance(each, Zoned) for served in blocks.values() for each in served.handlers.values())
+        if not self.moving:
+            self._list()
+            for each in [each for each in self._zones.by_zone.values() if isinstance(each, Unasked)]:
+                self.make(each)
+
+    def __bool__(self) -> bool:
+        return self.moving or any(self._zones.by_zone.values())
+
+    @property
+    def zones(self) -> Zones:
+        """Those that there were when they were looked for last."""
+        return self._zones
+
+    def look(self, reader: Reader) -> Zones:
+        """Those that there are in the store. The reader is entered."""
+        if reader.floor != self._floor:
+            for served in self._blocks.values():
+                for handler in served.handlers.values():
+                    if isinstance(handler, Zoned):
+                        handler.look(reader)
+            self._list()
+            self._floor = reader.floor
+        return self._zones
+
+    def _list(self) -> None:
+        found: dict[bytes, Found | Unasked] = dict.fromkeys(self._blocks, False)
+        made: dict[bytes, tuple[ZoneView, Found]] = {}
+        for zone, served in self._blocks.items():
+            taken: names.Zones[bool] = names.Zones({})
+            for handler in served.handlers.values():
+                views = _views(handler)
+                for view in views:
+                    origin = view.origin
+                    if self._owners.find(origin) != zone:
+                        continue
+                    if taken.find(origin):  # a plugin in front answers for its names
+                        found.setdefault(origin, False)
+                        continue
+                    known = self._made.get(origin)
+                    if known is not None and known[0] is view:
+                        made[origin] = known
+                        found[origin] = known[1]
+                    else:
+                        found[origin] = Unasked(zone, served, view, handler)
+                if views:
+                    taken = names.Zones(taken.by_zone | {view.origin: True for view in views})
+        self._zones, self._made = names.Zones(found), made
+
+    def make(self, asked: Unasked) -> Found:
+        """A zone that is asked for. It has its place among the others from then on."""
+        view = asked.view
+        found = self._zone(*asked)
+        self._zones.by_zone[view.origin] = found
+        self._made[view.origin] = view, found
+        return found
+
+    def _zone(self, zone: bytes, served: Served, view: ZoneView, handler: Handler) -> Found:
+        """A zone, if the plugins in front of its own let its answers pass and its names are those in the store."""
+        assert isinstance(handler, kubernetes.Handler | Zoned)
+        origin = view.origin
+        counted: tuple[int, ...] = ()
+        denies = True
+        for other in itertools.takewhile(lambda other: other is not handler, served.handlers.values()):
+            if isinstance(other, kubernetes.Handler | Zoned):  # its zones are other ones
                 continue
-            for view in handler.views:
-                if owners.find(view.origin) == zone:
-                    known.setdefault(view.origin, (view, handler))
-        for origin, (view, handler) in known.items():
-            found[origin] = _zone(next(numbers), view, handler, served) or False
-    return names.Zones(found) if any(found.values()) else None
+            cells = other.passing(origin, served.server) if isinstance(other, Transparent) else None
+            if cells is None:
+                return False
+            counted += cells
+            denies = denies and not (isinstance(other, Completing) and other.completes(origin))
+        offered = served.handlers.get(forward.NAME)
+        recursion = offered.covers_below(origin) if isinstance(offered, forward.Handler) else False
+        if recursion is None or not _is_looked_up(handler, origin):
+            return False
+        number = self._numbers.setdefault((zone, handler.name), len(self._numbers))
+        return DirectZone(number, view, handler, served.block, counted, recursion, denies)
 
 
-def _zone(index: int, view: ZoneView, handler: kubernetes.Handler, served: Served) -> DirectZone | None:
-    """A zone, if the plugins in front of its own let its answers pass and its names are those in the store."""
-    counted: tuple[int, ...] = ()
-    denies = True
-    for name, other in served.handlers.items():
-        if name == handler.name:
-            break
-        cells = other.passing(view.origin, served.server) if isinstance(other, Transparent) else None
-        if cells is None:
-            return None
-        counted += cells
-        denies = denies and not (isinstance(other, Completing) and other.completes(view.origin))
-    offered = served.handlers.get(forward.NAME)
-    recursion = offered.covers_below(view.origin) if isinstance(offered, forward.Handler) else False
-    if handler.options.zonal or recursion is None:
-        return None
-    return DirectZone(index, view, handler, served.block, counted, recursion, denies)
+def _views(handler: Handler) -> Collection[ZoneView]:
+    """The zones that a handler answers for from the store."""
+    if isinstance(handler, kubernetes.Handler):
+        return handler.views
+    return handler.views.by_zone.values() if isinstance(handler, Zoned) else ()
+
+
+def _is_looked_up(handler: kubernetes.Handler | Zoned, origin: bytes) -> bool:
+    """Whether all names of a zone are answered by a handler, and are those in the store."""
+    if isinstance(handler, kubernetes.Handler):
+        return not handler.options.zonal
+    return handler.rules[origin].covers(origin)
 
 
 class Direct:
@@ -152,20 +246,24 @@ class Direct:
     __slots__ = (
         "_by_zone",
         "_cells",
+        "_directory",
         "_family",
         "_heads",
         "_indexes",
         "_inside",
+        "_moving",
         "_opts",
         "_proto",
         "_reader",
         "_sizes",
     )
 
-    def __init__(self, zones: Directory, reader: Reader, region: Region, proto: str, family: str) -> None:
+    def __init__(self, directory: Directory, reader: Reader, region: Region, proto: str, family: str) -> None:
         """proto, family: as metrics call them."""
-        self._by_zone = zones.by_zone
-        self._sizes = zones.sizes
+        self._directory = directory
+        self._moving = directory.moving
+        self._by_zone = directory.zones.by_zone
+        self._sizes = directory.zones.sizes
         self._reader = reader
         self._inside = False
         self._cells = region.cells
@@ -208,9 +306,13 @@ class Direct:
             do = key[at + 7] >> 7
         elif key[9]:
             return None
+        if self._moving and not self._inside and not self._look():
+            return None
         name = octets[_QUESTION_AT:end].lower()
         zone = names.longest(self._by_zone, self._sizes, name)
-        if not zone:
+        if not isinstance(zone, DirectZone):
+            zone = self._directory.make(zone) if zone else False
+        if not zone or (qtype == _DS and len(name) == len(zone.origin)):  # which is above the cut
             return None
         try:
             return self._look_up(key, name, qtype, do, rest != 0, zone, cache)
@@ -225,7 +327,7 @@ class Direct:
             self._enter()
         view = zone.view
         view.refresh(self._reader)
-        if view.state == _EXPIRED:
+        if not zone.serves():
             return None
         value = self._reader.find(name_key(view.prefix, name, zone.origin))
         if value is None:
@@ -250,6 +352,8 @@ class Direct:
             flags |= _RA
         head = self._head(flags, kind, edns)
         response = b"".join((head, octets[_QUESTION_AT:end], record, self._opts[do] if edns else b""))
+        if len(response) + 2 > _LEAST_LIMIT:
+            return None
         cells = self._cells
         for cell in zone.counted:
             cells[cell] += 1
@@ -279,6 +383,17 @@ class Direct:
                 self._proto, self._family, _KINDS[qtype], _RCODES[kind], zone.plugin, do != 0, size, length
             )
         return index
+
+    def _look(self) -> bool:
+        """Begin to read what is there now, of the zones that there are; False if they cannot be read."""
+        self._by_zone = {}
+        try:
+            self._enter()
+            zones = self._directory.look(self._reader)
+        except Exception:  # the plugins find it too
+            return False
+        self._by_zone, self._sizes = zones.by_zone, zones.sizes
+        return True
 
     def _enter(self) -> None:
         self._reader.enter()

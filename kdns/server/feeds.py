@@ -67,6 +67,8 @@ def make_feeds(
             found.append(
                 make_feed(Publication(block, addresses, into.store, log, into.committed, into.refused), own, before)
             )
+        if "autopath" in block.plugins:
+            found += _of_autopath(block, into, own, before)
         if "file" in block.plugins:
             found += [_of_file(block, each, into, turns) for each in block.plugins["file"].files]
         if "auto" in block.plugins:
@@ -77,7 +79,7 @@ def make_feeds(
 
 
 def make_feed(publication: Publication, own: Region, before: Sequence[Feed] | None) -> Feed:
-    """The feed of a `kubernetes` directive; the parameters are those of `make_feeds`."""
+    """The feed of a directive that has objects of a cluster; the parameters are those of `make_feeds`."""
     if publication.options.manifests:
         from kdns.server.manifest_feed import ManifestFeed
 
@@ -90,6 +92,18 @@ def make_feed(publication: Publication, own: Region, before: Sequence[Feed] | No
         if isinstance(feed, ClusterFeed) and feed.publication.source == publication.source
     )
     return ClusterFeed(publication, own, first=before is None, was_current=was_current)
+
+
+def _of_autopath(block: ServerConfig, into: Into, own: Region, before: Sequence[Feed] | None) -> list[Feed]:
+    from kdns.plugins import autopath
+
+    if not autopath.watches(block):
+        return []
+    from kdns.server.publication import Publication
+
+    log = into.log.plugin(autopath.NAME)
+    publication = Publication(block, (), into.store, log, into.committed, into.refused, autopath.NAME)
+    return [make_feed(publication, own, before)]
 
 
 def _of_file(block: ServerConfig, each: file.File, into: Into, turns: asyncio.Semaphore) -> ZoneFeed:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import socket
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from kdns.corefile.config import ServerConfig
 from kdns.observe.counters import Region
 from kdns.plugins import kubernetes, transfer, zones
 from kdns.plugins.transfer import Rule
-from kdns.wire import names, rr
+from kdns.wire import message, names
 from kdns.zone import sources
 from kdns.zone.store import SYNCED, Zone
 
@@ -22,9 +21,6 @@ SPACING = 0.25
 """Seconds between two NOTIFYs to an address for a zone, as long as the zone changes."""
 BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Seconds until an address that has not answered is told again; the last one from then on."""
-_NOTIFY = 4 << 11
-_AA = 0x0400
-_HEADER = struct.Struct("!HHHHHH")
 _QUESTION_AT = 12
 
 Address = tuple[str, int]
@@ -167,7 +163,7 @@ class Notifier:
                 told.of_serial = told.serial
                 told.due = now + BACK_OFF[min(told.tries, len(BACK_OFF) - 1)]
                 told.tries += 1
-                self._send(notify(told.ident, origin), address)
+                self._send(message.notify(told.ident, origin), address)
         return min((told.due for told in self._told.values() if told.due is not None), default=None)
 
     def _send(self, data: bytes, address: Address) -> None:
@@ -210,9 +206,3 @@ class Notifier:
                     told.due = None
                 self._region.count(("count", "kdns_notifies_total", "result", "answered"))
                 return
-
-
-def notify(ident: int, origin: bytes) -> bytes:
-    """A NOTIFY for a zone (RFC 1996 3.7)."""
-    header = _HEADER.pack(ident, _NOTIFY | _AA, 1, 0, 0, 0)
-    return header + origin + struct.pack("!HH", rr.SOA, rr.IN)

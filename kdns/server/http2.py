@@ -20,6 +20,7 @@ from h2.settings import SettingCodes, Settings
 
 from kdns.server import doh
 from kdns.server.doh import BrokenError, Fields, Request
+from kdns.server.hpack import FieldEncoder, HeadDecoder
 from kdns.wire.message import MAX_MESSAGE
 
 STREAMS = 100
@@ -86,6 +87,8 @@ class Http2:
                 SettingCodes.MAX_HEADER_LIST_SIZE: doh.HEAD,
             },
         )
+        self._h2.encoder, self._h2.decoder = FieldEncoder(), HeadDecoder()
+        self._h2.decoder.max_header_list_size = doh.HEAD
         self._h2.initiate_connection()
         self._incoming: dict[int, _Incoming] = {}
         self._bodies = 0

@@ -22,6 +22,9 @@ PENDING = 10 << 10
 """About what a query takes while it waits for an answer of another server."""
 CLUSTER = 4
 """The part of the limit that is left to the supervisor for the objects of a cluster, one in so many."""
+_WHILE_COMING = 5, 2
+"""What a copy of a zone takes of the supervisor's part while all of it comes, for its records: five halves, with what
+is written of it."""
 LEAST = 4 << 20
 """What a worker gets in the smallest group: then the limit is too low, and it may come to a kill."""
 _M_TRIM_THRESHOLD = -1
@@ -68,6 +71,14 @@ def room(limit: int, workers: int, *, cluster: bool) -> int:
     limit: bytes for all processes together. cluster: whether the supervisor follows one.
     """
     return (limit - PROCESSES - (limit // CLUSTER if cluster else 0)) // workers - WORKER
+
+
+def arriving(limit: int | None, most: int) -> int:
+    """Bytes for the records of a transfer while it comes; `most` without a limit."""
+    if limit is None:
+        return most
+    times, of = _WHILE_COMING
+    return min(most, limit // CLUSTER * of // times)
 
 
 def share(limit: int | None, workers: int, *, cluster: bool = False) -> Share:

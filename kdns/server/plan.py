@@ -78,9 +78,10 @@ class Plan:
 
     zones: for each server block, the zones of its `kubernetes` directive: origin and number in the store; beside, by
     the block's index: what else it has there. token: random text by which the workers of one configuration know each
-    other. state_dir: "" without a zone store; identity: then that of the supervisor among those that serve beside it.
-    share: of memory. materials: what was good last of the files of `tls` directives. The worker gets the sockets in the
-    order of `places`.
+    other. clients, by the block's index: the number of the index of clients that `autopath` has there of its own.
+    state_dir: "" without a zone store; identity: then that of the supervisor among those that serve beside it. stuck:
+    the store cannot be written. share: of memory. materials: what was good last of the files of `tls` directives. The
+    worker gets the sockets in the order of `places`.
     """
 
     index: int
@@ -92,7 +93,9 @@ class Plan:
     identity: Identity | None = None
     share: Share = UNLIMITED
     beside: Mapping[int, Beside] = field(default_factory=dict)
+    clients: Mapping[int, int] = field(default_factory=dict)
     materials: Mapping[tls.Options, Material] = field(default_factory=dict)
+    stuck: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:

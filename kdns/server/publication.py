@@ -1,4 +1,7 @@
-"""What one `kubernetes` directive publishes: its zones in the store, and the state that others see of them."""
+"""What one `kubernetes` directive publishes: its zones in the store, and the state that others see of them.
+
+`autopath` publishes no zones, but the index of the clients on a node.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,14 @@ CURRENT_SECONDS = 30.0
 """How often a source that has no news is noted to be current."""
 
 
-def source_id(block: ServerConfig) -> str:
-    """What a directive's data is kept under: the same for the same zones of the same server block after a restart."""
-    return zones.source_id(kubernetes.NAME, block, block.plugins[kubernetes.NAME].zones)
+def source_id(block: ServerConfig, directive: str = kubernetes.NAME) -> str:
+    """What a directive's data is kept under: the same for the same zones of the same server block after a restart.
+
+    The pods of one node are nothing to another: an address may be that of a pod in another namespace there.
+    """
+    options = block.plugins[directive]
+    node = () if directive == kubernetes.NAME else (f"node {options.watch.node}",)
+    return zones.source_id(directive, block, (*options.zones, *node))
 
 
 def settings(
@@ -92,11 +100,9 @@ class Publication:
     """One directive's publisher, for whatever source it has.
 
     The store's refusals (a full disk) stop nothing: what could not be written is written when it can be.
-    directive, block: its name, and the server block. synced: its data is complete, be it from before a restart, and may
-    be served.
+    directive, block: its name, and the server block. names: the zones that the directive names. synced: its data is
+    complete, be it from before a restart, and may be served.
     """
-
-    directive = kubernetes.NAME
 
     def __init__(
         self,
@@ -106,16 +112,23 @@ class Publication:
         log: Log,
         committed: Callable[[], None],
         refused: Callable[[], None] = lambda: None,
+        directive: str = kubernetes.NAME,
     ) -> None:
         """committed: called after each transaction that changed something; refused: when one could not be written.
-        Both in any thread."""
+        Both in any thread. directive: `kubernetes`, or `autopath` where it follows the pods of a node."""
+        self.directive = directive
         self.block = block
-        self.options: kubernetes.Options = block.plugins[kubernetes.NAME]
+        options = block.plugins[directive]
+        self.options: kubernetes.Options = options if directive == kubernetes.NAME else options.watch
+        self.names: tuple[str, ...] = options.zones
         self.log = log
         self._committed = committed
         self._refused = refused
-        wanted = settings(self.options, listens, block.plugins.get("k8s_external"), clients=_needs_clients(block))
-        self.publisher = Publisher(store, source_id(block), wanted)
+        if directive == kubernetes.NAME:
+            wanted = settings(self.options, listens, block.plugins.get("k8s_external"), clients=_needs_clients(block))
+        else:
+            wanted = settings(self.options, (), clients=True)
+        self.publisher = Publisher(store, source_id(block, directive), wanted)
         if self._servable() != 0:
             self.publisher.revive()
         self.synced = self.publisher.synced
@@ -123,17 +136,12 @@ class Publication:
     @property
     def title(self) -> str:
         """What it is called in messages."""
-        return f"kubernetes {' '.join(self.options.zones)}"
+        return f"{self.directive} {' '.join(self.names)}"
 
     @property
     def source(self) -> str:
         """What its data is kept under."""
         return self.publisher.source
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The zones that the directive names."""
-        return self.options.zones
 
     @property
     def origin(self) -> str:

@@ -7,7 +7,7 @@ from kdns.upstream.steps cimport Run
 @cython.final
 cdef class Pending(Run):
     cdef readonly object responder, query, via, block, seen, waited, started
-    cdef public object deliver, transfer
+    cdef public object deliver, entry, transfer
 
 
 @cython.final

@@ -53,7 +53,7 @@ class Block:
     whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
     in the event loop, and when its query was read; None without `top_names`. classes: what answers other classes than
     IN, before `chaos` (`rewrite`). signatures: looks at those of queries, None without `tsig`.
-    transfers: it has `transfer`.
+    transfers: it has what answers AXFR.
     """
 
     counters: QueryCounters
@@ -90,11 +90,11 @@ class Via:
 class Pending(Run):
     """A query whose answer has to wait for something: to be handed to `Responder.finish` in the event loop.
 
-    waited: what the first step has given, see Run. started: `time.monotonic_ns()` before that step. transfer: has the
-    responses behind the first one.
+    waited: what the first step has given, see Run. started: `time.monotonic_ns()` before that step. entry: the answer,
+    if there is nothing to wait for, but something to do behind it. transfer: has the responses behind the first one.
     """
 
-    __slots__ = ("block", "deliver", "query", "responder", "seen", "started", "transfer", "via", "waited")
+    __slots__ = ("block", "deliver", "entry", "query", "responder", "seen", "started", "transfer", "via", "waited")
 
     def __init__(
         self,
@@ -116,6 +116,7 @@ class Pending(Run):
         self.waited = waited
         self.started = started
         self.deliver: Callable[[Entry | None], None] | None = None
+        self.entry: Entry | None = None
         self.transfer: Transfer | None = None
 
     def ended(self, value: Any, error: BaseException | None) -> None:
@@ -287,6 +288,11 @@ class Responder:
             if end.value.silent:
                 self._unanswered(query, via, block, started)
                 return None
+            if end.value.transfer is not None and via.streams:
+                pending = Pending(steps, self, query, via, block, seen, None, started)
+                pending.entry = self._finished(query, end.value, via, block, seen)
+                pending.transfer = end.value.transfer
+                return pending
             return self._finished(query, end.value, via, block, seen)
         except Exception as error:
             return self._finished(query, self.panic(error), via, block, seen)
@@ -302,13 +308,16 @@ class Responder:
         """Encode, count, and keep what may be kept."""
         if block.recursive is not None and query.klass == rr.IN:
             response.recursion = response.recursion or block.recursive(query.lname)
-        if response.transfer is not None and response.transfer.name != query.lname:  # another name was put in its place
+        transfer = response.transfer
+        if transfer is not None and transfer.name != query.lname:  # another name was put in its place
             response = Response(rcode=rr.REFUSED, plugin=response.plugin)
         try:
             encoded = _encoded(query, response)
         except Exception as error:
             response = self.panic(error)
             encoded = _encoded(query, response)
+        if transfer is not None and response.transfer is None:
+            transfer.followed = None
         wire = encoded.wire
         cell = block.counters.key(
             via.proto,

@@ -1,60 +1,153 @@
 """The zones of a `secondary` directive: fetched from other servers, and kept up to date (RFC 1034 4.3.5, RFC 1996).
 
-What waits for others is done in threads. Each transfer is one transaction of the store, with the time of the last
-answer of a primary beside it.
+A primary that lets us follow zones (`kdns.wire.following`) is asked about all of them on one connection, which is kept;
+others on connections that end with the answer. Each transfer is one transaction of the store, with its lineage and the
+time of the last answer of a primary beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
-import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from kdns.corefile.config import ServerConfig
 from kdns.errors import FormatError, StoreError
 from kdns.observe.counters import Region
-from kdns.observe.logs import Log
+from kdns.observe.logs import REPEAT_SECONDS, Log
 from kdns.plugins import secondary
 from kdns.plugins.secondary import Copy
+from kdns.server import memory
+from kdns.server.cgroups import memory_limit
+from kdns.server.primary import TIMEOUT, Address, Primary
 from kdns.server.zone_feed import ZonePublication
 from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
-from kdns.wire.tsig import Asker, Key
+from kdns.wire.tsig import Key
 from kdns.zone import inbound, journal
-from kdns.zone.inbound import Inbound, RcodeError
+from kdns.zone.inbound import Have, Inbound, LineageError, RcodeError, TooLargeError
 from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction, Zone
 
-TIMEOUT = 5.0
-"""Seconds for a connection to be there, and between bytes."""
-LONGEST = 600.0
-"""Seconds for a transfer."""
+PATIENCE = 35.0
+"""Seconds for a primary that nobody else stands in for to begin a transfer: a kdns lets many others have theirs first
+for up to 30 s."""
 FIRST_RETRIES = 0.25, 10.0
-"""Seconds until a zone of which we have nothing is asked for again: twice as long each time, up to the second."""
+"""Seconds until a zone of which we have nothing, or which was followed, is asked for again: twice as long each time, up
+to the second."""
+TOO_LARGE_RETRY = 600.0
+"""Seconds, at most, until a zone that there is no room for is asked for again: each time a lot is sent for nothing."""
+SPREAD = 1.0
+"""Seconds within which those whose connection has ended together begin to come back."""
+LASTING = 10.0
+"""Seconds after which a connection has lasted long enough to begin with short pauses again."""
 SPACING = 0.1
 """Seconds between two times that primaries are asked, however many NOTIFYs there are."""
-_THREADS = 4
+FOLLOWED_SPACING = 0.02
+"""The same for a zone that is followed, from the one question to the next."""
+WHOLES, PART = 2, 3
+"""After so many times that all of a zone came, it is asked for when so many times of what that took have passed."""
+NOTED = 60.0
+"""Seconds after which it is written down that a primary has answered, if nothing else is written."""
+_SAID = 50
+"""Messages in a minute, and one more for each zone."""
+_AT_ONCE = 4
+"""Zones that are transferred at a time, of those that are followed and of the others: who does not answer is not in the
+way of what changes. One of all, where there is a limit of memory: so each has all that there is for it."""
 _LEAST = 1.0
+LEAST_EXPIRE = 2
+"""Seconds for which a copy lasts, whatever its SOA record says: longer than until primaries are asked again."""
 _MOST = 28 * 86400.0
 
-Address = tuple[str, int]
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
 class _State:
-    """A zone. retry: seconds until the next try, as long as there is nothing. told: there was a NOTIFY; by: from whom.
-    problem: what was said of it last."""
+    """A zone. soa: None if there is nothing of it. lineage: of the copy, empty for none. heard: when a primary has
+    answered last, in seconds since 1970, None for never; noted: the same as far as the store knows.
 
+    wholes: how often all of it came, one time after the other. retry: seconds until the next try, as long as there is
+    nothing. told: there is a reason to ask; by: a primary that has sent a NOTIFY. problem: what was said of it last.
+    on: the connection on which it is followed.
+    """
+
+    origin: bytes
+    soa: RRset | None = None
+    lineage: bytes = b""
+    heard: float | None = None
+    noted: float = 0.0
+    expired: bool = False
+    wholes: int = 0
     retry: float = FIRST_RETRIES[0]
     told: asyncio.Event = field(default_factory=asyncio.Event)
     by: str = ""
     problem: str = ""
+    on: Primary | None = None
+
+    @property
+    def have(self) -> Have | None:
+        """What there is, to be told to a primary."""
+        return Have(self.soa.rdatas[0], self.lineage) if self.soa is not None else None
+
+    def last_heard(self) -> float | None:
+        """When it was last known to be what a primary has."""
+        if self.heard is None or self.on is None:
+            return self.heard
+        return max(self.heard, self.on.heard)
+
+    def leave(self) -> None:
+        """It is followed no more: from now on it gets old."""
+        if self.on is not None:
+            self.on.zones.pop(self.origin, None)
+            self.heard, self.on = self.last_heard(), None
+
+    def age(self) -> float | None:
+        """Seconds since then."""
+        heard = self.last_heard()
+        return None if heard is None or self.soa is None else max(0.0, time.time() - heard)
+
+
+@dataclass(slots=True)
+class _Return:
+    """When to connect again to what was followed, for all zones together. Times are those of the event loop."""
+
+    due: float = 0.0
+    pause: float = FIRST_RETRIES[0]
+
+    def lost(self, now: float, lasted: float) -> None:
+        """A connection has ended."""
+        if lasted >= LASTING:
+            self.due, self.pause = now + random.uniform(0, SPREAD), FIRST_RETRIES[0]
+        else:
+            self.failed(now)
+
+    def failed(self, now: float) -> None:
+        """There is none to be had. Zones that find this out together count once."""
+        if now >= self.due:
+            self.due = now + self.pause * random.uniform(0.5, 1.0)
+            self.pause = min(self.pause * 2, FIRST_RETRIES[1])
+
+
+class _Said:
+    """How many messages there were in the last minute."""
+
+    def __init__(self, most: int) -> None:
+        self._times: deque[float] = deque(maxlen=most)
+
+    def is_enough(self, now: float) -> bool:
+        """Whether there were as many as there may be; else there is one more. now: of the event loop."""
+        if len(self._times) == self._times.maxlen and now - self._times[0] < REPEAT_SECONDS:
+            return True
+        self._times.append(now)
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +188,7 @@ class SecondaryPublication(ZonePublication):
 
     def look(self) -> None:
         """Note whether there is something to answer from, for all zones."""
-        zones = self.zones().values()
+        zones = [zone for zone in self._store.zones if zone.source == self.source]
         self.synced = bool(zones) and all(zone.state == SYNCED for zone in zones)
 
     def declare(self, origins: Iterable[bytes]) -> None:
@@ -108,24 +201,24 @@ class SecondaryPublication(ZonePublication):
             for zone in txn.zones():
                 if zone.source == self.source and zone.origin not in wanted:
                     txn.drop_zone(zone)
+                    txn.delete_meta(self._key("heard", zone.origin))
 
         self._store.write(action)
         self.look()
 
     def read(self, origin: bytes) -> Known:
         """What there is of a zone."""
-        key = self._heard_key(origin)
 
         def action(txn: Transaction) -> Known:
             zone = next(zone for zone in txn.zones() if (zone.source, zone.origin) == (self.source, origin))
             apex = txn.get(zone, origin) or ()
-            heard = txn.get_meta(key)
+            heard = txn.get_meta(self._key("heard", origin))
             soa = next((rrset for rrset in apex if rrset.type == rr.SOA), None)
             return Known(zone, soa, float(heard) if heard is not None else None)
 
         return self._store.read(action)
 
-    def take(self, origin: bytes, got: Inbound, now: float) -> None:
+    def take(self, origin: bytes, got: Inbound, lineage: bytes, now: float) -> None:
         """Write what a primary has given. Raises FormatError if it does not fit to what there is, and StoreError."""
         assert got.soa is not None
 
@@ -137,7 +230,8 @@ class SecondaryPublication(ZonePublication):
             elif not got.current:
                 txn.replace(zone, got.rows())
             txn.set_state(zone, SYNCED)
-            txn.put_meta(self._heard_key(origin), repr(now).encode())
+            txn.put_meta(self._key("heard", origin), repr(now).encode())
+            txn.set_lineage(zone, lineage)
 
         try:
             self._store.write(action)
@@ -159,8 +253,8 @@ class SecondaryPublication(ZonePublication):
         self._committed()
         self.look()
 
-    def _heard_key(self, origin: bytes) -> str:
-        return f"heard {origin.hex()} {self.source}"
+    def _key(self, what: str, origin: bytes) -> str:
+        return f"{what} {origin.hex()} {self.source}"
 
 
 class SecondaryFeed:
@@ -177,10 +271,16 @@ class SecondaryFeed:
         self._copy = copy
         self._key = key
         self._region = region
-        self._states = {origin: _State() for origin in copy.origins()}
-        self._threads: ThreadPoolExecutor | None = None
-        self._connections: set[socket.socket] = set()
-        self._stopped = False
+        self._states = {origin: _State(origin) for origin in copy.origins()}
+        limit = memory_limit()
+        self._turns = asyncio.Semaphore(_AT_ONCE if limit is None else 1)
+        self._followed_turns = asyncio.Semaphore(_AT_ONCE) if limit is None else self._turns
+        self._room = memory.arriving(limit, inbound.MOST_MEMORY)
+        self._primaries: dict[Address, Primary] = {}
+        self._follows: dict[Address, bool] = {}
+        self._bare: set[Address] = set()
+        self._return = _Return()
+        self._said = _Said(_SAID + len(self._states))
         publication.declare(self._states)
 
     @property
@@ -192,6 +292,14 @@ class SecondaryFeed:
         """How old a copy may be is its own business."""
         return None
 
+    def copies(self) -> dict[str, float]:
+        """Seconds since a primary was last heard about each zone of which there is a copy. In any thread."""
+        return {names.to_text(state.origin): age for state in self._states.values() if (age := state.age()) is not None}
+
+    def followed(self) -> float | None:
+        """The same for the oldest copy of those that were followed; None without any."""
+        return max((age for state in self._states.values() if state.lineage and (age := state.age())), default=None)
+
     async def load(self) -> None:
         """Nobody waits for other servers."""
 
@@ -200,10 +308,9 @@ class SecondaryFeed:
 
     async def stop(self) -> None:
         """End what runs."""
-        self._stopped = True
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        for primary in list(self._primaries.values()):
+            primary.zones.clear()  # none of them is to be followed again
+            primary.close()
 
     def notified(self, origin: bytes, host: str) -> None:
         """A primary says that a zone has changed."""
@@ -214,208 +321,284 @@ class SecondaryFeed:
 
     async def follow(self) -> None:
         """Keep all zones up to date."""
-        self._stopped = False
-        self._threads = ThreadPoolExecutor(_THREADS, "kdns-secondary")
         try:
             async with asyncio.TaskGroup() as group:
-                for origin in self._states:
-                    group.create_task(self._keep(origin))
+                for state in self._states.values():
+                    group.create_task(self._keep(state))
         finally:
             await self.stop()
-            self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _keep(self, origin: bytes) -> None:
+    async def _keep(self, state: _State) -> None:
         """Keep a zone up to date."""
-        state = self._states[origin]
         loop = asyncio.get_running_loop()
+        await self._recall(state)
         while True:
+            if state.lineage and state.on is None:
+                await asyncio.sleep(self._return.due - loop.time())
             by, state.by = state.by, ""
             state.told.clear()
+            started = loop.time()
             try:
-                pause = await loop.run_in_executor(self._threads, self._refresh, origin, by)
+                pause = await self._refresh(state, by)
             except StoreError as error:
                 self.publication.log.error(f"{error}; zones stay as they are until it can be written", key="store")
-                pause = _LEAST
-            await asyncio.sleep(SPACING)
+                state.on, pause = None, _LEAST
+            took = loop.time() - started
+            spacing = FOLLOWED_SPACING - took if state.on is not None else SPACING
+            if state.wholes > WHOLES:
+                spacing = max(spacing, took * PART)
+            await asyncio.sleep(spacing)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, pause - SPACING)):
+                async with asyncio.timeout(max(0.0, pause - max(0.0, spacing))):
                     await state.told.wait()
 
-    # In a thread
-
-    def _refresh(self, origin: bytes, by: str) -> float:
-        """Ask the primaries, the one that has sent a NOTIFY first; the seconds until they are asked again."""
-        state = self._states[origin]
-        known = self.publication.read(origin)
-        self._expire(origin, known)
-        problems = []
-        for address in sorted(self._copy.primaries, key=lambda address: address[0] != by):
-            if self._stopped:
-                return _LEAST
+    async def _recall(self, state: _State) -> None:
+        """Look up what there is of a zone."""
+        while True:
             try:
-                self._fetch(origin, known, address)
+                known = await _in_thread(partial(self.publication.read, state.origin))
+                break
+            except StoreError as error:
+                self.publication.log.error(str(error), key="store")
+                await asyncio.sleep(_LEAST)
+        state.on, state.soa, state.lineage, state.heard = None, known.soa, known.zone.lineage, known.heard
+        state.noted = known.heard or 0.0
+        state.expired = known.zone.state == EXPIRED
+
+    async def _refresh(self, state: _State, by: str) -> float:
+        """Ask the primaries, the one that has sent a NOTIFY first; the seconds until they are asked again."""
+        await self._expire(state)
+        problems = []
+        large = False
+        for address in self._order(state, by):
+            try:
+                async with self._turns if state.on is None else self._followed_turns:
+                    await self._fetch(state, address)
                 break
             except (FormatError, OSError, struct.error) as error:
+                if state.on is not None and state.on.address == address:
+                    state.leave()  # others may be followed there on and on, and this one gets old all the same
                 problems.append(f"{_text(address)}: {_reason(error)}")
+                large = large or isinstance(error, TooLargeError)
         else:
-            return self._failed(origin, known, "; ".join(problems))
+            pause = self._failed(state, "; ".join(problems))
+            return await self._leave_alone(state, pause) if large else pause
         if state.problem:
-            self.publication.log.info(f"zone {names.to_text(origin)}: can be fetched again")
+            self._say(self.publication.log.info, f"zone {names.to_text(state.origin)}: can be fetched again")
         state.problem, state.retry = "", FIRST_RETRIES[0]
-        known = self.publication.read(origin)
-        refresh, _, expire = inbound.soa_numbers(known.soa) if known.soa is not None else (0, 0, 0)
+        refresh, _, expire = inbound.soa_numbers(state.soa) if state.soa is not None else (0, 0, 0)
         return _bounded(min(refresh, expire) * random.uniform(0.95, 1.0))
 
-    def _failed(self, origin: bytes, known: Known, problem: str) -> float:
-        state = self._states[origin]
-        self._count(origin, "failed")
-        if problem != state.problem and not self._stopped:
-            self.publication.log.error(f"zone {names.to_text(origin)}: {problem}; it stays as it was")
+    async def _leave_alone(self, state: _State, pause: float) -> float:
+        """There is no room for a zone: what we have of it only gets old; the seconds until it is asked for again."""
+        if self._copy.fallback and state.soa is not None and not state.expired:
+            await self._withdraw(state, "there is no room for what it is now")
+            self._gauge(state)
+        return max(pause, random.uniform(0.5, 1.0) * TOO_LARGE_RETRY)
+
+    def _order(self, state: _State, by: str) -> list[Address]:
+        """The primaries, those that are more likely to have something first."""
+        on = state.on.address if state.on is not None else None
+        return sorted(self._copy.primaries, key=lambda address: (address != on, address[0] != by))
+
+    def _failed(self, state: _State, problem: str) -> float:
+        self._count(state.origin, "failed")
+        if problem != state.problem:
+            text = f"zone {names.to_text(state.origin)}: {problem}; it stays as it was"
+            self._say(self.publication.log.error, text)
         state.problem = problem
-        if known.soa is None:
+        if state.lineage:
+            now = asyncio.get_running_loop().time()
+            self._return.failed(now)
+            return self._return.due - now
+        if state.soa is None:
             pause, state.retry = state.retry, min(state.retry * 2, FIRST_RETRIES[1])
-            return pause
-        _, retry, expire = inbound.soa_numbers(known.soa)
-        left = (known.heard or 0.0) + expire - time.time()
+            return pause * random.uniform(0.5, 1.0)
+        _, retry, expire = inbound.soa_numbers(state.soa)
+        left = (state.heard or 0.0) + expire - time.time()
         return _bounded(min(retry, left) if left > 0 else retry)
 
-    def _expire(self, origin: bytes, known: Known) -> None:
-        """Serve a zone no more if no primary has answered for too long."""
-        expired = known.zone.state == EXPIRED
-        if known.soa is not None and not expired:
-            expire = inbound.soa_numbers(known.soa)[2]
-            if time.time() >= (known.heard or 0.0) + expire:
-                self.publication.log.warning(
-                    f"zone {names.to_text(origin)}: no primary has answered for {expire} s, and it is served no more"
-                )
-                self.publication.expire(origin)
-                expired = True
-        self._gauge(origin, expired)
+    async def _expire(self, state: _State) -> None:
+        """Serve a zone no more if no primary has answered for too long. One that it is followed on is there."""
+        if state.soa is not None and not state.expired and state.on is None:
+            now, expire = time.time(), max(LEAST_EXPIRE, inbound.soa_numbers(state.soa)[2])
+            if state.heard is not None:
+                state.heard = min(state.heard, now)  # the clock may have been wrong then
+            if now >= (state.heard or 0.0) + expire:
+                await self._withdraw(state, f"no primary has answered for {expire} s")
+        self._gauge(state)
 
-    def _fetch(self, origin: bytes, known: Known, address: Address) -> None:
+    async def _withdraw(self, state: _State, why: str) -> None:
+        """Serve a zone no more until there is an answer of a primary that can be taken."""
+        text = f"zone {names.to_text(state.origin)}: {why}, and it is served no more"
+        self._say(self.publication.log.warning, text)
+        await _in_thread(partial(self.publication.expire, state.origin))
+        state.expired = True
+
+    async def _fetch(self, state: _State, address: Address) -> None:
         """Bring a zone up to date from a primary. Raises FormatError, OSError, StoreError."""
-        if known.soa is None:
-            self._take(origin, self._transfer(origin, None, address), address, "axfr")
-            return
         try:
-            got = self._transfer(origin, known.soa.rdatas[0], address)
-            if got.current or got.steps:
-                self._take(origin, got, address, "current" if got.current else "ixfr")
+            if state.soa is not None and await self._update(state, address):
                 return
         except FormatError as error:
-            if not isinstance(error, RcodeError):
-                text = f"zone {names.to_text(origin)}: {_text(address)}: {error}; all of it is fetched"
-                self.publication.log.warning(text, key=f"ixfr {origin!r}")
-            got = self._transfer(origin, None, address)
-        self._take(origin, got, address, "axfr")
+            if not isinstance(error, RcodeError | LineageError):
+                text = f"zone {names.to_text(state.origin)}: {_text(address)}: {error}; all of it is fetched"
+                self.publication.log.warning(text, key=f"ixfr {state.origin!r}")
+        async with self._reached(address) as primary:
+            await self._transfer(state, primary, rr.AXFR)
 
-    def _take(self, origin: bytes, got: Inbound, address: Address, result: str) -> None:
-        if self._stopped:
-            raise TimeoutError
-        self.publication.take(origin, got, time.time())
-        self._count(origin, result)
-        self._gauge(origin, expired=False)
-        if got.current or got.soa is None:
+    async def _update(self, state: _State, address: Address) -> bool:
+        """Bring a copy up to date; False if that takes all of the zone. Raises FormatError, OSError, StoreError."""
+        if self._follows.get(address, True):
+            async with self._reached(address) as primary:
+                await self._transfer(state, primary, rr.IXFR)
+            return True
+        if state.lineage:
+            return False
+        async with self._reached(address) as primary:
+            compared = await primary.ask(state.origin, rr.SOA, state.have)
+            if compared.got.current:
+                await self._take(state, primary, compared.got, b"")
+            else:
+                await self._transfer(state, primary, rr.IXFR)
+        return True
+
+    async def _transfer(self, state: _State, primary: Primary, rtype: int) -> None:
+        """Transfer a zone, or what has changed in it. Raises FormatError, OSError, StoreError."""
+        have = state.have if rtype == rr.IXFR else None
+        alone = len(self._copy.primaries) == 1 or self._follows.get(primary.address, False)
+        patience = PATIENCE if alone and (state.on is None or rtype == rr.AXFR) else TIMEOUT
+        follow = primary.address not in self._bare
+        try:
+            question = await primary.ask(state.origin, rtype, have, follow=follow, patience=patience)
+        except RcodeError as error:
+            if not follow or error.rcode not in (rr.FORMERR, rr.NOTIMP):
+                raise
+            question = await primary.ask(state.origin, rtype, have, patience=patience)
+            self._bare.add(primary.address)  # RFC 6891 7: it knows nothing of EDNS
+        self._learn(primary)
+        if question.lineage:
+            primary.zones[state.origin] = None
+        await self._take(state, primary, question.got, question.lineage)
+        if question.lineage and not primary.ended:
+            if state.on is not None and state.on is not primary:
+                state.on.zones.pop(state.origin, None)
+            state.on = primary
+
+    def _learn(self, primary: Primary) -> None:
+        """Note whether zones can be followed on a connection, and keep it if they can."""
+        self._follows[primary.address] = primary.follows
+        there = self._primaries.get(primary.address)
+        if primary.follows and (there is None or there.ended):
+            self._primaries[primary.address] = primary
+
+    async def _take(self, state: _State, primary: Primary, got: Inbound, lineage: bytes) -> None:
+        assert got.soa is not None
+        now = time.time()
+        if not got.current or state.expired or lineage != state.lineage or abs(now - state.noted) >= self._noted(state):
+            await _in_thread(partial(self.publication.take, state.origin, got, lineage, now))
+            state.noted = now
+        result = "current" if got.current else "ixfr" if got.steps else "axfr"
+        state.wholes = state.wholes + 1 if result == "axfr" else 0
+        if not got.current:
+            state.soa = RRset(rr.SOA, got.soa.ttl, (got.soa.rdata,))
+        state.heard, state.expired = now, False
+        known, state.lineage = state.lineage, lineage
+        self._count(state.origin, result)
+        self._gauge(state)
+        if got.current or (result == "ixfr" and lineage == known != b""):
             return
         what = f"{got.count} records" if result == "axfr" else "what has changed"
         left = f"; {got.outside} records are not in it and were left out" if got.outside else ""
-        serial = journal.serial_of(got.soa)
-        self.publication.log.info(f"zone {names.to_text(origin)}: serial {serial}, {what} from {_text(address)}{left}")
+        text = f"zone {names.to_text(state.origin)}: serial {journal.serial_of(got.soa)}, {what}"
+        self._say(self.publication.log.info, f"{text} from {_text(primary.address)}{left}")
 
-    def _transfer(self, origin: bytes, have: bytes | None, address: Address) -> Inbound:
-        """Transfer a zone if there is a newer one than we have (the rdata of its SOA). Raises FormatError, OSError."""
-        until = time.monotonic() + LONGEST
-        serial = int.from_bytes(have[-20:-16]) if have is not None else None
-        with self._connect(address) as connection:
-            if serial is not None:
-                theirs = _one(self._ask(connection, origin, rr.SOA, None, until), origin)
-                if not journal.rises(serial, theirs):
-                    found = Inbound(origin, serial)
-                    found.current = found.done = True
-                    found.soa = journal.Row(origin, rr.SOA, 0, have or b"")
-                    return found
-            got = Inbound(origin, serial)
-            kind = rr.AXFR if serial is None else rr.IXFR
-            for data, at in self._ask(connection, origin, kind, have, until, got):
-                got.take(data, at)
-            return got
+    def _noted(self, state: _State) -> float:
+        """Seconds for which the store need not know that a primary has answered: a part of what a copy lasts."""
+        return min(NOTED, inbound.soa_numbers(state.soa)[2] / 10) if state.soa is not None else 0.0
 
-    @contextlib.contextmanager
-    def _connect(self, address: Address) -> Iterator[socket.socket]:
-        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
-            self._connections.add(connection)
-            try:
-                connection.settimeout(TIMEOUT)
-                connection.connect(address)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                yield connection
-            finally:
-                self._connections.discard(connection)
+    # Connections
 
-    def _ask(
-        self,
-        connection: socket.socket,
-        origin: bytes,
-        rtype: int,
-        have: bytes | None,
-        until: float,
-        got: Inbound | None = None,
-    ) -> Iterator[tuple[bytes, int]]:
-        """Send a query; its responses, one or those of a transfer, each with the offset of its records.
+    @contextlib.asynccontextmanager
+    async def _reached(self, address: Address) -> AsyncIterator[Primary]:
+        """A connection to a primary: the one that is kept, or another one. Raises OSError."""
+        primary = await self._shared(address)
+        primary.users += 1
+        try:
+            await primary.open()
+            yield primary
+        finally:
+            primary.users -= 1
+            kept = self._primaries.get(address) is primary
+            if not primary.users and not (kept and primary.follows):
+                primary.close()
+            if kept and primary.ended:
+                del self._primaries[address]
 
-        The last one is signed, if we sign. Raises FormatError, OSError.
-        """
-        ident = random.getrandbits(16)
-        data = inbound.query(ident, origin, rtype, have)
-        asker = Asker(self._key) if self._key is not None else None
-        if asker is not None:
-            data = asker.sign(data, time.time())
-        connection.sendall(struct.pack("!H", len(data)) + data)
-        signed = True
-        while True:
-            if self._stopped or time.monotonic() > until:
-                raise TimeoutError("it takes too long")
-            size = struct.unpack("!H", _exactly(connection, 2, until))[0]
-            data = _exactly(connection, size, until)
-            at = inbound.records_at(data, ident, origin, rtype)
-            if asker is not None:
-                signed = asker.check(data, inbound.question_end(data), time.time())
-            yield data, at
-            if got is None or got.done:
+    async def _shared(self, address: Address) -> Primary:
+        """The connection that is kept, where zones can be followed; else one for this use."""
+        while (there := self._primaries.get(address)) is not None and not there.ended:
+            if there.follows or self._follows.get(address):
+                return there
+            if there.known.is_set() or address in self._follows:
                 break
-        if not signed:
-            raise FormatError("the last response is not signed")
+            await there.known.wait()
+        made = Primary(address, self._key, self._told, self._quiet, self._ended, self._room)
+        if self._follows.get(address, True) and (there is None or there.ended):
+            self._primaries[address] = made
+        return made
+
+    def _told(self, origin: bytes) -> bool:
+        """A primary sends a NOTIFY for a zone on its connection; False if that is of no use."""
+        state = self._states.get(origin)
+        if state is None or state.told.is_set():
+            return False
+        state.told.set()
+        return True
+
+    def _quiet(self, primary: Primary) -> None:
+        """Nothing was heard on a connection for a while: one zone after the other is asked about."""
+        origin = next(iter(primary.zones), None)
+        if origin is not None:
+            del primary.zones[origin]
+            primary.zones[origin] = None
+            self._states[origin].told.set()
+
+    def _ended(self, primary: Primary) -> None:
+        """A connection is no more."""
+        if not primary.zones:
+            return
+        self._return.lost(asyncio.get_running_loop().time(), time.time() - primary.opened)
+        self._say(self.publication.log.warning, f"{_text(primary.address)}: {primary.ended}; zones stay as they were")
+        for origin in primary.zones:
+            state = self._states[origin]
+            if state.on is primary:
+                state.heard, state.on = max(state.heard or 0.0, primary.heard), None
+            state.told.set()  # even if it is being written still
+
+    # Messages and counts
+
+    def _say(self, say: Callable[[str, str], None], text: str) -> None:
+        """Log what may come as often as primaries like: of many messages in a minute, the last ones are counted."""
+        enough = self._said.is_enough(asyncio.get_running_loop().time())
+        say(text, f"{self.publication.title} {say.__name__}" if enough else "")
 
     def _count(self, origin: bytes, result: str) -> None:
         name = "kdns_secondary_transfers_total"
         self._region.count(("count", name, "zone", names.to_text(origin), "result", result))
 
-    def _gauge(self, origin: bytes, expired: bool) -> None:
-        self._region.set(("gauge", "kdns_secondary_expired", "zone", names.to_text(origin)), int(expired))
+    def _gauge(self, state: _State) -> None:
+        self._region.set(("gauge", "kdns_secondary_expired", "zone", names.to_text(state.origin)), int(state.expired))
 
 
-def _one(responses: Iterator[tuple[bytes, int]], origin: bytes) -> int:
-    """The serial in a response to a query for an SOA record. Raises FormatError."""
-    serial = None
-    for data, at in responses:
-        for row in inbound.answers(data, at):
-            if row.type == rr.SOA and row.owner == origin:
-                serial = journal.serial_of(row)
-    if serial is None:
-        raise FormatError("it has no SOA record for the zone")
-    return serial
-
-
-def _exactly(connection: socket.socket, size: int, until: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        if time.monotonic() > until:
-            raise TimeoutError("it takes too long")
-        part = connection.recv(size - len(data))
-        if not part:
-            raise ConnectionError("it has closed the connection")
-        data += part
-    return bytes(data)
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """Call something that blocks. It has ended when this ends, however that is."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait((working,))
+        raise
 
 
 def _bounded(seconds: float) -> float:
@@ -430,4 +613,6 @@ def _text(address: Address) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer in time"
-    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
+    return str(error)

@@ -178,7 +178,7 @@ def _source(feed: Feed) -> status.Source:
         zones=publication.names,
         origin=publication.origin,
         synced=publication.synced,
-        age=feed.age(),
+        age=feed.followed() if hasattr(feed, "followed") else feed.age(),
         objects=dict(publication.counts()),
         problems=0 if fetched else feed.problems,
         unreached=feed.problems if fetched else 0,

@@ -36,6 +36,7 @@ from kdns.server.nursery import Nursery
 from kdns.server.plan import WILDCARDS, Place, Plan, Server
 from kdns.server.presence import Presence
 from kdns.server.setup import Setup
+from kdns.server.storage import Storage, needed_by
 from kdns.server.workers import Crew, Staff
 from kdns.wire import names
 from kdns.zone import journal, sources
@@ -58,10 +59,8 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 1.0
 LOAD_SECONDS = 30.0
 MOST_WORKERS = 4
-_TRANSFER = "transfer"
+_TRANSFER, _AUTOPATH = "transfer", "autopath"
 _OF_FILES = ("file", "auto")
-_FED = (kubernetes.NAME, *_OF_FILES, "secondary")
-"""Directives whose data is brought into the store."""
 _PATIENCE = 0.03
 """Seconds without a worker that answers after which queries are brought here no more; mostly it is replaced in less."""
 
@@ -70,17 +69,20 @@ _PATIENCE = 0.03
 class Start:
     """How to serve: what the command line says.
 
-    load: reads the configuration; raises KdnsError. state_dir: None to serve without a zone store: `load` then refuses
+    load: reads the configuration; raises KdnsError. state_dir: where the zone store is. on_demand: it is opened when a
+    configuration has data to keep, and as long as it cannot be used, that is served without; `load` then refuses
     `kubernetes`. workers: None for what `multisocket` says, else one for each CPU that may be used, at most
     MOST_WORKERS. setup: makes what brings queries to the sockets, from the log and the supervisor's counters; called
     before `load`. The sockets are then bound whether the machine has their addresses or not. metrics: a host and port
-    for /metrics beside those of the configuration. places: without a store, the addresses at which instances relieve
-    each other. look_every: seconds after which `load` is called again, `reload` or not. ready: called when queries are
-    answered. incomplete: whether `load` has left out something that cannot be used; called in any thread.
+    for /metrics beside those of the configuration. places: the addresses at which instances relieve each other; without
+    any, those with the same state directory do. look_every: seconds after which `load` is called again, `reload` or
+    not. ready: called when queries are answered. incomplete: whether `load` has left out something that cannot be used;
+    called in any thread.
     """
 
     load: Callable[[], Config]
-    state_dir: Path | None
+    state_dir: Path
+    on_demand: bool = False
     workers: int | None = None
     setup: Callable[[logs.Log, Region], Setup] | None = None
     metrics: tuple[str, int] | None = None
@@ -92,10 +94,11 @@ class Start:
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """A configuration at work."""
+    """A configuration at work. store: what its workers and feeds have."""
 
     config: Config
     plan: Plan
+    store: Store | None
     feeds: list[Feed]
     crew: Crew
     followers: list[asyncio.Task[None]]
@@ -130,13 +133,10 @@ class Supervisor:
         self._totals = Totals()
         self._totals.add_region(self._own)
         self._staff = Staff(nursery, self._totals, self._own, self._changes, log)
-        self._store: Store | None = None
-        self._presence: Presence | None = None
+        self._storage = Storage(start.state_dir, self._changes, log, self._count_refusal, on_demand=start.on_demand)
+        self._presence = Presence(start.places) if start.places else None
         try:
-            if start.state_dir is not None:
-                self._store = Store.open(start.state_dir, self._changes, log.warning)
-            else:
-                self._presence = Presence(start.places)
+            self._storage.provide(self._config)
         except StoreError:
             self._staff.close()
             raise
@@ -151,12 +151,17 @@ class Supervisor:
         self._keeping: asyncio.Task[None] | None = None
         self._absence: asyncio.TimerHandle | None = None
         self._turning: asyncio.Task[None] | None = None
+        self._exchanging = asyncio.Lock()
         self._outdated = False
         self._started = time.time()
         self._status_page: StatusPage | None = None
 
     def _load(self) -> Config:
         return self._start.load()
+
+    @property
+    def _store(self) -> Store | None:
+        return self._storage.store
 
     async def serve(self) -> None:
         """Serve until told to stop."""
@@ -168,7 +173,7 @@ class Supervisor:
         try:
             if self._setup is not None:
                 await self._setup.prepare()
-            self._running = await self._build(self._config)
+            self._running = await self._build_first()
             try:
                 await self._work(self._running)
             except BaseException:
@@ -178,6 +183,16 @@ class Supervisor:
             if self._setup is not None:
                 await self._setup.remove(alone=self._alone())
             self._staff.close()
+
+    async def _build_first(self) -> Running:
+        """The configuration of the start, on a node whatever becomes of the store."""
+        try:
+            return await self._build(self._config)
+        except StoreError as error:
+            if not self._storage.on_demand:
+                raise
+            await asyncio.to_thread(self._storage.give_up, str(error))
+            return await self._build(self._config)
 
     def _alone(self) -> bool:
         """Whether no other instance serves beside this one, which has announced its own end before it asks.
@@ -217,7 +232,10 @@ class Supervisor:
             await first.crew.start()
         await self._open(first)
         await self._forget_others(first)
-        background = [asyncio.create_task(steps) for steps in (self._sync(), self._watch(), self._look_after_keys())]
+        background = [
+            asyncio.create_task(steps)
+            for steps in (self._sync(), self._watch(), self._look_after_keys(), self._look_after_store())
+        ]
         await self._stop.wait()
         self._pages.not_ready()
         for task in background:
@@ -262,8 +280,7 @@ class Supervisor:
     def close(self) -> None:
         """Let go of everything."""
         self._release(set(self._sockets))
-        if self._store is not None:
-            self._store.close()
+        self._storage.close()
         if self._presence is not None:
             self._presence.close()
 
@@ -275,12 +292,14 @@ class Supervisor:
         count = self._wanted(config)
         keyring = await asyncio.to_thread(self._open_keyring, config)
         before = set(self._sockets)
+        store = await asyncio.to_thread(self._storage.provide, config)
         self._keep_journals(config)
         feeds: list[Feed] = []
         try:
             feeds = await asyncio.to_thread(self._feeds, config, servers)
             await self._load_new(feeds)
             clusters = [feed.publication for feed in _clusters(feeds)]
+            clients = _clients(config, feeds)
             zones = {id(publication.block): publication.zones for publication in clusters}
             beside = {id(publication.block): publication.beside for publication in clusters}
             plan = Plan(
@@ -288,11 +307,13 @@ class Supervisor:
                 config.blocks,
                 servers,
                 tuple(zones.get(id(block), ()) for block in config.blocks),
-                str(self._start.state_dir or ""),
+                str(self._start.state_dir) if store is not None else "",
                 secrets.token_hex(8),
                 self._presence.identity if self._presence is not None else None,
                 self._share(count, cluster=bool(feeds)),
                 {index: beside[id(block)] for index, block in enumerate(config.blocks) if id(block) in beside},
+                clients,
+                stuck=self._storage.is_stuck(config),
             )
             for place in plan.places:
                 for index in range(count):
@@ -304,7 +325,7 @@ class Supervisor:
             self._keep_journals()
             raise
         crew = Crew(plan, count, self._sockets, self._staff, self._attend, keyring, self._hear)
-        return Running(config, plan, feeds, crew, [], keyring)
+        return Running(config, plan, store, feeds, crew, [], keyring)
 
     async def _stop_feeds(self, feeds: list[Feed]) -> None:
         await asyncio.gather(*(feed.stop() for feed in feeds))
@@ -315,7 +336,8 @@ class Supervisor:
         At a start, those that it is to wait for.
         """
         if self._running is not None:
-            served = {feed.publication.source for feed in self._running.feeds}
+            there = self._running.feeds if self._running.store is self._store else []
+            served = {feed.publication.source for feed in there}
         else:
             served = {feed.publication.source for feed in feeds if not feed.read_first}
         for feed in feeds:
@@ -363,11 +385,10 @@ class Supervisor:
         return keyring
 
     def _feeds(self, config: Config, servers: tuple[Server, ...]) -> list[Feed]:
-        if not any(name in block.plugins for block in config.blocks for name in _FED):
+        if self._store is None or not needed_by(config):
             return []
         from kdns.server import feeds  # loaded only where it is needed
 
-        assert self._store is not None  # without one, no configuration has such a directive
         into = feeds.Into(self._store, self._log, self._committed, self._refused)
         before = self._running.feeds if self._running is not None else None
         listens = [_listens(index, servers) for index, _ in enumerate(config.blocks)]
@@ -375,6 +396,11 @@ class Supervisor:
 
     def _follow(self, running: Running) -> None:
         running.followers = [asyncio.create_task(self._follow_always(feed)) for feed in running.feeds]
+
+    async def _stop_following(self, running: Running) -> None:
+        for task in running.followers:
+            task.cancel()
+        await asyncio.gather(*running.followers, return_exceptions=True)
 
     async def _follow_always(self, feed: Feed) -> None:
         """Follow a source; after an error that nobody foresaw, from the start again."""
@@ -439,8 +465,16 @@ class Supervisor:
 
     async def _exchange(self, config: Config) -> None:
         """Go over to another configuration. Raises KdnsError; then nothing has changed."""
+        async with self._exchanging:
+            await self._exchange_alone(config)
+
+    async def _exchange_alone(self, config: Config) -> None:
         old = self._current
-        new = await self._build(config)
+        try:
+            new = await self._build(config)
+        except BaseException:
+            await self._drop_store(old)
+            raise
         try:
             await new.crew.start()
             serve_pages = self._pages.prepare(config, self._checks(new.feeds), self._notes)
@@ -448,6 +482,7 @@ class Supervisor:
             await new.crew.stop()
             await self._stop_feeds(new.feeds)
             self._release_all_but(old)
+            await self._drop_store(old)
             raise
         going_over = asyncio.create_task(self._go_over(old, new, serve_pages))
         try:
@@ -458,9 +493,7 @@ class Supervisor:
 
     async def _go_over(self, old: Running, new: Running, serve_pages: Callable[[], None]) -> None:
         """Let the new configuration's parts take over. Not to be cancelled: there is no way back."""
-        for task in old.followers:
-            task.cancel()
-        await asyncio.gather(*old.followers, return_exceptions=True)
+        await self._stop_following(old)
         self._running = new
         try:
             serve_pages()
@@ -471,6 +504,12 @@ class Supervisor:
             await old.crew.stop()
             self._release_all_but(new)
             await self._forget_others(new)
+            await self._drop_store(new)
+
+    async def _drop_store(self, running: Running) -> None:
+        """Keep no store open for a configuration that needs none."""
+        if self._storage.on_demand and not needed_by(running.config):
+            await asyncio.to_thread(self._storage.drop)
 
     def _release_all_but(self, running: Running) -> None:
         used = {(place, index) for place in running.plan.places for index in range(running.crew.count)}
@@ -485,8 +524,10 @@ class Supervisor:
         self._keep_journals()
 
         def action(txn: Transaction) -> None:
-            for source in {zone.source for zone in txn.zones() if sources.whose(zone.source) not in used}:
-                txn.drop_source(source)
+            kept = {source for zone in txn.zones() for source in (zone.source, sources.whose(zone.source))}
+            for source in kept:
+                if sources.whose(source) not in used:
+                    txn.drop_source(source)
             for zone in txn.zones():
                 if store.journaled is None or not store.journaled(zone):
                     journal.end(txn, zone)
@@ -511,8 +552,7 @@ class Supervisor:
         if self._notifier is None:
             from kdns.server.followers import Notifier  # loaded only where it is used
 
-            store = self._store
-            self._notifier = Notifier(lambda: store.zones, self._own)
+            self._notifier = Notifier(lambda: self._store.zones if self._store is not None else (), self._own)
         followed = self._followed(*configs)
         self._store.journaled = followed.has if followed else None
 
@@ -561,14 +601,49 @@ class Supervisor:
 
     async def _sync(self) -> None:
         """Bring the store to the disk, and clear up after readers that have died."""
-        while self._store is not None:
+        while True:
             await asyncio.sleep(SYNC_SECONDS)
+            store = self._store
+            if store is None:
+                continue
             try:
-                await asyncio.to_thread(self._store.sync)
-                await asyncio.to_thread(self._store.clear_dead_readers)
+                await asyncio.to_thread(store.sync)
+                await asyncio.to_thread(store.clear_dead_readers)
             except StoreError as error:
-                self._refused()
-                self._log.error(str(error), key="sync")
+                if store is self._store:
+                    self._refused()
+                    self._log.error(str(error), key="sync")
+
+    async def _look_after_store(self) -> None:
+        """Let workers know whether the store can be used, and written."""
+        while self._storage.on_demand:
+            await asyncio.sleep(SYNC_SECONDS)
+            await self._survive(self._use_store(), "zone store")
+
+    async def _use_store(self) -> None:
+        async with self._exchanging:
+            running = self._current
+            if not needed_by(running.config):
+                return
+            await self._open_again(running)
+            stuck = self._storage.is_stuck(running.config)
+            if stuck == running.plan.stuck and self._store is running.store:
+                return
+            if stuck and not running.plan.stuck:
+                self._log.warning("zone store: nothing can be written; copies that have fallback are passed over")
+            try:
+                await self._exchange_alone(running.config)
+            except StoreError as error:
+                await asyncio.to_thread(self._storage.give_up, str(error))
+
+    async def _open_again(self, running: Running) -> None:
+        """Open the store if there is none, or if it is another one by now."""
+        if await asyncio.to_thread(self._storage.is_gone):
+            self._log.warning(f"zone store: somebody has taken it out of {self._start.state_dir}; it is made anew")
+            await self._stop_following(running)
+            await asyncio.to_thread(self._storage.drop)
+        if self._store is None:
+            await asyncio.to_thread(self._storage.provide, running.config)
 
     async def _look_after_keys(self) -> None:
         """Read certificates again when they have changed."""
@@ -588,9 +663,7 @@ class Supervisor:
         if lameduck:
             self._log.plugin(health.NAME).info(f"Going into lameduck mode for {lameduck:g}s")
             await asyncio.sleep(lameduck)
-        for task in self._current.followers:
-            task.cancel()
-        await asyncio.gather(*self._current.followers, return_exceptions=True)
+        await self._stop_following(self._current)
         if self._absence is not None:
             self._absence.cancel()
         for task in filter(None, (self._keeping, self._notifying)):
@@ -613,6 +686,10 @@ class Supervisor:
             self._notifier.committed()
 
     def _refused(self) -> None:
+        self._count_refusal()
+        self._storage.refused()
+
+    def _count_refusal(self) -> None:
         self._own.count(("count", "kdns_store_errors_total"))
 
     def _checks(self, feeds: list[Feed]) -> dict[str, Callable[[], bool]]:
@@ -671,7 +748,7 @@ class Supervisor:
         ages = [age for feed in running.feeds if (age := feed.age()) is not None]
         clusters = _clusters(running.feeds)
         objects: dict[str, int] = {}
-        for feed in clusters:
+        for feed in (feed for feed in running.feeds if feed.of_cluster):
             for kind, count in feed.publication.counts().items():
                 objects[kind] = objects.get(kind, 0) + count
         return SupervisorState(
@@ -697,6 +774,7 @@ class Supervisor:
             ways=self._setup.ways() if self._setup is not None else {},
             outdated=self._outdated or self._start.incomplete(),
             certificates=tuple(running.keyring.states()) if running.keyring is not None else (),
+            copies=_copies(running.feeds),
             top_names=tuple(notes.top_names(notes.read(self._totals.boards()), most)) if most else (),
         )
 
@@ -707,7 +785,24 @@ def _options(config: Config, name: str) -> list[Any]:
 
 def _clusters(feeds: Iterable[Feed]) -> list[ManifestFeed | ClusterFeed]:
     """Those of `kubernetes`."""
-    return [feed for feed in feeds if feed.of_cluster]
+    return [feed for feed in feeds if feed.of_cluster and feed.publication.directive == kubernetes.NAME]
+
+
+def _clients(config: Config, feeds: Iterable[Feed]) -> dict[int, int]:
+    """The number of the index of clients that a server block has of its own, by the block's index (`autopath`)."""
+    own = [feed.publication for feed in feeds if feed.of_cluster and feed.publication.directive == _AUTOPATH]
+    numbers = {id(each.block): each.publisher.clients for each in own}
+    found = ((index, numbers.get(id(block))) for index, block in enumerate(config.blocks))
+    return {index: number for index, number in found if number is not None}
+
+
+def _copies(feeds: Iterable[Feed]) -> dict[str, float]:
+    """The age of each copy of `secondary`; where there are several of a zone, of the oldest one."""
+    found: dict[str, float] = {}
+    for feed in feeds:
+        for zone, age in feed.copies().items() if hasattr(feed, "copies") else ():
+            found[zone] = max(age, found.get(zone, 0.0))
+    return found
 
 
 def _bound(plan: Plan) -> frozenset[tuple[str, int]]:

@@ -5,17 +5,28 @@ from kdns.server.secure cimport Secure
 
 @cython.final
 cdef class Connections:
-    cdef readonly object region, open, epoll
+    cdef readonly object region, open, followed, epoll
+    cdef public object following
     cdef readonly Py_ssize_t unsent
-    cdef readonly dict shaking
+    cdef readonly dict shaking, shares
     cdef dict _servers
     cdef object _due
     cdef long long _most, _held
-    cdef Py_ssize_t _gauge
+    cdef Py_ssize_t _gauge, _followers
 
-    @cython.locals(connection=Connection, server=TcpServer, servers=dict, found=list, listening=list, fd=cython.int, events=cython.int)
+    @cython.locals(connection=Connection, server=TcpServer, servers=dict, found=list, listening=list, fd=cython.int, events=cython.int, served=cython.int)
     cpdef _look(self)
     cdef add(self, int fd, Connection connection)
+    cdef _show(self)
+    cdef bint follow(self, int fd, Connection connection, object zone) except -1
+    @cython.locals(one=Connection)
+    cdef dict _weights(self)
+    @cython.locals(one=Connection)
+    cdef Connection _most_following(self, dict shares, Connection newest=*)
+    cdef serve_follower(self, Connection connection, int events)
+    cdef spend(self, double started)
+    cpdef list everyone(self)
+    cdef touch(self, int fd, Connection connection)
     @cython.locals(connection=Connection)
     cdef Connection _idlest(self)
     cdef remove(self, int fd, Connection connection)
@@ -46,17 +57,18 @@ cdef class TcpServer:
 @cython.freelist(64)
 cdef class Connection:
     cdef readonly Py_ssize_t held, pending
+    cdef readonly bint follows
     cdef TcpServer _server
     cdef object _socket
     cdef tuple _client, _local
     cdef Secure _secure
     cdef int _fd, _watched
-    cdef Py_ssize_t _most, _overhead
+    cdef Py_ssize_t _most, _overhead, _told
     cdef long long _asked
     cdef bint _open, _half_closed, _turn
     cdef bytes _rest
     cdef bytearray _unsent
-    cdef double _heard, _started, _blocked, _closing, _ended, _streamed
+    cdef double _heard, _started, _blocked, _closing, _ended, _questioned, _streamed
     cdef list _streams
 
     cdef begin(self)
@@ -95,9 +107,13 @@ cdef class Connection:
         server=TcpServer, response=bytes, size=cython.Py_ssize_t, length=cython.Py_ssize_t, cell=cython.Py_ssize_t,
     )
     cdef bytes _reply(self, bytes query, Entry entry, long long now)
+    cdef _follow(self, zone)
+    cdef become_follower(self)
+    cdef bint _is_answer(self, bytes data, long long now) except -1
+    cpdef notify(self, bytes data)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _send_on(self, transfer)
-    @cython.locals(count=cython.int, now=cython.longlong)
+    @cython.locals(count=cython.int, now=cython.longlong, started=cython.double)
     cpdef _go_on(self)
     cdef _write(self, bytes data)
     @cython.locals(sent=cython.Py_ssize_t)
@@ -106,6 +122,7 @@ cdef class Connection:
     cdef _flush(self)
     cdef _resume(self, long long now)
     cpdef expire(self, double now)
+    cdef bint _is_idle(self, double now) except -1
     cdef close(self, reason)
     cdef _finish(self)
     cpdef evict(self)

@@ -35,12 +35,20 @@ from kdns.server.secure import BYTES as TLS_BYTES
 from kdns.server.secure import Secure
 from kdns.wire.message import Transfer
 from kdns.zone.changes import Changes
+from kdns.zone.store import Zone
 
 if TYPE_CHECKING:
     from kdns.server.certificates import Credential
+    from kdns.server.following import Following
 
 CONNECTIONS = 1000
-"""Most connections of a worker, over all its listeners."""
+"""Most connections of a worker, over all its listeners, on which no zone is followed."""
+FOLLOWERS = 2000
+"""Most connections of a worker on which zones are followed (`kdns.wire.following`)."""
+FOLLOWER_BYTES = 4 << 10
+"""About what one of them takes, with what the system needs for it."""
+FOLLOWER_IDLE = 30.0
+"""Seconds in which a follower has to ask for something."""
 UNSENT = 256 << 10
 """Bytes of answers that may wait for a slow client; no more is read from it until most of them are taken. Less where
 memory is short."""
@@ -62,6 +70,8 @@ _EVENTS = 100
 """Sockets that are looked at together."""
 _LOOKS = 4
 """How often they are looked at before the rest of the event loop has its turn, which costs more than a look."""
+_SERVED = 30
+"""Followers that are served before others have their turn."""
 _PAUSE = 0.5
 """Seconds without accepting when the system has no room for more."""
 _DRAIN_TURN = 0.01
@@ -82,12 +92,17 @@ class Connections:
     """The connections of a worker, the one that was idle longest first, and the sockets that listen for more.
 
     most: bytes that they may hold together of incomplete messages and of answers that are not taken. unsent: see
-    UNSENT. open: by file descriptor. shaking: those whose TLS handshake is under way, the first one first.
+    UNSENT. open: by file descriptor; followed: likewise those on which zones are followed, which make room for each
+    other only, those first whose client address has most of them. shares: how many each address has. shaking: those
+    whose TLS handshake is under way, the first one first. following: tells followers of changes, None if nobody can be
+    one.
     """
 
     def __init__(self, region: Region, most: int = UNBOUNDED) -> None:
         self.region = region
         self.open: OrderedDict[int, Connection] = OrderedDict()
+        self.followed: OrderedDict[int, Connection] = OrderedDict()
+        self.following: Following | None = None
         self.unsent = min(UNSENT, most // 2 // CONNECTIONS)
         self.epoll = select.epoll()
         self._servers: dict[int, TcpServer] = {}
@@ -95,7 +110,9 @@ class Connections:
         self._held = 0
         self.shaking: dict[int, Connection] = {}
         self._due: deque[Connection] = deque()
+        self.shares: dict[str, int] = {}
         self._gauge = region.series(("gauge", "kdns_tcp_connections"), 1)
+        self._followers = region.series(("gauge", "kdns_followers"), 1)
 
     def listen(self, fd: int, server: TcpServer) -> None:
         """Call a server when somebody connects to its socket."""
@@ -110,7 +127,8 @@ class Connections:
 
     def _look(self) -> None:
         """Serve the sockets on which something has happened."""
-        connections, servers = self.open, self._servers
+        connections, followed, servers = self.open, self.followed, self._servers
+        served = 0
         for _ in range(_LOOKS):
             found = self.epoll.poll(0, _EVENTS)
             listening = []
@@ -118,12 +136,16 @@ class Connections:
                 connection = connections.get(fd)
                 if connection is not None:
                     connection.happened(events)
+                elif fd in followed:
+                    served += 1
+                    if served <= _SERVED:  # the others are found again
+                        self.serve_follower(followed[fd], events)
                 elif fd in servers:
                     listening.append(servers[fd])
             # Last: a new connection may get the descriptor of one that was closed meanwhile, but not its events.
             for server in listening:
                 server.accept()
-            if not found:
+            if not found or served >= _SERVED:
                 return
 
     def add(self, fd: int, connection: Connection) -> None:
@@ -131,7 +153,68 @@ class Connections:
         if len(self.open) >= CONNECTIONS:
             self._idlest().evict()
         self.open[fd] = connection
-        self.region.cells[self._gauge] = len(self.open)
+        self._show()
+
+    def _show(self) -> None:
+        """Keep the gauges."""
+        self.region.cells[self._gauge] = len(self.open) + len(self.followed)
+        self.region.cells[self._followers] = len(self.followed)
+
+    def follow(self, fd: int, connection: Connection, zone: Zone) -> bool:
+        """Note that a client follows a zone, and what of it was sent; others are closed if there are too many.
+
+        False if it cannot follow this one too.
+        """
+        following = self.following
+        if following is None or not following.add(connection, zone):
+            return False
+        if not connection.follows:
+            self.followed[fd] = self.open.pop(fd)
+            self.shares[connection.host] = self.shares.get(connection.host, 0) + 1
+            connection.become_follower()
+            self._show()
+        while len(self.followed) > 1 and (len(self.followed) > FOLLOWERS or following.crowded):
+            self._most_following(self._weights() if following.crowded else self.shares, connection).evict()
+        return True
+
+    def _weights(self) -> dict[str, int]:
+        """How many zones are followed by each client address."""
+        assert self.following is not None
+        found: dict[str, int] = {}
+        for one in self.followed.values():
+            found[one.host] = found.get(one.host, 0) + self.following.zones_of(one)
+        return found
+
+    def _most_following(self, shares: dict[str, int], newest: Connection | None = None) -> Connection:
+        """Who makes room: of the client addresses with the largest share, the follower that was silent longest.
+
+        newest: goes only if its address has no other one.
+        """
+        most = max(shares.values())
+        for one in self.followed.values():
+            if one is not newest and shares[one.host] == most:
+                return one
+        assert newest is not None
+        return newest
+
+    def serve_follower(self, connection: Connection, events: int) -> None:
+        """Do what epoll has found to be possible."""
+        started = time.thread_time()
+        connection.happened(events)
+        self.spend(started)
+
+    def spend(self, started: float) -> None:
+        """Note that a follower has been served since a time of `time.thread_time()`."""
+        if self.following is not None:
+            self.following.spent += time.thread_time() - started
+
+    def everyone(self) -> list[Connection]:
+        """All connections."""
+        return [*self.open.values(), *self.followed.values()]
+
+    def touch(self, fd: int, connection: Connection) -> None:
+        """Note that a client has sent something."""
+        (self.followed if connection.follows else self.open).move_to_end(fd)
 
     def _idlest(self) -> Connection:
         """The one that has been idle longest, if possible one whose queries all have their answers."""
@@ -142,11 +225,17 @@ class Connections:
 
     def remove(self, fd: int, connection: Connection) -> None:
         """Note that a connection ends."""
-        del self.open[fd]
+        if self.open.pop(fd, None) is None:
+            del self.followed[fd]
+            left = self.shares[connection.host] = self.shares[connection.host] - 1
+            if not left:
+                del self.shares[connection.host]
+        if connection.follows and self.following is not None:
+            self.following.remove(connection)
         if self.shaking:
             self.shaking.pop(fd, None)
         self._held -= connection.held
-        self.region.cells[self._gauge] = len(self.open)
+        self._show()
 
     def hold(self, connection: Connection, size: int) -> None:
         """Note how many bytes a connection holds; when all hold too many, one is closed."""
@@ -159,12 +248,12 @@ class Connections:
         """The one with most beside what it takes by itself; where none has much, the one that has been idle longest."""
         found: Connection | None = None
         most = -1
-        for connection in self.open.values():
+        for connection in self.everyone():
             size = connection.excess() // SMALL
             if connection.held and size > most:
                 found, most = connection, size
         assert found is not None, "somebody holds it"
-        return found
+        return self._most_following(self.shares) if found.follows and not most else found
 
     def begin_shaking(self, fd: int, connection: Connection) -> None:
         """Note that a handshake begins; the one that began first is ended if there are too many."""
@@ -193,7 +282,7 @@ class Connections:
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
-            for connection in list(self.open.values()):
+            for connection in self.everyone():
                 connection.expire(now)
 
     async def drain(self, patience: float) -> None:
@@ -201,12 +290,12 @@ class Connections:
         last = time.monotonic()
         until = last + patience
         stood = 0.0  # what the machine did not run for is no silence of a client's
-        while self.open:  # each turn closes what it can, and all of it in the end
+        while self.open or self.followed:  # each turn closes what it can, and all of it in the end
             await asyncio.sleep(_DRAIN_TURN)
             now = time.monotonic()
             stood += max(0.0, now - last - 5 * _DRAIN_TURN)
             last = now
-            for connection in list(self.open.values()):
+            for connection in self.everyone():
                 connection.drain(now - stood, late=now > until)
         asyncio.get_running_loop().remove_reader(self.epoll.fileno())
         self.epoll.close()
@@ -306,13 +395,13 @@ class TcpServer:
 
 
 class Connection:
-    """One client. pending: queries that wait for their answers. held: bytes, see Connections. Times are those of
-    `time.monotonic()`."""
+    """One client. pending: queries that wait for their answers. held: bytes, see Connections. follows: zones are
+    followed on it. Times are those of `time.monotonic()`."""
 
     __slots__ = (
         "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_most",
-        "_open", "_overhead", "_rest", "_secure", "_server", "_socket", "_started", "_streamed", "_streams", "_turn",
-        "_unsent", "_watched", "held", "pending",
+        "_open", "_overhead", "_questioned", "_rest", "_secure", "_server", "_socket", "_started", "_streamed",
+        "_streams", "_told", "_turn", "_unsent", "_watched", "follows", "held", "pending",
     )  # fmt: skip
 
     def __init__(
@@ -340,6 +429,9 @@ class Connection:
         self._most = PENDING  # what may be pending until no more is read
         self._overhead = 0  # bytes that it takes by itself
         self._secure = None if server.certificate is None else Secure(server.certificate.context())
+        self._told = 0  # NOTIFYs that it has not answered
+        self._questioned = 0.0  # when a follower has asked for something
+        self.follows = False
         self.pending = 0
         self.held = 0
 
@@ -402,7 +494,7 @@ class Connection:
             return
         now = time.monotonic_ns()
         self._heard = now / 1e9
-        self._server.connections.open.move_to_end(self._fd)
+        self._server.connections.touch(self._fd, self)
         if self._secure is not None:
             data = self._unseal(data)
         if data:
@@ -531,8 +623,11 @@ class Connection:
                 break
             self._asked += 1
             count += 1
-            pending = self.pending
-            reply = self._take(data[at + 2 : end], now)
+            pending = self.pending + self._told
+            if self.follows and self._is_answer(data[at + 2 : end], now):
+                reply = None
+            else:
+                reply = self._take(data[at + 2 : end], now)
             at = end
             if reply is not None:
                 answers = True
@@ -542,7 +637,7 @@ class Connection:
                     self._write(b"".join(replies))
                     replies.clear()
                     unsent = 0
-            elif self.pending > pending:
+            elif self.pending + self._told != pending:
                 answers = True
         server.count_durations(now)
         if replies:
@@ -564,6 +659,11 @@ class Connection:
         self._watch()
         self._note()
 
+    @property
+    def host(self) -> str:
+        """The client's address."""
+        return self._client[0]
+
     def excess(self) -> int:
         """Bytes that it holds beside what it takes by itself."""
         return self.held - self._overhead
@@ -571,7 +671,7 @@ class Connection:
     def _note(self) -> None:
         """Say how much is held, if that has changed."""
         size = self._overhead + len(self._rest)
-        if self._blocked:
+        if self._blocked or self.follows:
             size += len(self._unsent)
         if size != self.held and self._open:
             self._server.connections.hold(self, size)
@@ -608,8 +708,12 @@ class Connection:
             server.cells[server.misses] += 1
             result = server.responder.respond(query, server.via, self._client, self._local)
             if isinstance(result, Pending):
-                self._wait(result, query, now)
-                return None
+                if result.entry is None:
+                    self._wait(result, query, now)
+                    return None
+                if result.transfer is not None:
+                    self._send_on(result.transfer)
+                result = result.entry
             if result is None:
                 return None
             entry = result
@@ -654,8 +758,47 @@ class Connection:
 
         self._server.responder.finish(pending, deliver)
 
+    def _follow(self, zone: Zone) -> None:
+        """Note that the client follows a zone from this answer on; or that it goes, if it has too many."""
+        if not self._open:
+            return
+        self._asked = 0
+        self._questioned = time.monotonic()
+        if not self._server.connections.follow(self._fd, self, zone):
+            asyncio.get_running_loop().call_soon(self.evict)
+
+    def become_follower(self) -> None:
+        """Note that zones are followed on it from now on."""
+        self.follows = True
+        self._overhead += FOLLOWER_BYTES
+        self._note()
+
+    def _is_answer(self, data: bytes, now: int) -> bool:
+        """Whether a follower's message answers a NOTIFY; else it is a question."""
+        if self._told and len(data) > 2 and data[2] & 0x80:
+            self._told -= 1
+            self._server.region.count(("count", "kdns_notifies_total", "result", "answered"))
+            return True
+        self._questioned = now / 1e9
+        return False
+
+    def notify(self, data: bytes) -> None:
+        """Send a follower a NOTIFY."""
+        if not self._open or self._closing or self._ended:
+            return
+        self._told += 1
+        self._server.region.count(("count", "kdns_notifies_total", "result", "sent"))
+        self._write(len(data).to_bytes(2, "big") + data)
+        self._watch()
+        self._note()
+
     def _send_on(self, transfer: Transfer) -> None:
-        """Send the rest of a transfer, as fast as the client takes it."""
+        """Send what is behind the first message of a transfer, as fast as the client takes it."""
+        if transfer.followed is not None:
+            self._follow(transfer.followed)
+        if len(transfer.messages) <= 1 or not self._open:
+            transfer.close()
+            return
         self._streams.append(transfer)
         self._streamed = time.monotonic()
         if len(self._streams) == 1:
@@ -663,6 +806,7 @@ class Connection:
 
     def _go_on(self) -> None:
         """Write some more messages of the first transfer, unless those before wait for the client."""
+        started = time.thread_time()
         count = 0
         while self._streams and self._open and not (self._unsent or self._closing):
             if count == MESSAGES:
@@ -679,6 +823,9 @@ class Connection:
         if not self._streams:
             self._resume(time.monotonic_ns())
         self._watch()
+        if self.follows:
+            self._note()
+            self._server.connections.spend(started)
 
     def _write(self, data: bytes) -> None:
         """Send answers."""
@@ -764,8 +911,13 @@ class Connection:
                 self._finish()
         elif self._started and now - self._started > limits.read:
             self.close("incomplete" if self._secure is None or self._secure.done else "handshake")
-        elif not self._busy and not self._blocked and now - self._heard > limits.idle:
+        elif not self._busy and not self._blocked and self._is_idle(now):
             self.close("idle")
+
+    def _is_idle(self, now: float) -> bool:
+        if self.follows:
+            return now - max(self._questioned, self._streamed) > FOLLOWER_IDLE
+        return bool(now - self._heard > self._server.limits.idle)
 
     def drain(self, now: float, *, late: bool) -> None:
         """Close the connection if nothing is due on it and none of its queries is likely to be on its way.
@@ -775,7 +927,7 @@ class Connection:
         if self._busy or self._closing:
             if late:
                 self.abort()
-        elif late or now - self._heard > QUIET:
+        elif late or self.follows or now - self._heard > QUIET:
             self.close("shutdown")
 
     def close(self, reason: str) -> None:
@@ -795,8 +947,9 @@ class Connection:
 
     def evict(self) -> None:
         """Close it at once because another one needs its place."""
-        self._count("crowded")
-        self.abort()
+        if self._open:
+            self._count("crowded")
+            self.abort()
 
     def abort(self) -> None:
         """Close it at once."""

@@ -22,7 +22,7 @@ cdef class UdpServer:
     cdef bint _turn(self, int flags) except -1
     @cython.locals(
         batch=Batch, cache=PacketCache, young=dict, old=dict, seen=cython.ulonglong, lengths="unsigned int[:]", cells="unsigned long long[:]",
-        slot=cython.int, first=cython.int, misses=cython.Py_ssize_t, hits=cython.Py_ssize_t, same=cython.Py_ssize_t,
+        slot=cython.int, first=cython.int, misses=cython.Py_ssize_t, same=cython.Py_ssize_t,
         key=bytes, entry=Entry, response=bytes, length=cython.Py_ssize_t, size=cython.Py_ssize_t,
         cell=cython.Py_ssize_t, counters=QueryCounters, elapsed=cython.longlong,
     )

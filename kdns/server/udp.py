@@ -178,13 +178,12 @@ class UdpServer:
             cells[cell + 2] += length
         if self._direct is not None:
             self._direct.leave()
+        cells[self._misses] += misses
+        cells[self._hits] += count - misses
         self._send(first, count)
         elapsed = batch.now() - started
         if counters is not None:
             counters.duration(elapsed, same)
-        hits = count - misses
-        cells[self._misses] += misses
-        cells[self._hits] += hits
         if self._sampler is not None:
             answer = batch.answered(int(random() * count), LONGEST)
             if answer:  # not every one is, or not yet

@@ -337,7 +337,7 @@ class Worker:
             sampler.one if sampler is not None else None,
             found.classes,
             self._signatures(server, config),
-            "transfer" in config.plugins,
+            "transfer" in config.plugins or ("erratic" in config.plugins and forward.NAME not in config.plugins),
         )
 
     def _signatures(self, server: Server, config: ServerConfig) -> tsig.Checker | None:
@@ -371,8 +371,8 @@ class Worker:
     def _direct(self, served: dict[bytes, Served]) -> Callable[[str, str], Direct | None]:
         """What answers without the plugins, by protocol and address family; None if they do not let it."""
         reader = self._store
-        directory = direct.directory(served)
-        if reader is None or directory is None:
+        directory = direct.Directory(served)
+        if reader is None or not directory:
             return lambda proto, family: None
         return lambda proto, family: Direct(directory, reader, self._region, proto, family)
 
@@ -437,19 +437,31 @@ class Worker:
         return handler
 
     def _zones(self, index: int, name: str, options: Any) -> Handler:
+        if self._store is None:
+            from kdns.plugins import storeless
+
+            return storeless.Zones(name, storeless.zones_of(name, options))
         from kdns.plugins import zones
 
-        assert self._store is not None, "Start.load refuses it otherwise"
         sources = options.sources(self._plan.blocks[index])
+        if self._plan.stuck:
+            from kdns.plugins import storeless
+
+            sources = storeless.kept(sources)
         return zones.Handler(name, sources, self._store, self._site(index))
 
-    def _transfer(self, index: int, options: transfer.Options) -> transfer.Handler:
+    def _transfer(self, index: int, options: transfer.Options) -> Handler:
+        if self._store is None:
+            from kdns.plugins import storeless
+
+            return storeless.Transfers()
         from kdns.plugins import transfer
         from kdns.plugins.outgoing import Outgoing
+        from kdns.server.following import Following
 
-        assert self._store is not None, "a node has no such directive"
         if self._outgoing is None:
             self._outgoing = Outgoing(self._store)
+            self._connections.following = Following(self._store, self._changes)
         config = self._plan.blocks[index]
         beside = self._plan.beside.get(index)
         numbers = [number for _, number in (beside.external if beside is not None else ())]
@@ -462,10 +474,13 @@ class Worker:
 
     def _namespaces(self, index: int) -> clients.Namespaces | None:
         """Those of clients, if the source of a server block keeps them."""
-        number = self._plan.beside[index].clients if index in self._plan.beside else None
+        return self._index(self._plan.beside[index].clients if index in self._plan.beside else None)
+
+    def _index(self, number: int | None) -> clients.Namespaces | None:
+        """An index of clients by its number."""
         if number is None:
             return None
-        assert self._store is not None, "it needs `kubernetes`"
+        assert self._store is not None, "it is in there"
         return clients.StoredNamespaces(ZoneView(number, clients.ORIGIN), self._store)
 
     def _autopath(self, index: int, options: autopath.Options) -> autopath.Handler:
@@ -473,9 +488,12 @@ class Worker:
 
         if not options.pods:
             return autopath.Handler(options, self._site(index))
-        known = self._namespaces(index)
+        if options.watch is None:
+            known = self._namespaces(index)
+        else:
+            known = self._index(self._plan.clients.get(index)) or clients.Nobody()
         assert known is not None, "the source is told to keep it"
-        cluster = self._plan.blocks[index].plugins[kubernetes.NAME].zones
+        cluster = options.cluster(self._plan.blocks[index])
         return autopath.Handler(options, self._site(index), cluster, known)
 
     def _site(self, index: int) -> Site:

@@ -169,6 +169,7 @@ def _encrypted_by_name(directive: Directive) -> Iterator[Token]:
 WHEN: Mapping[str, Mapping[str, When]] = {
     "acl": {"The extended error": always, "Queries that are let": always},
     "autopath": {
+        "`node` is new": never,
         "The counter is": always,
         "An answer for": always,
         "The name of the search": always,
@@ -216,7 +217,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Each worker": always,
         "Answers are truncated": option("truncate"),
         "`drop` without": option("drop"),
-        "There is no zone": always,
+        "AXFR is REFUSED": always,
         "It has no part": always,
     },
     "errors": {"An expression that takes": never},
@@ -338,7 +339,8 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     },
     "secondary": {
         "Copies are kept": always,
-        "`key` and `fallthrough`": never,
+        "Zones of a": never,
+        "`key`, `fallback` and": never,
         "The time until": always,
         "A NOTIFY from": always,
     },

@@ -549,5 +549,5 @@ def _autopath(request: Request, glibc: Trace, musl: Trace) -> list[Advice]:
     if len(steps) < 2 or steps[0].why is not Why.SEARCH or not set(request.types) <= set(ADDRESSES):
         return []
     queries = len(request.types)
-    note = "`autopath @kubernetes`, with `pods verified` of kubernetes"
+    note = "`autopath @kubernetes`, with `pods verified` of kubernetes, or with `node` on each node"
     return [Advice("autopath in the server", queries, queries * request.conf.servers, note)]

@@ -143,7 +143,7 @@ class Offline:
             elif name == "secondary":
                 found.append(_Unread(names.zone_set(zone for copy in options.copies for zone in copy.zones)))
             elif name == autopath.NAME:
-                cluster = block.plugins[kubernetes.NAME].zones if options.pods else ()
+                cluster = options.cluster(block) if options.pods else ()
                 pods = _Pods(self._namespace) if options.pods else None
                 found.append(autopath.Handler(options, site, cluster, pods))
             elif name == k8s_external.NAME:

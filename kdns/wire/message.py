@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from msgspec import structs
 
@@ -25,6 +25,8 @@ HEADER = struct.Struct("!HHHHHH")
 QUESTION_AT = HEADER.size
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE = 0x7800
+NOTIFY = 0x2000
+"""The opcode (RFC 1996 3.7)."""
 DO = 0x8000
 NSID = 3
 EDE = 15
@@ -122,17 +124,24 @@ class Transfer:
     """An answer of many messages (`transfer`).
 
     name: in the question (lower case). messages: for each how many records its answer section has, and these records,
-    for offsets behind that question. stream: the bytes of what is still to be sent, once that has begun.
+    for offsets behind that question. stream: the bytes of what is still to be sent, once that has begun. followed: the
+    zone that the client follows from then on (`kdns.wire.following`), None if it does not.
     """
 
-    __slots__ = ("_done", "_kept", "messages", "name", "stream")
+    __slots__ = ("_done", "_kept", "followed", "messages", "name", "stream")
 
     def __init__(
-        self, name: bytes, messages: Sequence[tuple[int, bytes]], done: Callable[[], None], kept: object = None
+        self,
+        name: bytes,
+        messages: Sequence[tuple[int, bytes]],
+        done: Callable[[], None],
+        kept: object = None,
+        followed: Any = None,
     ) -> None:
         """done: called once, when nobody sends them any more. kept: has to be there until then."""
         self.name = name
         self.messages = messages
+        self.followed = followed
         self.stream: Iterator[bytes] = iter(())
         self._done: Callable[[], None] | None = done
         self._kept = kept
@@ -303,7 +312,7 @@ def _records(data: bytes, at: int, before: int, additionals: int) -> Edns | None
         if rtype == rr.OPT:
             if edns is not None or index < before or data[owner]:
                 raise FormatError("more than one OPT, or one where none belongs")
-            edns = Edns(klass, ttl >> 16 & 0xFF, bool(ttl & DO), _options(data[at : at + size]))
+            edns = Edns(klass, ttl >> 16 & 0xFF, bool(ttl & DO), options_of(data[at : at + size]))
         at += size
     if at != len(data):
         raise FormatError(f"{len(data) - at} bytes behind the message")
@@ -325,7 +334,7 @@ def skip_name(data: bytes, at: int) -> int:
     raise FormatError("a record's name is malformed")
 
 
-def _options(data: bytes) -> dict[int, bytes]:
+def options_of(data: bytes) -> dict[int, bytes]:
     """EDNS options (RFC 6891 6.1.2): code, length, data. Raises FormatError."""
     found = {}
     at = 0
@@ -382,12 +391,17 @@ def encode(query: Query, response: Response) -> Encoded:
 
 
 def transfer_messages(query: Query, response: Response, transfer: Transfer) -> Iterator[bytes]:
-    """The messages of a transfer (RFC 5936 2.2), each with the question as it was asked, and our OPT if one was."""
-    opt = opt_record(query.edns.do, query.udp_size) if query.edns is not None else b""
+    """The messages of a transfer (RFC 5936 2.2), each with the question as it was asked, and our OPT if one was: in the
+    first one with the response's options."""
+    opt = first = b""
+    if query.edns is not None:
+        opt = opt_record(query.edns.do, query.udp_size)
+        first = opt_record(query.edns.do, query.udp_size, options=response.edns_options)
     flags = _flags(query, response)
     for count, records in transfer.messages:
         header = HEADER.pack(query.id, flags, 1, count, 0, bool(opt))
-        yield b"".join((header, question(query), records, opt))
+        yield b"".join((header, question(query), records, first or opt))
+        first = b""
 
 
 def _flags(query: Query, response: Response) -> int:
@@ -471,15 +485,11 @@ class _Writer:
         return count
 
     def negative(self, owner: bytes, rrset: RRset) -> int:
-        """Write an authority section that is the zone's SOA, as almost every negative answer has it.
-
-        The SOA's owner is above the question's name, and its names lie in the zone: all of them end in one pointer.
-        """
+        """Write an authority section that is the zone's SOA, as almost every negative answer has it."""
         at = len(self.query.lname) - len(owner)
         if rrset.type != rr.SOA or at < 0 or self.query.lname[at:] != owner:
             return self.section([(owner, rrset)], False)
-        record = soa_record(owner, rrset, QUESTION_AT + at)
-        return int(self._add(record)) if record else self.section([(owner, rrset)], False)
+        return int(self._add(soa_record(owner, rrset, QUESTION_AT + at)))
 
     def _addresses(self, owner: bytes, rrset: RRset, rotate: bool) -> int:
         """Records of one size each, whose owner is written once and pointed at from then on."""
@@ -573,25 +583,47 @@ class _Writer:
 
 
 def soa_record(zone: bytes, rrset: RRset, at: int) -> bytes:
-    """A zone's SOA record, in a message with the zone's name at an offset; empty unless its names end in the zone."""
-    pieces = _soa_pieces(zone, rrset.rdatas[0])
-    if pieces is None:
-        return b""
-    mname, rname, numbers = pieces
-    pointer = (_POINTER | at).to_bytes(2, "big")
-    fixed = _FIXED.pack(rr.SOA, rrset.klass, rrset.ttl, len(mname) + len(rname) + len(numbers) + 4)
-    return b"".join((pointer, fixed, mname, pointer, rname, pointer, numbers))
+    """A zone's SOA record as the first behind a question whose name ends in the zone's, at an offset of the message."""
+    mname, up, rname, upper, across, numbers = _soa_pieces(zone, rrset.rdatas[0])
+    start = at + len(zone) + 4 + 2 + _FIXED.size
+    first = mname + _pointer(at, up)
+    second = rname + (_pointer(at, upper) if across is None else _pointer(start, across))
+    fixed = _FIXED.pack(rr.SOA, rrset.klass, rrset.ttl, len(first) + len(second) + len(numbers))
+    return b"".join((_pointer(at, 0), fixed, first, second, numbers))
+
+
+def _pointer(at: int, step: int | None) -> bytes:
+    """A pointer to somewhere behind an offset; the root if there is nothing to point to."""
+    return names.ROOT if step is None else (_POINTER | at + step).to_bytes(2, "big")
 
 
 @lru_cache(maxsize=1024)
-def _soa_pieces(zone: bytes, rdata: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """MNAME and RNAME of an SOA without the zone that they end in, and the numbers; None if they do not end in it."""
+def _soa_pieces(zone: bytes, rdata: bytes) -> tuple[bytes, int | None, bytes, int | None, int | None, bytes]:
+    """MNAME and RNAME of an SOA as far as they are written out, each with where the rest is: in the zone's name, or of
+    RNAME in MNAME; None for the root. Behind them the numbers."""
     first = skip_name(rdata, 0)
     second = skip_name(rdata, first)
     mname, rname = rdata[:first], rdata[first:second]
-    if not (names.is_subdomain(mname, zone) and names.is_subdomain(rname, zone)):
-        return None
-    return mname[: -len(zone)], rname[: -len(zone)], rdata[second:]
+    end, up = _shared(mname, zone)
+    written, upper = _shared(rname, zone)
+    aside, across = _shared(rname, mname)
+    if aside >= written or across is None or across >= end:
+        return mname[:end], up, rname[:written], upper, None, rdata[second:]
+    return mname[:end], up, rname[:aside], None, across, rdata[second:]
+
+
+def _shared(name: bytes, other: bytes) -> tuple[int, int | None]:
+    """Where in a name its longest part begins that another one ends in too, and where that is in the other.
+
+    The end and None if that is but the root.
+    """
+    step = 0
+    while name[step]:
+        at = len(other) - len(name) + step
+        if at >= 0 and other.endswith(name[step:]) and names.is_between_labels(other, at):
+            return step, at
+        step += 1 + name[step]
+    return step, None
 
 
 def error(data: bytes, rcode: int) -> bytes:
@@ -607,6 +639,11 @@ def error(data: bytes, rcode: int) -> bytes:
         except FormatError:
             question = b""
     return HEADER.pack(ident, QR | flags & (OPCODE | RD) | rcode, 1 if question else 0, 0, 0, 0) + question
+
+
+def notify(ident: int, origin: bytes) -> bytes:
+    """A NOTIFY for a zone (RFC 1996 3.7)."""
+    return HEADER.pack(ident, NOTIFY | AA, 1, 0, 0, 0) + origin + _TYPE_CLASS.pack(rr.SOA, rr.IN)
 
 
 def question(query: Query) -> bytes:

@@ -5,22 +5,21 @@ want it get signatures and proofs (RFC 4035 3.1).
 
 An answer depends on each name between the zone's apex and the one that was asked for, on the wildcard that was or would
 have been used, and on the names whose addresses it has. The apex is not among them, so that a new serial ends no answer
-but its own; of what else changes there, the writer says that everything has changed (`Transaction.replace`).
+but its own; of what else changes there, the writer says that everything has changed (`Transaction.replace`). In a plain
+zone, which has none of that, an answer depends on the name itself; when it is plain no more, everything has changed.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-
-from msgspec import structs
 
 from kdns.wire import names, rr
 from kdns.wire.message import LONGEST_CHAIN, Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.keys import key_name, name_key
-from kdns.zone.lookup import ZoneView
+from kdns.zone.lookup import ZoneView, denying
 from kdns.zone.reader import Reader
 from kdns.zone.store import EXPIRED
 from kdns.zone.values import Records, decode_rrsets
@@ -48,17 +47,25 @@ class _Place:
 class Lookup:
     """One question, answered step by step. response: as far as it has come."""
 
-    def __init__(self, store: Reader, zones: names.Zones[ZoneView], query: Query, plugin: str) -> None:
-        """store: entered. zones: those in which aliases are followed here."""
+    def __init__(
+        self,
+        store: Reader,
+        zones: names.Zones[ZoneView],
+        query: Query,
+        plugin: str,
+        passed: Collection[bytes] = (),
+    ) -> None:
+        """store: entered. zones: those in which aliases are followed here, but for those of them that are passed."""
         self._store = store
         self._zones = zones
+        self._passed = passed
         self._query = query
         self._signed = query.edns is not None and query.edns.do
         self._links = query.links
         self.response = Response(authoritative=True, plugin=plugin, cacheable=True)
 
     def run(self, view: ZoneView) -> bytes | None:
-        """Answer from a zone. Returns the name that an alias leads to, if that is in none of the zones.
+        """Answer from a zone. Returns the name that an alias leads to, if that is not answered from the zones.
 
         A chain that comes back to itself, or has too many links, ends with what was found.
         """
@@ -72,6 +79,8 @@ class Lookup:
                 return None
             name = target
             found = self._zones.find(name)
+            if found is not None and found.origin in self._passed:
+                break
         return name
 
     @property
@@ -103,6 +112,9 @@ class Lookup:
 
     def _place(self, view: ZoneView, name: bytes) -> _Place:
         """Go down from the apex to the name, or to where that is not possible."""
+        if view.plain:
+            self.response.depends += (name,)
+            return _Place(name, self._read(view, name), name)
         wanted = self._query.type
         encloser = view.origin
         found = self._read(view, encloser)
@@ -203,8 +215,7 @@ class Lookup:
     def _deny(self, view: ZoneView, name: bytes, place: _Place) -> None:
         """Say that there is no such name, or no such records."""
         assert view.soa is not None
-        (rdata,) = view.soa.rdatas
-        soa = structs.replace(view.soa, ttl=min(view.soa.ttl, int.from_bytes(rdata[-4:], "big")))  # RFC 2308 3
+        soa = denying(view.soa)
         self._add(self.response.authority, view.origin, soa, self._read(view, view.origin) if self._signed else ())
         if place.owner != name:
             self._prove(view, name)

@@ -41,6 +41,14 @@ def namespaces(rrsets: Records | None) -> set[str]:
     return {rdata[1:].decode() for rrset in rrsets or () for rdata in rrset.rdatas}
 
 
+class Nobody:
+    """Knows none: there is no store."""
+
+    def of(self, address: str) -> str | None:
+        """See Namespaces."""
+        return None
+
+
 class StoredNamespaces:
     """Reads the index in the store. view: of its zone."""
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kdns.errors import ConfigError, FormatError
-from kdns.wire import names, rr
+from kdns.wire import following, names, rr
+from kdns.wire.message import opt_record, option, options_of, skip_name
 from kdns.wire.relay import expand, full_rdata
 from kdns.wire.rrset import RRset
+from kdns.wire.tsig import Asker, Key
 from kdns.zone import journal
 from kdns.zone.journal import Row
 from kdns.zone.keys import key_name, name_key
@@ -25,12 +27,14 @@ MOST_BYTES = 64 << 20
 """What a zone may take, in messages. In memory it is two to three times as much while it comes."""
 MOST_MEMORY = 4 * MOST_BYTES
 """What its records may take with their names in full: two bytes of a message can stand for 255."""
-_OBJECT = 40
-"""Bytes that a record takes beside its own."""
+_OBJECT, _STEP_OBJECT = 40, 800
+"""Bytes that a record takes beside its own; in a difference it is several objects, and more when it is written."""
 _HEADER = struct.Struct("!HHHHHH")
 _FIXED = struct.Struct("!HHIH")
 _QUESTION_AT = 12
 _NOWHERE = "transfer", 0
+_QR, _AA = 0x8000, 0x0400
+_NOTIFY = 4 << 11
 _PREFIX = b"\0\0"
 _STORED = struct.Struct("!HI")
 
@@ -43,6 +47,14 @@ class RcodeError(FormatError):
         self.rcode = rcode
 
 
+class TooLargeError(FormatError):
+    """A transfer of more than there is room for."""
+
+
+class LineageError(FormatError):
+    """A response that says nothing to whom has a copy of another lineage (`kdns.wire.following`)."""
+
+
 @dataclass(slots=True)
 class Step:
     """A difference (RFC 1995 4): the SOA records before and after, and what was removed and added."""
@@ -53,11 +65,15 @@ class Step:
     added: list[Row] = field(default_factory=list)
 
 
-def query(ident: int, origin: bytes, rtype: int, soa: bytes | None = None) -> bytes:
-    """A query for a zone's SOA record or for a transfer. soa: for IXFR, the rdata that we have."""
+def query(ident: int, origin: bytes, rtype: int, soa: bytes | None = None, lineage: bytes | None = None) -> bytes:
+    """A query for a zone's SOA record or for a transfer. soa: for IXFR, the rdata that we have.
+
+    lineage: of what we have, empty for none, if we want to follow the zone (`kdns.wire.following`).
+    """
     record = b"" if soa is None else b"\xc0\x0c" + _FIXED.pack(rr.SOA, rr.IN, 0, len(soa)) + soa
-    header = _HEADER.pack(ident, 0, 1, 0, int(bool(record)), 0)
-    return header + origin + struct.pack("!HH", rtype, rr.IN) + record
+    opt = b"" if lineage is None else opt_record(False, options=option(following.OPTION, lineage))
+    header = _HEADER.pack(ident, 0, 1, 0, int(bool(record)), int(bool(opt)))
+    return header + origin + struct.pack("!HH", rtype, rr.IN) + record + opt
 
 
 def records_at(data: bytes, ident: int, origin: bytes, rtype: int) -> int:
@@ -80,6 +96,36 @@ def records_at(data: bytes, ident: int, origin: bytes, rtype: int) -> int:
 def question_end(data: bytes) -> int:
     """The offset behind the question, if there is one. Raises FormatError."""
     return expand(data, _QUESTION_AT)[1] + 4 if data[5] else _QUESTION_AT
+
+
+def lineage(data: bytes, at: int) -> bytes:
+    """The lineage in a response, whose records begin at an offset; empty if it has none. Raises FormatError."""
+    for _ in range(sum(_HEADER.unpack_from(data)[3:])):
+        at = skip_name(data, at)
+        if at + _FIXED.size > len(data):
+            raise FormatError("a record is cut short")
+        rtype, _, _, size = _FIXED.unpack_from(data, at)
+        at += _FIXED.size
+        if at + size > len(data):
+            raise FormatError("a record's data is cut short")
+        if rtype == rr.OPT:
+            return following.lineage(options_of(data[at : at + size])) or b""
+        at += size
+    return b""
+
+
+def notified(data: bytes) -> tuple[bytes, bytes]:
+    """The zone that a NOTIFY is for, and the answer to it (RFC 1996 3.12). Raises FormatError for anything else."""
+    if len(data) < _QUESTION_AT:
+        raise FormatError("a message is cut short")
+    ident, flags, questions, *_ = _HEADER.unpack_from(data)
+    if flags & 0xF800 != _NOTIFY or questions != 1:
+        raise FormatError("it is neither a response nor a NOTIFY")
+    name, at = expand(data, _QUESTION_AT)
+    if data[at : at + 4] != struct.pack("!HH", rr.SOA, rr.IN):
+        raise FormatError("a NOTIFY is for something else than an SOA record")
+    header = _HEADER.pack(ident, _QR | _NOTIFY | _AA, 1, 0, 0, 0)
+    return name.lower(), header + data[_QUESTION_AT : at + 4]
 
 
 def answers(data: bytes, at: int) -> Iterator[Row]:
@@ -106,8 +152,8 @@ class Inbound:
     if all of it comes anew. count: of records; outside: of those that were left out as they are not in the zone.
     """
 
-    def __init__(self, origin: bytes, serial: int | None) -> None:
-        """serial: for IXFR, that of what we have; None for AXFR."""
+    def __init__(self, origin: bytes, serial: int | None, room: int = MOST_MEMORY) -> None:
+        """serial: for IXFR, that of what we have; None for AXFR. room: bytes for its records, with names in full."""
         self.done = False
         self.current = False
         self.soa: Row | None = None
@@ -116,6 +162,7 @@ class Inbound:
         self.outside = 0
         self._origin = origin
         self._serial = serial
+        self._room = room
         self._size = 0
         self._memory = 0
         self._records: list[bytes] = []  # suffix of the key, zero byte, type, TTL, rdata: their order is that of keys
@@ -126,14 +173,15 @@ class Inbound:
         """Go on with a message, whose records begin at an offset. Raises FormatError."""
         self._size += len(data)
         if self._size > MOST_BYTES:
-            raise FormatError(f"it is of more than {MOST_BYTES >> 20} MiB")
+            raise TooLargeError(f"it is of more than {MOST_BYTES >> 20} MiB")
         for row in answers(data, at):
             if self.done:
                 raise FormatError("there are records behind its end")
             self.count += 1
-            self._memory += len(row.owner) + len(row.rdata) + _OBJECT
-            if self._memory > MOST_MEMORY:
-                raise FormatError(f"its names in full take more than {MOST_MEMORY >> 20} MiB")
+            self._memory += len(row.owner) + len(row.rdata) + (_STEP_OBJECT if self._differs else _OBJECT)
+            if self._memory > self._room:
+                why = "" if self._room == MOST_MEMORY else ", more than the limit of memory leaves for it"
+                raise TooLargeError(f"its names in full take more than {self._room >> 20} MiB{why}")
             if not names.is_subdomain(row.owner, self._origin):
                 self.outside += 1
                 continue
@@ -201,6 +249,86 @@ class Inbound:
             raise FormatError("a difference is of another serial than we have")
         self.steps.append(Step(row, row))
         self._adding = False
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What we have of a zone: the rdata of its SOA record, and its lineage, empty for none."""
+
+    soa: bytes
+    lineage: bytes = b""
+
+    @property
+    def serial(self) -> int:
+        """The zone's serial."""
+        return int.from_bytes(self.soa[-20:-16])
+
+
+class Question:
+    """A question about a zone, and what comes of it.
+
+    data: the query. got: the transfer; for the SOA record, which is no transfer, it only says whether there is anything
+    newer. lineage: that of what is coming, empty for none. begun: the first response is here.
+    """
+
+    def __init__(
+        self,
+        ident: int,
+        origin: bytes,
+        rtype: int,
+        have: Have | None,
+        key: Key | None,
+        now: float,
+        *,
+        follow: bool,
+        room: int = MOST_MEMORY,
+    ) -> None:
+        """have: for all but AXFR. key: to sign with. now: in seconds since 1970. follow: tell that we want to. room:
+        see Inbound."""
+        self.lineage = b""
+        self.begun = False
+        self._ident = ident
+        self._origin = origin
+        self._type = rtype
+        self._have = have
+        self._room = room
+        lineage = (have.lineage if have is not None else b"") if follow else None
+        data = query(ident, origin, rtype, have.soa if have is not None and rtype == rr.IXFR else None, lineage)
+        self._asker = Asker(key) if key is not None else None
+        self.data = data if self._asker is None else self._asker.sign(data, now)
+        self.got = Inbound(origin, have.serial if have is not None else None, room)
+
+    def take(self, data: bytes, now: float) -> bool:
+        """Go on with a response; True if it is the last one. Raises FormatError."""
+        at = records_at(data, self._ident, self._origin, self._type)
+        signed = self._asker is None or self._asker.check(data, question_end(data), now)
+        if self._type == rr.SOA:
+            self._compare(data, at)
+        else:
+            if not self.begun:
+                self._begin(data, at)
+            self.got.take(data, at)
+        self.begun = True
+        if self.got.done and not signed:
+            raise FormatError("the last response is not signed")
+        return self.got.done or self._type == rr.SOA
+
+    def _begin(self, data: bytes, at: int) -> None:
+        """Look at whose lineage it is: in another one than ours serials mean nothing."""
+        self.lineage = lineage(data, at)
+        if self._have is not None and self.lineage != self._have.lineage:
+            if _HEADER.unpack_from(data)[3] == 1:
+                raise LineageError("it has another lineage than our copy")
+            self.got = Inbound(self._origin, None, self._room)
+
+    def _compare(self, data: bytes, at: int) -> None:
+        assert self._have is not None
+        theirs = [row for row in answers(data, at) if row.type == rr.SOA and row.owner == self._origin]
+        if not theirs:
+            raise FormatError("it has no SOA record for the zone")
+        if not journal.rises(self._have.serial, journal.serial_of(theirs[-1])):
+            self.got.soa = Row(self._origin, rr.SOA, 0, self._have.soa)
+            self.got.current = self.got.done = True
 
 
 def changed(origin: bytes, steps: list[Step], there: Mapping[bytes, Records]) -> dict[bytes, Records]:

@@ -13,6 +13,7 @@ does a serial that does not rise: there is no way from what others have to what 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ import msgspec
 
 from kdns.wire import rr
 from kdns.wire.rrset import RRset
+from kdns.zone import sources
 from kdns.zone.keys import key_name
 from kdns.zone.values import decode_rrsets
 
@@ -60,7 +62,7 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
 
 def rises(before: int, after: int) -> bool:
     """True if a serial is behind another one on their ring (RFC 1982 3.2)."""
-    return 0 < (after - before) & 0xFFFFFFFF < 1 << 31
+    return 0 < _distance(before, after) < 1 << 31
 
 
 def end(txn: Transaction, zone: Zone) -> None:
@@ -106,24 +108,54 @@ def _put(txn: Transaction, zone: Zone, data: bytes) -> None:
 
 def since(txn: Transaction, zone: Zone, serial: int) -> list[bytes] | None:
     """The differences, as they are kept, that lead from a serial to the zone's; None if there is no such way."""
+    sequences = way(txn, zone, serial)
+    return None if sequences is None else entries(txn, zone, sequences, zone.serial)
+
+
+def way(txn: Transaction, zone: Zone, serial: int) -> range | None:
+    """Which differences lead from a serial to the zone's; None if there are none.
+
+    Serials rise, so that one is found, or not, in a few steps: as long as all of them are within one turn of the ring.
+    """
     found = txn.get_object(zone.source, _EXTENTS, _zone_key(zone))
     if found is None:
         return None
     extent = msgspec.msgpack.decode(found, type=Extent)
-    wanted = zone.serial
-    kept: list[bytes] = []
-    for sequence in range(extent.next - 1, extent.first - 1, -1):
+    if not 0 <= extent.first < extent.next:
+        return None
+
+    def nearness(sequence: int) -> int:
         data = txn.get_object(zone.source, _ENTRIES, _entry_key(zone, sequence))
-        if data is None:
+        return -_distance(_SERIALS.unpack_from(data)[0], zone.serial) if data is not None else 1
+
+    sequences = range(extent.first, extent.next)
+    wanted = -_distance(serial, zone.serial)
+    index = bisect_left(sequences, wanted, key=nearness)
+    if index == len(sequences) or nearness(sequences[index]) != wanted:
+        return None
+    return sequences[index:]
+
+
+def entries(txn: Transaction, zone: Zone, sequences: range, serial: int, most: int = MOST_BYTES) -> list[bytes] | None:
+    """Differences, as they are kept; None if they are not one way to a serial, or have too many bytes."""
+    found: list[bytes] = []
+    wanted = serial
+    size = 0
+    for sequence in reversed(sequences):
+        data = txn.get_object(zone.source, _ENTRIES, _entry_key(zone, sequence))
+        if data is None or size + len(data) > most:
             return None
         before, after = _SERIALS.unpack_from(data)
         if after != wanted:
             return None
-        kept.append(data)
-        if before == serial:
-            return kept[::-1]
+        found.append(data)
+        size += len(data)
         wanted = before
-    return None
+    return found[::-1]
+
+
+def _distance(before: int, after: int) -> int:
+    return (after - before) & 0xFFFFFFFF
 
 
 def condensed(entries: Iterable[bytes]) -> Difference:
@@ -150,6 +182,11 @@ def condensed(entries: Iterable[bytes]) -> Difference:
     return Difference(first, last, list(removed), list(added))
 
 
+def begins(data: bytes) -> int:
+    """The serial in front of a difference, as it is kept."""
+    return int(_SERIALS.unpack_from(data)[0])
+
+
 def serial_of(soa: Row) -> int:
     """The serial of an SOA record."""
     return int.from_bytes(soa.rdata[-20:-16], "big")
@@ -162,6 +199,8 @@ def _differing(
     added: list[Row] = []
     for key, value in before.items():
         name = key_name(key, zone.origin)
+        if sources.is_inner(zone.source, name):
+            continue
         old = dict.fromkeys(_rows(name, decode_rrsets(value or b"")))
         new = dict.fromkeys(_rows(name, decode_rrsets(after.get(key, b""))))
         removed += [row for row in old if row not in new]

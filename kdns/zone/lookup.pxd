@@ -8,7 +8,8 @@ cdef class ZoneView:
     cdef readonly bytes origin, prefix
     cdef readonly object soa
     cdef readonly int state
-    cdef long long _generation
+    cdef readonly bint plain
+    cdef long long _commit
 
     cpdef refresh(self, Reader reader)
     cpdef object find(self, Reader reader, bytes name, int wanted=?)

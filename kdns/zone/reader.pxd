@@ -2,7 +2,7 @@ cimport cython
 
 @cython.final
 cdef class Reader:
-    cdef readonly long long generation
+    cdef readonly long long commit, floor
     cdef object _changes, _env, _databases, _names, _zones, _mutex, _txn, _cursor, _set_range, _key, _value, _snapshots
     cdef int _depth
 

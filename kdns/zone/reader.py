@@ -72,11 +72,12 @@ class Reader:
     Use it as a context manager around look-ups, or `enter` and `leave`: what is read inside is of one commit. One
     thread at a time.
 
-    generation: that of the changes when the context was entered.
+    commit: the number of the commit that is read. floor: that of the changes before it was.
     """
 
     def __init__(self, directory: Path, changes: Changes) -> None:
-        self.generation = 0
+        self.commit = 0
+        self.floor = 0
         self._changes = changes
         self._env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_spare_txns=2, subdir=True)
         self._databases = [self._env.open_db(name, create=False) for name in DATABASES]
@@ -102,10 +103,10 @@ class Reader:
         self._mutex.acquire()
         self._depth += 1
         if self._depth == 1:
-            # Read before the transaction begins: what is seen inside is of this generation or a later one.
-            self.generation = self._changes.counters[0]
+            self.floor = self._changes.counters[1]
             try:
                 self._txn = self._begin()
+                self.commit = self._txn.id()
                 self._cursor = cursor = self._txn.cursor(self._names)
                 self._set_range, self._key, self._value = cursor.set_range, cursor.key, cursor.value
             except BaseException:

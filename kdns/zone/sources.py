@@ -6,6 +6,10 @@ EXTERNAL = "external"
 """Zones for clients outside of the cluster (`k8s_external`)."""
 CLIENTS = "clients"
 """The index of clients (`kdns.zone.clients`)."""
+ZONAL = b"\5_zone"
+"""The label below which a Service's zone has what `zonal` looks up. No name there is one that can be asked for: see
+`kdns.plugins.kubernetes`."""
+_OF_CLUSTER = "kubernetes-"
 
 
 def beside(source: str, what: str) -> str:
@@ -21,3 +25,8 @@ def whose(source: str) -> str:
 def what(source: str) -> str:
     """EXTERNAL or CLIENTS for what a source has beside its own zones; "" for those."""
     return source.partition("/")[2]
+
+
+def is_inner(source: str, name: bytes) -> bool:
+    """Whether a name (wire format) in a zone of that source is there for look-ups only, and not one of the zone's."""
+    return ZONAL in name and source.startswith(_OF_CLUSTER)

@@ -8,7 +8,7 @@ Databases:
     names    name key (`kdns.zone.keys`) -> the name's RRsets; none for a name that exists without records
     zones    zone number (2 bytes, big endian) -> Zone as msgpack
     objects  source, kind, object key, joined by zero bytes -> what the source keeps of an object
-    meta     text -> bytes
+    meta     text -> bytes: the store's "version", its "lineage" (`kdns.wire.following`), its "whereabouts" and others
 
 A commit does not wait for the disk, so a power cut can leave anything behind: `Store.open` reads all of it once, checks
 every value's checksum (`kdns.zone.values`), and sets a damaged store aside.
@@ -23,6 +23,7 @@ import itertools
 import os
 import shutil
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,12 +34,12 @@ import lmdb
 import msgspec
 
 from kdns.errors import StoreError
-from kdns.wire import names, rr
+from kdns.wire import following, names, rr
 from kdns.wire.rrset import RRset
 from kdns.zone import journal
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
-from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, seal
+from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, is_special, seal
 
 VERSION = b"3"
 FIRST_MAP_SIZE = 1 << 30
@@ -55,8 +56,12 @@ _TICKS = 256
 """Serials count these parts of a second. So a zone that is written anew without the store has a serial behind the one
 that it had, though it had changed that often each second; and it takes 97 days to get half around the ring."""
 _ARPA = b"\4arpa\0"
+_LINEAGE, _WHEREABOUTS = "lineage", "whereabouts"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 DATA_FILE = "data.mdb"
 
+_READERS_SIZE = 8192
+"""Bytes of LMDB's file `lock.mdb`, for the 126 readers of its default."""
 _FLOCK = struct.Struct("@hhqqi4x")
 DATABASES = (b"names", b"zones", b"objects", b"meta")
 
@@ -70,6 +75,8 @@ class Zone(msgspec.Struct, frozen=True):
     number: what its keys start with. source: who writes it. origin: its apex, lower case wire format. state: UNSYNCED
     until the source has delivered everything once (a name that is not there may yet come), then SYNCED; EXPIRED when
     the data is too old to be served. given_serial: the serial is that of the source's SOA, which is served as it is.
+    special: its names for which `values.is_special` says so; None if they have not been counted. lineage: the one that
+    its serials are of (`kdns.wire.following`) if it is a copy; empty for the store's own, and for who knows of none.
     """
 
     number: int
@@ -78,6 +85,18 @@ class Zone(msgspec.Struct, frozen=True):
     serial: int
     state: int
     given_serial: bool = False
+    special: int | None = None
+    lineage: bytes = b""
+
+    @property
+    def version(self) -> tuple[int, bytes]:
+        """What is another one whenever the zone is."""
+        return self.serial, self.lineage
+
+    @property
+    def plain(self) -> bool:
+        """True if the answer to a name is what that name has, and nothing else."""
+        return self.special == 0
 
     @property
     def prefix(self) -> bytes:
@@ -104,6 +123,7 @@ class Store:
         self._opened: _Opened | None = opened  # None: closed, and to be opened again by whoever needs it
         self._map_size = int(env.info()["map_size"])
         self._lock = lock
+        self._files = _identities(directory)
         self._dirty = False
         # The environment is closed, and its map moved, with both locks; it is used with either and opened with the
         # second.
@@ -121,8 +141,8 @@ class Store:
         """Open the store in a directory, which is made if it is not there.
 
         A store that is damaged or of another version is moved aside, with one warning, and an empty one takes its
-        place. Forks a short-lived child to read it all, since damage can end the process that reads it: call it before
-        threads are started. Raises StoreError if the directory cannot be used or another process has it.
+        place. A short-lived child reads it all, since damage can end the process that reads it; it is forked, or where
+        there are threads already, started. Raises StoreError if the directory cannot be used or another process has it.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -145,6 +165,8 @@ class Store:
             except (lmdb.Error, OSError) as error:
                 raise StoreError(f"zone store {path}: {error}") from error
             store.write(lambda txn: txn.put_meta("version", VERSION))
+            with contextlib.suppress(StoreError):  # one of before, on a full disk: it is served, if not followed
+                store.write(lambda txn: txn.begin_lineage(_whereabouts(path)))
             undo.pop_all()
         return store
 
@@ -261,6 +283,13 @@ class Store:
         with self._mapping, self._store_errors():
             return int(self._environment()[0].reader_check())
 
+    def is_there(self) -> bool:
+        """Whether the directory still has the files that were opened.
+
+        Who opens it with another table of readers is told of no commit; with another lock, two could write.
+        """
+        return self._files == _identities(self.directory)
+
     def close(self) -> None:
         """Sync, close, and let go of the directory. Does nothing the second time."""
         with self._mutex:
@@ -290,6 +319,7 @@ class Transaction:
         "_names",
         "_objects",
         "_rewritten",
+        "_special",
         "_txn",
         "_zones",
         "changed",
@@ -310,6 +340,7 @@ class Transaction:
         self._journaled = journaled
         self._before: dict[int, dict[bytes, bytes | None] | None] = {}
         self._rewritten: set[int] = set()
+        self._special: dict[int, int] = {}
         self._names, self._zones, self._objects, self._meta = databases
         self._cursor = txn.cursor(self._names)
         self.changed: set[int] = set()
@@ -352,6 +383,15 @@ class Transaction:
             self._put_zone(msgspec.structs.replace(current, state=state))
             self.everything = True
 
+    def set_lineage(self, zone: Zone, lineage: bytes) -> None:
+        """Note which lineage a zone's serials are of. With another one its journal begins anew."""
+        current = self.zone(zone.number)
+        if current.lineage != lineage:
+            self._put_zone(msgspec.structs.replace(current, lineage=lineage))
+            journal.end(self, zone)
+            self._rewritten.add(zone.number)
+            self.changed.add(name_hash(zone.origin))
+
     def zone(self, number: int) -> Zone:
         """The zone of that number. Raises KeyError."""
         value = self._txn.get(zone_prefix(number), db=self._zones)
@@ -365,6 +405,7 @@ class Transaction:
         self._txn.delete(zone.prefix, db=self._zones)
         self._delete_prefix(self._names, zone.prefix)
         self.touched.discard(zone.number)
+        self._special.pop(zone.number, None)
         self.everything = True
 
     def raise_serials(self) -> None:
@@ -375,7 +416,7 @@ class Transaction:
         for number in self.touched:
             zone = self.zone(number)
             if zone.given_serial:
-                self._take_serial(zone)
+                self._take_given(zone)
             else:
                 self._raise_serial(zone)
             if self._journaled is not None and self._journaled(zone):
@@ -413,11 +454,16 @@ class Transaction:
         before.setdefault(zone.prefix, after.get(zone.prefix))
         journal.append(self, zone, before, after)
 
-    def _take_serial(self, zone: Zone) -> None:
+    def _take_given(self, zone: Zone) -> None:
+        """Note the serial that a zone has, and how many of its names are special."""
+        serial = zone.serial
         for rrset in decode_rrsets(self._txn.get(zone.prefix, db=self._names) or b"", rr.SOA):
             serial = soa_serial(rrset)
-            if serial != zone.serial:
-                self._put_zone(msgspec.structs.replace(zone, serial=serial))
+        new = msgspec.structs.replace(zone, serial=serial, special=self._special.get(zone.number, zone.special))
+        if new != zone:
+            self._put_zone(new)
+        if zone.plain and not new.plain:
+            self.everything = True  # answers have been of one name, and are of others too
 
     def _put_zone(self, zone: Zone) -> None:
         self._txn.put(zone.prefix, seal(zone.prefix, msgspec.msgpack.encode(zone)), db=self._zones)
@@ -531,6 +577,8 @@ class Transaction:
         They are gone through once.
         """
         self.touched.add(zone.number)
+        self._special[zone.number] = 0
+        rows = self._counted(zone, rows)
         cursor = self._txn.cursor(self._names)
         if not (cursor.set_range(zone.prefix) and cursor.key().startswith(zone.prefix)):
             return self._fill_rows(zone, rows)
@@ -548,7 +596,25 @@ class Transaction:
             new = encode_rrsets(key, rrsets) if rrsets else None
             if old != new:
                 differing.append((key, old, new))
+        special = self._special.get(zone.number, self.zone(zone.number).special)
         self._apply(zone, differing)
+        if special is None:
+            special = sum(_special(key, value) for key, value in self._entries(zone))
+        else:
+            special += sum(_special(key, new) - _special(key, old) for key, old, new in differing)
+        self._special[zone.number] = special
+
+    def _entries(self, zone: Zone) -> Iterator[tuple[bytes, bytes]]:
+        """All keys of a zone and their values."""
+        cursor = self._txn.cursor(self._names)
+        return _below(cursor, zone.prefix) if cursor.set_range(zone.prefix) else iter(())
+
+    def _counted(self, zone: Zone, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of a zone; those of special names are counted."""
+        for row in rows:
+            if is_special(*row):
+                self._special[zone.number] += 1
+            yield row
 
     def _apply(self, zone: Zone, differing: Iterable[tuple[bytes, bytes | None, bytes | None]]) -> None:
         """Write keys of a zone whose serial is given: what they had, what they are to have."""
@@ -639,6 +705,20 @@ class Transaction:
             if zone.source == source:
                 self.drop_zone(zone)
 
+    def begin_lineage(self, whereabouts: bytes) -> None:
+        """Give the store a lineage if it has none, or one that it got elsewhere.
+
+        A copy of its files goes its own way from there on, and a power cut may have taken serials that others know.
+        """
+        if self.lineage is None or self.get_meta(_WHEREABOUTS) != whereabouts:
+            self.put_meta(_LINEAGE, os.urandom(following.LINEAGE))
+            self.put_meta(_WHEREABOUTS, whereabouts)
+
+    @property
+    def lineage(self) -> bytes | None:
+        """The store's lineage (`kdns.wire.following`); None if it could not be written yet."""
+        return self.get_meta(_LINEAGE)
+
     def get_meta(self, key: str) -> bytes | None:
         """A value by its name."""
         value = self._txn.get(key.encode(), db=self._meta)
@@ -675,6 +755,11 @@ def _below(cursor: lmdb.Cursor[bytes], prefix: bytes) -> Iterator[tuple[bytes, b
         if not key.startswith(prefix):
             return
         yield key, value
+
+
+def _special(key: bytes, value: bytes | None) -> bool:
+    """Whether an entry, if there is one, is of a special name."""
+    return value is not None and is_special(key[2:], value[4:])
 
 
 def _differing(
@@ -758,12 +843,26 @@ def _take_lock(path: Path) -> int:
 
 
 def _open(directory: Path, map_size: int) -> _Opened:
+    _make_room(directory / "lock.mdb")
     env = lmdb.open(str(directory), map_size=map_size, max_dbs=8, sync=False)
     try:
         return env, [env.open_db(name) for name in DATABASES]
     except BaseException:
         env.close()
         raise
+
+
+def _make_room(path: Path) -> None:
+    """Let LMDB's table of readers have its blocks: a full disk ends a process that writes to a hole in mapped memory.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(fd).st_blocks * 512 < _READERS_SIZE:
+            os.posix_fallocate(fd, 0, _READERS_SIZE)
+    finally:
+        os.close(fd)
 
 
 def _used(env: lmdb.Environment) -> int:
@@ -779,6 +878,24 @@ def _give_memory_back() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
+
+
+def _identities(directory: Path) -> tuple[tuple[int, int], ...]:
+    """What tells a store's files from others that have their names; empty if one cannot be found."""
+    try:
+        found = [(directory / name).stat() for name in (DATA_FILE, "lock.mdb", "lock")]
+    except OSError:
+        return ()
+    return tuple((each.st_dev, each.st_ino) for each in found)
+
+
+def _whereabouts(path: Path) -> bytes:
+    """What is not the same for a copy of a file, nor after a start of the machine (random(4) boot_id)."""
+    try:
+        boot = _BOOT.read_bytes().strip()
+    except OSError:
+        boot = b""
+    return b"%s %d" % (boot, path.stat().st_ino)
 
 
 def _file_size(path: Path) -> int:
@@ -803,6 +920,12 @@ def _remove(path: Path) -> None:
 
 def damage(directory: Path) -> str:
     """Why the store cannot be used; empty if it can. A child reads it all, as damage may end it by a signal."""
+    if threading.active_count() > 1:
+        import subprocess  # hardly ever needed
+
+        command = [sys.executable, "-m", __name__, str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else "is damaged"
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -843,3 +966,8 @@ def _inspect(directory: Path) -> str:
     except lmdb.Error as error:
         return f"is damaged ({error})"
     return ""
+
+
+if __name__ == "__main__":
+    faulthandler.disable()
+    print(_inspect(Path(sys.argv[1])), end="")

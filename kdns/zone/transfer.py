@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from kdns.errors import FormatError
 from kdns.wire import names, rr
+from kdns.zone import sources
 from kdns.zone.journal import Difference, Row
 from kdns.zone.keys import key_name
+from kdns.zone.store import Zone
 from kdns.zone.values import Records, decode_rrsets
 
 PREFERRED = 16 << 10
@@ -96,9 +98,11 @@ class Packer:
         return self.messages
 
 
-def rows(origin: bytes, key: bytes, value: bytes) -> Iterable[Row]:
-    """The records that a zone has under a key."""
-    name = key_name(key, origin)
+def rows(zone: Zone, key: bytes, value: bytes) -> Iterable[Row]:
+    """The records that a zone has under a key, as far as they are for others."""
+    name = key_name(key, zone.origin)
+    if sources.is_inner(zone.source, name):
+        return []
     return [Row(name, rrset.type, rrset.ttl, rdata) for rrset in decode_rrsets(value) for rdata in rrset.rdatas]
 
 

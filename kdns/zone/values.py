@@ -18,6 +18,7 @@ _CRC = struct.Struct("!I")
 _RRSET = struct.Struct("!HIII")
 _LENGTH = struct.Struct("!H")
 _ONE_RECORD = struct.Struct("!HIIIH")
+_SPECIAL = frozenset((rr.DNAME, rr.RRSIG, rr.NSEC))
 
 Records = tuple[RRset, ...]
 
@@ -63,3 +64,20 @@ def decode_rrsets(value: bytes, wanted: int = rr.ANY) -> Records:
             found.append(RRset(rtype, ttl, tuple(rdatas)))
         at += size
     return tuple(found)
+
+
+def is_special(suffix: bytes, data: bytes) -> bool:
+    """True if a name is part of the answers to others: a wildcard (or one is above it), a cut, a DNAME, a signature.
+
+    suffix: of its key, behind the zone's prefix. data: its value, behind the checksum. Raises struct.error if that is
+    damaged.
+    """
+    if b"*" in suffix and b"*" in suffix.split(b"\0"):
+        return True
+    at = 0
+    while at < len(data):
+        rtype, _, _, size = _RRSET.unpack_from(data, at)
+        if rtype in _SPECIAL or (rtype == rr.NS and suffix):
+            return True
+        at += _RRSET.size + size
+    return False

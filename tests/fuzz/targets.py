@@ -42,9 +42,12 @@ from tests.support.answering import CLIENT, LOCAL, Answering, Ground
 from tests.support.worlds import WORLDS
 
 Target = Callable[[bytes], object]
-USED = ("kubeadm", "alone", "many plugins", "server blocks", "zones in zones", "every name", "unsynced", "zonal")
+USED = (
+    "kubeadm", "alone", "many plugins", "server blocks", "zones in zones", "every name", "unsynced", "zonal",
+    "files in files", "secondary",
+)  # fmt: skip
 """The worlds that are asked; the first byte of a query's ID says which."""
-ZONES = tuple(names.from_text(zone) for zone in (".", "local", worlds.Z, "in-addr.arpa"))
+ZONES = tuple(names.from_text(zone) for zone in (".", "local", worlds.Z, "in-addr.arpa", "example.org"))
 TCP_WORLD = "alone"
 _ASKED = (("www.example.com", rr.A), ("www.example.com", rr.AAAA), ("example.org", rr.MX))
 _TURNS = 1000

@@ -9,16 +9,17 @@ been read, or when it has been away for too long. What would run in the backgrou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from kdns import plugins
 from kdns.cluster.manifests import ManifestSource
-from kdns.corefile.config import Config
+from kdns.corefile.config import Config, ServerConfig
 from kdns.observe.counters import Region
 from kdns.observe.logs import Log, Sink
 from kdns.plugins import kubernetes
@@ -31,9 +32,10 @@ from kdns.server.publication import Publication
 from kdns.server.respond import Pending, Responder, Via
 from kdns.server.worker import Worker
 from kdns.wire import names
+from kdns.zone import masterfile
 from kdns.zone.changes import Changes
 from kdns.zone.reader import Reader
-from kdns.zone.store import Store
+from kdns.zone.store import SYNCED, Store, Transaction
 from tests.support.objects import Object, write_list
 
 CLIENT, LOCAL = ("192.0.2.7", 40000), ("192.0.2.1", 53)
@@ -62,10 +64,16 @@ class Ground:
             store.close()
 
 
-def publish(folder: Path, objects: Iterable[Object], corefile: str, states: Mapping[str, int] | None = None) -> Ground:
+def publish(
+    folder: Path,
+    objects: Iterable[Object],
+    corefile: str,
+    states: Mapping[str, int] | None = None,
+    data: Mapping[str, str] | None = None,
+) -> Ground:
     """Publish objects as a Corefile wants them. In it `$manifests` stands for where they lie.
 
-    states: of zones, as the store has them; SYNCED without.
+    states: of zones, as the store has them; SYNCED without. data: of zones that are no cluster's, see `fill`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifests = write_list(folder / "cluster.json", objects)
@@ -84,6 +92,8 @@ def publish(folder: Path, objects: Iterable[Object], corefile: str, states: Mapp
                 found = publication.zones
                 beside[index] = publication.beside
             zones.append(found)
+        for title, text in (data or {}).items():
+            store.write(fill(folder, config.blocks, title, text))
         wanted = {names.from_text(zone): state for zone, state in (states or {}).items()}
 
         def mark(txn: Any) -> None:
@@ -95,6 +105,28 @@ def publish(folder: Path, objects: Iterable[Object], corefile: str, states: Mapp
     finally:
         store.close()
     return Ground(folder / "state", config, tuple(zones), beside, changes)
+
+
+def fill(folder: Path, blocks: Sequence[ServerConfig], title: str, text: str) -> Callable[[Transaction], None]:
+    """Write a zone as the first such directive would. title: directive and zone. text: a master file."""
+    directive, zone = title.split()
+    origin = names.from_text(zone)
+    path = folder / "master"
+    path.write_text(text)
+    with contextlib.chdir(folder):  # reading changes it
+        rows = list(masterfile.read(path, origin).rows(origin))
+    block = next(block for block in blocks if directive in block.plugins)
+    options = block.plugins[directive]
+    sources = options.sources(block)
+    of_file = [zone.rstrip(".") + "." in each.zones for each in options.files] if directive == "file" else [True]
+    source = sources[of_file.index(True)]
+
+    def action(txn: Transaction) -> None:
+        zone = txn.add_zone(source.id, origin, given_serial=True)
+        txn.replace(zone, rows)
+        txn.set_state(zone, SYNCED)
+
+    return action
 
 
 def _fail(text: str) -> None:

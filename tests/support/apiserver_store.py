@@ -21,6 +21,7 @@ ADDED, MODIFIED, DELETED = "ADDED", "MODIFIED", "DELETED"
 CREATED_AT = "2026-01-02T03:04:05Z"
 _MARK = b'"resourceVersion":"'
 _SNAPSHOTS_KEPT = 4
+_FIELDS = {"Pod": {"status.phase", "spec.nodeName"}, "Namespace": {"status.phase"}}
 
 
 class StoreError(Exception):
@@ -251,6 +252,8 @@ class Store:
         fields = {"metadata.name": given["name"], "metadata.namespace": given.get("namespace", "")}
         if resource.kind in ("Pod", "Namespace"):
             fields["status.phase"] = rest.get("status", {}).get("phase", "")
+        if resource.kind == "Pod":
+            fields["spec.nodeName"] = rest.get("spec", {}).get("nodeName", "")
         labels = metadata.get("labels") or {}
         at = data.index(_MARK) + len(_MARK)
         return Entry(key, labels, fields, metadata["uid"], self.revision, data, at)
@@ -340,11 +343,12 @@ def _label_test(found: re.Match[str]) -> Callable[[Mapping[str, str]], bool]:
 
 
 def field_selector(text: str, resource: Resource) -> Callable[[Mapping[str, str]], bool] | None:
-    """`metadata.name`, `metadata.namespace`, and `status.phase` of Pods and Namespaces. Raises SelectorError."""
+    """`metadata.name`, `metadata.namespace`, `status.phase` of Pods and Namespaces, `spec.nodeName` of Pods.
+
+    Raises SelectorError.
+    """
     wanted: list[tuple[str, bool, str]] = []
-    known = {"metadata.name", "metadata.namespace"} | (
-        {"status.phase"} if resource.kind in ("Pod", "Namespace") else set()
-    )
+    known = {"metadata.name", "metadata.namespace"} | _FIELDS.get(resource.kind, set())
     for part in filter(None, text.split(",")):
         name, sign, value = re.match(r"([^=!]*)(==|=|!=|$)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
         if not sign:

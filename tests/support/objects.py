@@ -114,11 +114,17 @@ def namespace(name: str, labels: Mapping[str, str] | None = None) -> Object:
 
 
 def pod(
-    name: str, namespace: str, *ips: str, phase: str = "Running", labels: Mapping[str, str] | None = None
+    name: str,
+    namespace: str,
+    *ips: str,
+    phase: str = "Running",
+    labels: Mapping[str, str] | None = None,
+    node: str = "",
 ) -> Object:
-    """A Pod with its addresses."""
+    """A Pod with its addresses. node: where it runs."""
     status = {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(name, namespace, labels), "status": status}
+    found = {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(name, namespace, labels), "status": status}
+    return found | ({"spec": {"nodeName": node}} if node else {})
 
 
 def write_list(path: Path, objects: Iterable[Object]) -> Path:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+import pytest
+
 from tests.support import digs
 from tests.support.netns import Netns
 
@@ -96,6 +98,13 @@ def compile_c(compiler: str, folder: Path) -> list[str]:
     program = folder / f"lookup-{compiler}"
     subprocess.run([compiler, "-static", "-O1", "-Wall", "-Werror", "-o", program, SOURCES / "lookup.c"], check=True)
     return [str(program)]
+
+
+def musl(pod: Netns, folder: Path) -> Program:
+    """musl's getaddrinfo in a pod; skips the test where it cannot be built."""
+    if not digs.available("musl-gcc"):
+        pytest.skip("not installed: musl-gcc")
+    return Program(pod, compile_c("musl-gcc", folder))
 
 
 def compile_java(folder: Path) -> list[str]:
