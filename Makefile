@@ -16,7 +16,7 @@ TEST_TOOLS := dig=bind9-dnsutils delv=bind9-dnsutils kdig=knot-dnsutils named-ch
 	unbound=unbound knotd=knot nsd=nsd dnsmasq=dnsmasq-base node=nodejs npm=npm javac=default-jdk-headless \
 	chromium=chromium promtool=prometheus prometheus=prometheus runc=runc+golang-github-containers-common
 BENCH_TOOLS := dnsperf=dnsperf taskset=util-linux cc=gcc+libc6-dev knotd=knot nsd=nsd unbound=unbound dnsmasq=dnsmasq-base \
-	pdns_server=pdns-server+pdns-backend-bind
+	pdns_server=pdns-server+pdns-backend-bind dnsdist=dnsdist kresd=knot-resolver h2load=nghttp2-client
 FUZZ_TOOLS := clang=clang+libclang-rt-dev llvm-symbolizer=llvm
 FUZZ_SECONDS ?= 60
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import socket
 import subprocess
@@ -18,9 +19,23 @@ import pytest
 import typer
 
 from tests.bench import __main__ as command
-from tests.bench import api, beside, chart, load, native, peers, published, queries, report, workloads
+from tests.bench import (
+    api,
+    beside,
+    chart,
+    following,
+    h2load,
+    load,
+    native,
+    peers,
+    published,
+    queries,
+    report,
+    workloads,
+)
 from tests.bench.cluster import ZONE, Cluster
 from tests.bench.load import Run
+from tests.bench.nodes import Nodes
 from tests.bench.published import Record
 from tests.bench.targets import KDNS, PYTHON
 from tests.bench.workloads import (
@@ -38,8 +53,8 @@ from tests.bench.workloads import (
     Start,
     Verdict,
 )
-from tests.support import procs
-from tests.support.server import ROOT
+from tests.support import objects, procs
+from tests.support.server import ROOT, Server
 
 CLUSTER = Cluster(100, 3)
 DNSPERF = """\
@@ -59,6 +74,15 @@ Statistics:
 
   Average Latency (s):  0.000250 (min 0.000004, max 0.039158)
   Latency StdDev (s):   0.001916
+"""
+H2LOAD = """\
+finished in 3.01s, 5079.33 req/s, 653.22KB/s
+requests: 15338 total, 15338 started, 15238 done, 15230 succeeded, 8 failed, 0 errored, 0 timeout
+status codes: 15230 2xx, 0 3xx, 8 4xx, 0 5xx
+traffic: 1.91MB (2006823) total, 380.95KB (390093) headers (space savings 59.21%), 1.24MB (1300000) data
+                     min         max         mean         sd        +/- sd
+time for request:      871us     24.51ms     19.60ms      1.91ms    95.11%
+time for connect:     1.10ms      1.10ms      1.10ms         0us   100.00%
 """
 
 
@@ -81,6 +105,24 @@ def verdict(found: Sequence[Verdict], workload: str, what: str) -> Verdict:
 def test_dnsperf_is_read() -> None:
     found = load.parse(DNSPERF, spent=0.005)
     assert found == Run(1000, 200, 500.0, 250.0, 5.0, {"NOERROR": 600, "NXDOMAIN": 400})
+
+
+def test_h2load_is_read() -> None:
+    found = h2load.parse(H2LOAD, spent=1.523)
+    assert found == Run(15230, 8, 5079.33, found.latency, found.cpu, {"2xx": 15230, "4xx": 8})
+    assert (found.latency, found.cpu) == pytest.approx((19600, 100))
+    with pytest.raises(RuntimeError, match="not connected"):
+        h2load.parse("not connected", spent=1)
+
+
+def test_queries_become_requests(tmp_path: Path) -> None:
+    asked = queries.write_repeated(tmp_path / "queries", CLUSTER)
+    lines = h2load.write_uris(tmp_path / "uris", asked, 8443).read_text().splitlines()
+    texts = [line.removeprefix("https://127.0.0.1:8443/dns-query?dns=") for line in lines]
+    found = [dns.message.from_wire(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))) for text in texts]
+    shown = [f"{one.question[0].name} {dns.rdatatype.to_text(one.question[0].rdtype)}" for one in found]
+    assert shown == asked.read_text().splitlines()
+    assert dns.message.from_wire(h2load.write_body(tmp_path / "body", asked).read_bytes()) == found[0]
 
 
 def test_a_report_of_dnsperf_that_lacks_something_is_refused() -> None:
@@ -183,6 +225,45 @@ def test_no_two_queries_of_services_in_random_case_are_the_same(tmp_path: Path) 
     assert shares(lines, zone_names(tmp_path)) == {"A": 0.4, "AAAA": 0.2, "missing": 0.4}
 
 
+FOLLOWED = """\
+cluster.local:$dns {
+    bind 127.0.0.1
+    ready 127.0.0.1:$ready
+    kubernetes cluster.local {
+        manifests $manifests
+    }
+    transfer {
+        to *
+    }
+}
+"""
+
+
+def test_nodes_get_what_there_is(tmp_path: Path) -> None:
+    cluster = [objects.service(f"s{number}", ips=[f"10.0.0.{number + 1}"]) for number in range(100)]
+    with Server(tmp_path, cluster, corefile=FOLLOWED, addresses=["127.0.0.1"]) as server:
+        nodes = Nodes(server.port, ZONE, 20)
+        try:
+            nodes.connect()
+            nodes.run(5, nodes.settled)
+            (first,) = nodes.serials()
+            assert nodes.transfers == {"axfr": 20, "ixfr": 0, "current": 0}
+            server.write_objects([*cluster[1:], objects.service("s0", ips=["10.9.9.9"])])
+            nodes.run(5, lambda: nodes.serials() != {first} and nodes.settled() and len(nodes.serials()) == 1)
+            assert nodes.transfers == {"axfr": 20, "ixfr": 20, "current": 0}
+            (found,) = [part for part in nodes.parts if "10.9.9.9" in part.added]
+            assert (len(found.times), "10.0.0.1" in found.added) == (20, False)
+            for lineage, kind in ((None, "current"), (b"another!", "axfr")):
+                nodes.close()
+                nodes.clear()
+                nodes.connect(lineage)
+                nodes.run(5, nodes.settled)
+                assert nodes.transfers[kind] == sum(nodes.transfers.values()) == 20
+            assert nodes.failed == 0
+        finally:
+            nodes.close()
+
+
 # What is calculated
 
 
@@ -213,6 +294,13 @@ def test_aims_are_judged() -> None:
         (SNAPSHOT, "start to first answer"): (0.3, "s", True),
     }
     assert verdict(found, SIZED, "CPU, 100 Services / 10 Services").own == 4.5
+
+
+def test_what_a_change_costs_for_a_node_is_what_is_more_than_without_any() -> None:
+    def stretch(count: int, cpu: tuple[float, float]) -> following.Stretch:
+        return following.Stretch(2, count, cpu, {}, None, None, None, None)
+
+    assert following.cost(stretch(10, (0.1, 0.1)), stretch(20, (0.2, 1.2)), 100) == pytest.approx(500)
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
@@ -295,6 +383,8 @@ def test_a_report_is_read_as_it_was_written() -> None:
         runs={REPEATED: {KDNS: runs(2, 3), peers.KNOT: runs(4, 4)}},
         api=api.Figures(),
         ttls={},
+        followers=following.Figures(),
+        copies=[],
     )
     read = published.read(report.as_json(found))
     assert read.runs == found.runs
@@ -341,4 +431,4 @@ def test_debian_has_all_that_is_measured() -> None:
     assert line is not None
     tools = {tool.partition("=")[0] for tool in line[1].split()}
     source = (ROOT / "tests/bench/peers.py").read_text()
-    assert tools >= {"dnsperf", "taskset", "cc", *re.findall(r'_program\("(\w+)"\)', source)}
+    assert tools >= {"dnsperf", "h2load", "taskset", "cc", *re.findall(r'_program\("(\w+)"\)', source)}

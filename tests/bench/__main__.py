@@ -20,6 +20,8 @@ from tests.bench import (
     api,
     beside,
     changing,
+    copies,
+    following,
     forwarding,
     native,
     published,
@@ -27,6 +29,7 @@ from tests.bench import (
     sizes,
     starts,
     targets,
+    tls,
     workers,
 )
 from tests.bench.cluster import Cluster
@@ -41,11 +44,14 @@ class Plan:
 
     parts: tuple[str, ...]
     beside: beside.Plan
+    tls: tls.Plan
     starts: starts.Plan
     sizes: sizes.Plan
     workers: workers.Plan
     changing: changing.Plan
     forwarding: forwarding.Plan
+    following: following.Plan
+    copies: copies.Plan
     api: api.Plan
 
     def with_rounds(self, rounds: int) -> Plan:
@@ -53,12 +59,14 @@ class Plan:
         return replace(
             self,
             beside=replace(self.beside, rounds=rounds),
+            tls=replace(self.tls, rounds=rounds),
             starts=replace(self.starts, rounds=rounds),
             sizes=replace(self.sizes, rounds=rounds),
             workers=replace(self.workers, rounds=rounds),
             changing=replace(self.changing, rounds=rounds),
             forwarding=replace(self.forwarding, rounds=rounds),
             api=replace(self.api, rounds=rounds),
+            copies=replace(self.copies, rounds=rounds),
         )
 
 
@@ -66,25 +74,40 @@ WIDTH = 120
 """Of tables that are printed into a file."""
 GROUPS = {"forward": forwarding.PARTS, "api": api.PARTS}
 """Parts that stand for several."""
-SINGLE = (*beside.PARTS, *starts.PARTS, *sizes.PARTS, *workers.PARTS, *changing.PARTS)
+SINGLE = (
+    *beside.PARTS,
+    *tls.PARTS,
+    *starts.PARTS,
+    *sizes.PARTS,
+    *workers.PARTS,
+    *changing.PARTS,
+    *following.PARTS,
+    *copies.PARTS,
+)
 FULL = Plan(
     parts=(*SINGLE, *GROUPS),
     beside=beside.FULL,
+    tls=tls.FULL,
     starts=starts.FULL,
     sizes=sizes.FULL,
     workers=workers.FULL,
     changing=changing.FULL,
     forwarding=forwarding.FULL,
+    following=following.FULL,
+    copies=copies.FULL,
     api=api.FULL,
 )
 SHORT = Plan(
     parts=(*beside.PARTS, *starts.PARTS, "cache", "misses"),
     beside=beside.SHORT,
+    tls=tls.SHORT,
     starts=starts.SHORT,
     sizes=sizes.SHORT,
     workers=workers.SHORT,
     changing=changing.SHORT,
     forwarding=forwarding.SHORT,
+    following=following.SHORT,
+    copies=copies.SHORT,
     api=api.SHORT,
 )
 ACCEPTED = ", ".join([*SINGLE, *(f"{name} (all of {', '.join(parts)})" for name, parts in GROUPS.items())])
@@ -148,11 +171,13 @@ def main(
 
 def _require(console: Console) -> None:
     """End with 2 where nothing could be measured."""
-    missing = [program for program in ("dnsperf", "taskset") if shutil.which(program) is None]
+    missing = [program for program in ("dnsperf", "h2load", "taskset") if shutil.which(program) is None]
     if not native.has_compiler():
         missing.append("cc")
     if missing:
-        console.print(f"not installed: {', '.join(missing)}; Debian has them in: dnsperf util-linux gcc libc6-dev")
+        console.print(
+            f"not installed: {', '.join(missing)}; Debian has them in: dnsperf nghttp2-client util-linux gcc libc6-dev"
+        )
         raise typer.Exit(2)
     if (os.cpu_count() or 1) < 2:
         console.print("needs two CPUs: one for the server, one for who asks it")
@@ -188,6 +213,8 @@ def _measure(folder: Path, cluster: Cluster, plan: Plan, parts: set[str], say: C
     date, machine = datetime.now(UTC).isoformat(timespec="seconds"), report.machine()
     answered = beside.measure(folder / "beside", cluster, plan.beside, chosen(beside.PARTS), say)
     runs: dict[str, dict[str, list[Run]]] = dict(answered.runs)
+    secured = tls.measure(folder / "tls", cluster, plan.tls, chosen(tls.PARTS), say)
+    runs |= secured.runs
     begun = dict(answered.starts)
     if chosen(starts.PARTS):
         begun = starts.measure(folder / "starts", cluster, plan.starts, say) | begun
@@ -201,13 +228,15 @@ def _measure(folder: Path, cluster: Cluster, plan: Plan, parts: set[str], say: C
     return Report(
         date=date,
         machine=machine,
-        versions={KDNS: targets.version()} | forwarded.versions | answered.versions,
+        versions={KDNS: targets.version()} | forwarded.versions | secured.versions | answered.versions,
         cluster=cluster,
         starts=begun,
         memory=answered.memory,
         runs=runs | forwarded.runs,
         api=api.measure(folder / "api", cluster, plan.api, chosen(api.PARTS), say),
         ttls=forwarded.ttls,
+        followers=following.measure(folder / "following", plan.following, chosen(following.PARTS), say),
+        copies=copies.measure(folder / "copies", plan.copies, chosen(copies.PARTS), say),
     )
 
 

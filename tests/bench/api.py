@@ -176,24 +176,20 @@ def serving(folder: Path, cluster: Cluster) -> Iterator[ApiServer]:
 
 
 class Follower(Kdns):
-    """A kdns that follows an API server."""
+    """A kdns that follows an API server. plugins: more lines of its server block."""
 
-    def __init__(self, folder: Path, api: ApiServer, workers: int) -> None:
+    def __init__(self, folder: Path, api: ApiServer, workers: int, plugins: str = "") -> None:
         super().__init__(folder)
         lines = f"kubeconfig {api.kubeconfig(folder / 'kubeconfig')}"
         addresses = ["127.0.0.1"]
-        self.server = Server(folder, corefile=API_COREFILE, kubernetes=lines, addresses=addresses, workers=workers)
+        self.server = Server(
+            folder, corefile=API_COREFILE, kubernetes=lines, plugins=plugins, addresses=addresses, workers=workers
+        )
         self.port = self.server.port
 
     def forget(self) -> None:
         """Leave no data to start from."""
         shutil.rmtree(self.server.state_dir, ignore_errors=True)
-
-    def cpu(self) -> tuple[float, float]:
-        """CPU seconds of the supervisor, and of all other processes."""
-        assert self.server.process is not None
-        own = self.server.process.pid
-        return procs.cpu_seconds([own]), procs.cpu_seconds(pid for pid in self.pids() if pid != own)
 
 
 # From the event to the answer
@@ -298,17 +294,17 @@ def _changes(folder: Path, api: ApiServer, cluster: Cluster, plan: Plan, workers
     finally:
         follower.stop()
         api.load_cluster(cluster.services, cluster.endpoints)
-    events = [seconds for found in rounds for seconds in found.events]
-    changes = sum(found.changes for found in rounds)
+    events = [seconds for found in rounds for seconds in found.hunted.events]
+    changes = sum(found.hunted.changes for found in rounds)
     return Changes(
         cluster=cluster,
         workers=workers,
         changes=changes,
-        events=_times(events),
-        early=sum(found.early for found in rounds),
-        missed=sum(found.missed for found in rounds),
-        quiet=_times([seconds for found in rounds for seconds in found.quiet.answers]),
-        busy=_times([seconds for found in rounds for seconds in found.busy.answers]),
+        events=times(events),
+        early=sum(found.hunted.early for found in rounds),
+        missed=sum(found.hunted.missed for found in rounds),
+        quiet=times([seconds for found in rounds for seconds in found.quiet.answers]),
+        busy=times([seconds for found in rounds for seconds in found.busy.answers]),
         quiet_lost=sum(found.quiet.lost for found in rounds),
         busy_lost=sum(found.busy.lost for found in rounds),
         supervisor=sum(found.busy.cpu[0] - found.quiet.cpu[0] for found in rounds) / changes * 1e6,
@@ -327,19 +323,38 @@ class _Stretch:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    changes: int
-    events: list[float]
-    early: int
-    missed: int
     quiet: _Stretch
     busy: _Stretch
+    hunted: Hunted
 
 
 def _round(follower: Follower, api: ApiServer, cluster: Cluster, asked: Path, seconds: float, number: int) -> _Round:
-    """A stretch without changes and one with. Each round changes other slices, as an address is new only once."""
+    """A stretch without changes and one with."""
     quiet = _stretch(follower, asked, seconds)
+    with hunting(follower.port, api, cluster, seconds, number) as hunted:
+        busy = _stretch(follower, asked, seconds)
+    return _Round(quiet, busy, hunted)
+
+
+@dataclass(slots=True)
+class Hunted:
+    """Changes whose answers were looked for, once all is over. events, early, missed: see Changes, in seconds."""
+
+    changes: int = 0
+    events: list[float] = field(default_factory=list)
+    early: int = 0
+    missed: int = 0
+
+
+@contextmanager
+def hunting(port: int, api: ApiServer, cluster: Cluster, seconds: float, number: int) -> Iterator[Hunted]:
+    """Let there be changes for so long, and look for their answers at a port; what is inside is done meanwhile.
+
+    number: of the round, as each changes other slices: an address is new only once.
+    """
+    found = Hunted()
     under = f"team-{number % 5}"
-    hunt = Hunt(follower.port, _wanted(cluster, under, round(RATE * seconds)), RATE)
+    hunt = Hunt(port, _wanted(cluster, under, round(RATE * seconds)), RATE)
     command = [sys.executable, "-m", "tests.bench.api"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as hunter:
         try:
@@ -349,20 +364,16 @@ def _round(follower: Follower, api: ApiServer, cluster: Cluster, asked: Path, se
             hunter.stdin.flush()
             assert hunter.stdout.readline() == "started\n"
             api.churn(RATE, seconds, under=under)
-            busy = _stretch(follower, asked, seconds)
-            made = api.wait_churn(10)
+            yield found
+            made = api.wait_churn(seconds + 10)
             output, _ = hunter.communicate(timeout=60)
         finally:
             hunter.kill()
-    sightings = [Sighting(**found) for found in json.loads(output)]
-    return _Round(
-        changes=len(made),
-        events=[found.time - made[found.number].time for found in sightings if found.time is not None],
-        early=sum(found.polls == 1 for found in sightings),
-        missed=sum(found.time is None for found in sightings),
-        quiet=quiet,
-        busy=busy,
-    )
+    sightings = [Sighting(**one) for one in json.loads(output)]
+    found.changes = len(made)
+    found.events = [one.time - made[one.number].time for one in sightings if one.time is not None]
+    found.early = sum(one.polls == 1 for one in sightings)
+    found.missed = sum(one.time is None for one in sightings)
 
 
 def _stretch(follower: Follower, asked: Path, seconds: float) -> _Stretch:
@@ -385,7 +396,8 @@ def _dnsperf(port: int, asked: Path, seconds: float) -> tuple[list[float], int]:
     return [float(seconds) for seconds in times], int(lost[1])
 
 
-def _times(seconds: Sequence[float]) -> Times:
+def times(seconds: Sequence[float]) -> Times:
+    """Their quantiles."""
     ordered = sorted(seconds)
 
     def quantile(share: float) -> float:

@@ -93,12 +93,12 @@ class Cluster:
             yaml.dump_all(self.objects(), file, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
         return path
 
-    def write_zone(self, path: Path) -> Path:
+    def write_zone(self, path: Path, ttl: int = 5) -> Path:
         """The forward zone as a master file: addresses and SRV records of Services and endpoints."""
         lines = [
             f"$ORIGIN {ZONE}.",
-            "$TTL 5",
-            "@ SOA ns.dns hostmaster 1 7200 1800 86400 5",
+            f"$TTL {ttl}",
+            f"@ SOA ns.dns hostmaster 1 7200 1800 86400 {ttl}",
             "@ NS ns.dns",
             "ns.dns A 127.0.0.1",
             'dns-version TXT "1.1.0"',

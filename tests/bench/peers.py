@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import native
 from tests.bench.cluster import ZONE, Cluster
+from tests.bench.load import OUTSTANDING
 from tests.bench.targets import Other
 from tests.support import ports
 
 FLOOR, KNOT, NSD, UNBOUND, DNSMASQ, POWERDNS = "floor", "knot", "nsd", "unbound", "dnsmasq", "powerdns"
+DNSDIST, KRESD = "dnsdist", "kresd"
 WILDCARD = "bench.example"
 """A zone in which every name has WILDCARD_ADDRESS, for an hour."""
 WILDCARD_ADDRESS = "192.0.2.1"
@@ -23,6 +26,16 @@ TTLS = (7, 20, 300)
 CONNECTIONS = 100
 """Over TCP, as many as one of them may have at once (some have 10 or 20, if not told)."""
 _PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Files of a certificate and of its key, and ports for DNS over TLS and over HTTPS."""
+
+    certificate: Path
+    key: Path
+    dot: int
+    doh: int
 
 
 def floor(folder: Path, cluster: Cluster) -> Other | None:
@@ -35,10 +48,10 @@ def floor(folder: Path, cluster: Cluster) -> Other | None:
     return Other(FLOOR, port, [str(program), str(port)], ["cc", "--version"], folder / "log", answers=False)
 
 
-def knot(folder: Path, cluster: Cluster) -> Other | None:
-    """Knot DNS, from a zone file."""
+def knot(folder: Path, cluster: Cluster, ttl: int = 5) -> Other | None:
+    """Knot DNS, from a zone file. ttl: of its records."""
     folder.mkdir()
-    return _knot(folder, ZONE, cluster.write_zone(folder / f"{ZONE}.zone"))
+    return _knot(folder, ZONE, cluster.write_zone(folder / f"{ZONE}.zone", ttl))
 
 
 def wildcard(folder: Path) -> Other | None:
@@ -146,12 +159,21 @@ server:
     msg-cache-size: 128m
     rrset-cache-size: 256m
 {more}"""
+_UNBOUND_TLS = """\
+    interface: 127.0.0.1@{key.dot}
+    tls-port: {key.dot}
+    interface: 127.0.0.1@{key.doh}
+    https-port: {key.doh}
+    tls-service-pem: "{key.certificate}"
+    tls-service-key: "{key.key}"
+"""
 
 
-def unbound(folder: Path, cluster: Cluster) -> Other | None:
-    """Unbound with the zone file as an auth-zone."""
+def unbound(folder: Path, cluster: Cluster, key: Key | None = None) -> Other | None:
+    """Unbound with the zone file as an auth-zone. key: for TLS too."""
+    server = f'    module-config: "iterator"\n{_UNBOUND_TLS.format(key=key) if key is not None else ""}'
     zone = f'auth-zone:\n    name: "{ZONE}"\n    zonefile: "{folder}/{ZONE}.zone"\n    for-upstream: no\n'
-    target = _unbound(folder, f'    module-config: "iterator"\nremote-control:\n    control-enable: no\n{zone}')
+    target = _unbound(folder, f"{server}remote-control:\n    control-enable: no\n{zone}")
     if target is not None:
         cluster.write_zone(folder / f"{ZONE}.zone")
     return target
@@ -172,6 +194,53 @@ def _unbound(folder: Path, more: str) -> Other | None:
     conf = folder / "unbound.conf"
     conf.write_text(_UNBOUND.format(folder=folder, port=port, connections=CONNECTIONS, more=more))
     return Other(UNBOUND, port, [program, "-d", "-p", "-c", str(conf)], [program, "-V"], folder / "log")
+
+
+def dnsdist(folder: Path, domain: str, upstream: int, key: Key) -> Other | None:
+    """dnsdist in front of a port of 127.0.0.1, with a cache of its own, for TLS."""
+    if not (program := _program("dnsdist")):
+        return None
+    folder.mkdir()
+    port = ports.free_port(["127.0.0.1"])
+    conf = folder / "dnsdist.conf"
+    files = f'"{key.certificate}", "{key.key}"'
+    conf.write_text(
+        f"""\
+setLocal("127.0.0.1:{port}")
+addTLSLocal("127.0.0.1:{key.dot}", {files}, {{provider="openssl", maxInFlight={OUTSTANDING}}})
+addDOHLocal("127.0.0.1:{key.doh}", {files}, "/dns-query")
+newServer({{address="127.0.0.1:{upstream}", healthCheckMode="up"}})
+getPool(""):setCache(newPacketCache(100000))
+setSecurityPollSuffix("")
+"""
+    )
+    command = [program, "--supervised", "--disable-syslog", "-C", str(conf)]
+    return Other(DNSDIST, port, command, [program, "--version"], folder / "log")
+
+
+def kresd(folder: Path, domain: str, upstream: int, key: Key) -> Other | None:
+    """Knot Resolver that asks a port of 127.0.0.1 for a domain, for TLS."""
+    if not (program := _program("kresd")):
+        return None
+    folder.mkdir()
+    port = ports.free_port(["127.0.0.1"])
+    conf = folder / "kresd.conf"
+    conf.write_text(
+        f"""\
+net.listen("127.0.0.1", {port}, {{kind = "dns"}})
+net.listen("127.0.0.1", {key.dot}, {{kind = "tls"}})
+net.listen("127.0.0.1", {key.doh}, {{kind = "doh2"}})
+net.tls("{key.certificate}", "{key.key}")
+net.ipv6 = false
+trust_anchors.remove(".")
+modules.unload("priming")
+modules.unload("detect_time_skew")
+cache.open(100 * MB, "lmdb://{folder}/cache")
+policy.add(policy.suffix(policy.STUB("127.0.0.1@{upstream}"), policy.todnames({{"{domain}"}})))
+"""
+    )
+    command = [program, "-n", "-c", str(conf), str(folder)]
+    return Other(KRESD, port, command, [program, "--version"], folder / "log")
 
 
 def dnsmasq(folder: Path, cluster: Cluster) -> Other | None:

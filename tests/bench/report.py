@@ -14,10 +14,12 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import api, forwarding, peers, workloads
+from tests.bench import api, copies, following, forwarding, peers, workloads
 from tests.bench.cluster import Cluster
 from tests.bench.load import PACE, Run
 from tests.bench.workloads import Start, Verdict
+
+_REFERENCES = (peers.FLOOR, peers.KNOT, peers.UNBOUND, peers.DNSDIST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Report:
     runs: Mapping[str, Mapping[str, Sequence[Run]]]
     api: api.Figures
     ttls: Mapping[str, Mapping[str, forwarding.Ttls]]
+    followers: following.Figures
+    copies: Sequence[copies.Copied]
 
 
 def machine() -> dict[str, str | int | float]:
@@ -63,6 +67,11 @@ def show(report: Report, console: Console) -> None:
     for scale in report.api.scales:
         for table in (_followed_table(scale), _relist_table(scale), _traffic_table(scale)):
             console.print(table)
+    for followed in report.followers.clusters:
+        console.print(_following_table(followed))
+        console.print(_storm_table(followed))
+    if report.copies:
+        console.print(_copies_table(report.copies))
     if verdicts := workloads.judge(report.runs, report.starts):
         console.print(_aims_table(verdicts))
     if report.versions:
@@ -108,7 +117,7 @@ def _start_table(report: Report) -> Table:
 def _load_table(workload: str, servers: Mapping[str, Sequence[Run]]) -> Table:
     table = Table(title=f"CPU time of the server, {workload}", title_justify="left")
     table.add_column("server")
-    references = [name for name in (peers.FLOOR, peers.KNOT, peers.UNBOUND) if name in servers]
+    references = [name for name in _REFERENCES if name in servers]
     heads = ("µs a query", "least, most", *(f"/ {name}" for name in references))
     for head in (*heads, "answers/s", "mean", "p50", "p99", "lost"):
         table.add_column(head, justify="right")
@@ -213,6 +222,60 @@ def _ttl_table(ttls: Mapping[str, Mapping[str, forwarding.Ttls]]) -> Table:
     return table
 
 
+def _following_table(followed: following.Followed) -> Table:
+    title = f"{followed.nodes:,} nodes follow {_size(followed.cluster)}, one worker"
+    memory = ", ".join(f"{when} {quantity(size, 'MB')}" for when, size in followed.memory.items())
+    table = Table(title=title, title_justify="left", caption=f"PSS: {memory}", caption_justify="left")
+    table.add_column("changes a second")
+    for head in ("CPU", "without nodes", "a change and node", "to each node: p50", "p99", "to the last: p50", "p99"):
+        table.add_column(head, justify="right")
+    for kind, one in followed.followed.items():
+        spent = (f"{sum(stretch.cpu):.2f} s" for stretch in (one, followed.alone[kind]))
+        table.add_row(str(one.rate), *spent, f"{followed.costs[kind]:.1f} µs", *_quantiles(one.reached, one.last))
+    return table
+
+
+def _quantiles(*found: api.Times | None) -> list[str]:
+    """p50 and p99 of each."""
+    shown = (("", "") if one is None else (one.p50, one.p99) for one in found)
+    return [value if isinstance(value, str) else f"{value * 1e3:,.0f} ms" for pair in shown for value in pair]
+
+
+def _storm_table(followed: following.Followed) -> Table:
+    title = f"{followed.nodes:,} nodes connect at once, {_size(followed.cluster)}; others ask {PACE:,} q/s"
+    table = Table(title=title, title_justify="left")
+    table.add_column("they have")
+    for head in ("until all have it", "CPU", "MB", "failed", "others' p50", "p99", "longest", "lost"):
+        table.add_column(head, justify="right")
+    quiet = followed.alone["busy"].others
+    if quiet is not None:
+        table.add_row(f"no nodes, {followed.alone['busy'].rate} changes a second", "", "", "", "", *_waits(quiet))
+    busy = followed.followed["busy"].others
+    if busy is not None:
+        table.add_row(f"the same, followed by {followed.nodes:,}", "", "", "", "", *_waits(busy))
+    for kind, storm in followed.storms.items():
+        found = f"{storm.seconds:.2f} s", f"{sum(storm.cpu):.2f} s", f"{storm.received / 1e6:,.0f}", str(storm.failed)
+        table.add_row(kind, *found, *_waits(storm.others))
+    return table
+
+
+def _copies_table(found: Sequence[copies.Copied]) -> Table:
+    table = Table(title=f"From the event to the answer of a copy, {api.RATE} changes a second", title_justify="left")
+    table.add_column("cluster")
+    for head in ("p50", "p99", "longest", "changes", "looked for", "missed", "supervisor", "worker", "PSS"):
+        table.add_column(head, justify="right")
+    for one in found:
+        times = (f"{value * 1e3:.1f} ms" for value in (one.events.p50, one.events.p99, one.events.longest))
+        counts = (f"{count:,}" for count in (one.changes, one.events.count + one.missed, one.missed))
+        costs = (f"{cost:,.0f} µs" for cost in (one.supervisor, one.worker))
+        table.add_row(_size(one.cluster), *times, *counts, *costs, quantity(one.memory, "MB"))
+    return table
+
+
+def _waits(others: following.Others) -> list[str]:
+    return [*(f"{value:,.0f} µs" for value in (others.p50, others.p99, others.longest)), str(others.lost)]
+
+
 def as_json(report: Report) -> str:
     """The report, with what came of the aims, and each server's ratio to the others that it is measured beside."""
     ratios = {
@@ -221,7 +284,7 @@ def as_json(report: Report) -> str:
             for workload, servers in report.runs.items()
             if reference in servers
         }
-        for reference in (peers.FLOOR, peers.KNOT, peers.UNBOUND)
+        for reference in _REFERENCES
     }
     aims = [asdict(verdict) for verdict in workloads.judge(report.runs, report.starts)]
     return json.dumps(asdict(report) | {"aims": aims, "cpu_ratio_to": ratios}, indent=1)

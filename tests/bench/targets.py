@@ -139,6 +139,12 @@ class Kdns:
     def pids(self) -> list[int]:
         return self.server.pids()
 
+    def cpu(self) -> tuple[float, float]:
+        """CPU seconds of the supervisor, and of all other processes."""
+        assert self.server.process is not None
+        own = self.server.process.pid
+        return procs.cpu_seconds([own]), procs.cpu_seconds(pid for pid in self.pids() if pid != own)
+
     def version(self) -> str:
         return version(self.server.environ)
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from tests.bench.load import PACE, Run
-from tests.bench.peers import FLOOR, KNOT, UNBOUND
+from tests.bench.peers import DNSDIST, FLOOR, KNOT, UNBOUND
 from tests.bench.targets import KDNS
 
 REPEATED = "repeated names"
@@ -19,6 +19,10 @@ PACED = f"repeated names at an even {PACE:,} q/s"
 LIMIT = "repeated names, as many as it takes"
 TCP_SHORT = "TCP, one query a connection"
 TCP_PIPELINED = "TCP, 100 pipelined"
+DOT_FEW, DOT = "DNS over TLS, 10 under way", "DNS over TLS, 100 under way"
+DOT_SHORT = "DNS over TLS, one query a connection"
+DOH_FEW, DOH = "DNS over HTTPS (GET), 10 under way", "DNS over HTTPS (GET), 100 under way"
+DOH_POST = "DNS over HTTPS (POST), 100 under way"
 HITS = "forwarded names, from the cache"
 MISSES = "forwarded names, each new, over TCP to a local Knot"
 SIZED, SIZED_ANY = "random Services, no query seen before", "random Services, some seen before"
@@ -88,6 +92,8 @@ AIMS: tuple[Ratio | Spread | Limit, ...] = (
     Ratio(MISSES, KDNS, UNBOUND, 1.5),
     Ratio(TCP_SHORT, KDNS, UNBOUND, 1.0),
     Ratio(TCP_PIPELINED, KDNS, UNBOUND, 1.0),
+    Ratio(DOT_FEW, KDNS, DNSDIST, 1.0),
+    Ratio(DOT, KDNS, DNSDIST, 1.0),
     Spread(SIZED, 1.25),
     Ratio(CHANGING, BUSY, QUIET, 1.2),
     Ratio(CHANGING_PACED, BUSY, QUIET, 1.2),
