@@ -31,6 +31,7 @@ CORE = """\
 }
 """
 NODE = {"node": {"enabled": True}}
+COPIES = {"node": {"enabled": True, "copies": {"enabled": True}}}
 NO_SURGE = {"node": {"enabled": True, "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}
 PROPORTIONAL = {"autoscaling": "proportional"}
 BUSY = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]
@@ -122,6 +123,10 @@ OTHER: dict[str, Any] = {
     "node.upstreams": ["192.0.2.7"],
     "node.extraServers": "other.example { whoami }",
     "node.corefile": "other.example { whoami }",
+    "node.autopath": True,
+    "node.copies.enabled": True,
+    "node.copies.secret": "other",
+    "node.copies.sizeLimit": "7Gi",
     "node.extraArgs": ["-workers=7"],
     "node.env": [{"name": "OTHER", "value": "7"}],
     "node.resources": {"limits": {"memory": "7Gi"}},
@@ -161,6 +166,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "autoscaler": PROPORTIONAL,
     "node": NODE,
     "node.enabled": {},
+    "node.copies": COPIES,
+    "node.copies.enabled": NODE,
     "node.rollingUpdate.maxUnavailable": {
         "node": {"enabled": True, "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     },
@@ -334,6 +341,15 @@ def test_the_schema_takes_no_name_that_it_does_not_know() -> None:
             {"node": {"enabled": True, "corefile": "x", "upstreams": ["192.0.2.1"]}},
             "node.upstreams has no effect beside node.corefile",
         ),
+        (
+            {"node": {"enabled": True, "corefile": "x", "autopath": True}},
+            "node.autopath has no effect beside node.corefile",
+        ),
+        ({"corefile": CORE} | COPIES, "node.copies.enabled has no effect beside corefile"),
+        (
+            {"node": {"enabled": True, "corefile": "x", "copies": {"enabled": True}}},
+            "node.copies.enabled has no effect beside node.corefile",
+        ),
         *(
             ({"corefile": CORE.replace(name, f"# {name}")}, f"corefile has no `{name}`")
             for name in ("health", "ready", "prometheus")
@@ -353,6 +369,31 @@ def test_no_value_for_the_corefile_is_lost_beside_a_whole_one(name: str) -> None
     deploy.chart({"corefile": CORE} | nested(name, deploy.defaults()[name]))
     with pytest.raises(RefusedError, match=f"{name} has no effect beside corefile"):
         deploy.chart({"corefile": CORE} | nested(name, OTHER[name]))
+
+
+@pytest.mark.parametrize(
+    ("values", "keeps"),
+    [
+        ({"corefile": ".:53 {\n    secondary z.test {\n        transfer from 192.0.2.1\n    }\n}\n"}, True),
+        ({"extraServers": "z.test { file db }"}, True),
+        (
+            {"corefile": ".:53 {\n    hosts /etc/file\n    autopath /etc/resolv.conf\n    forward . 192.0.2.1\n}\n"},
+            False,
+        ),
+    ],
+)
+def test_nodes_have_a_place_for_the_zones_of_a_corefile_that_somebody_wrote(
+    values: dict[str, Any], keeps: bool
+) -> None:
+    """The image's own files cannot be written."""
+    found = deploy.chart({"node": {"enabled": True} | values})
+    spec = found["DaemonSet", "kube-system", "node-local-dns"]["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    environ = {each["name"]: each.get("value") for each in container.get("env", ())}
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert environ.get("KDNS_STATE_DIR") == ("/var/lib/kdns" if keeps else None)
+    assert mounted.get("/var/lib/kdns") == ("state" if keeps else None)
+    assert ("state" in [volume["name"] for volume in spec["volumes"]]) is keeps
 
 
 def test_a_default_goes_away_with_null() -> None:

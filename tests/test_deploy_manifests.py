@@ -48,6 +48,12 @@ SAME = {
 }
 """Folders of kustomizations, and the files of values that make the same of the chart."""
 FOLDERS = [FOLDER / name if name in PLAIN else FOLDER / "overlays" / name for name in SAME]
+ENVIRON = {
+    "CORP_DNS": "192.0.2.99",
+    "KDNS_COPIES_KEY": "X28hl0BOfAL5G0jsmJWSacrwn7YRm2f6U5brnzwWEus=",
+    "NODE_NAME": "node-1",
+}
+"""What containers get from values, Secrets and the downward API."""
 OF_HELM = {
     "app.kubernetes.io/instance": "kdns",
     "app.kubernetes.io/managed-by": "Helm",
@@ -419,7 +425,7 @@ def corefile(found: Objects, component: str) -> str | None:
 def configured(found: Objects, tmp_path: Path) -> Config:
     """The cluster role's configuration, with the environment of its container."""
     (tmp_path / "Corefile").write_text(corefile(found, "cluster") or "")
-    return load(tmp_path / "Corefile", environ={"CORP_DNS": "192.0.2.99"})
+    return load(tmp_path / "Corefile", environ=ENVIRON)
 
 
 def options(config: Config, name: str) -> list[Any]:
@@ -429,7 +435,8 @@ def options(config: Config, name: str) -> list[Any]:
 
 @every_set
 def test_corefiles_are_accepted(found: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CORP_DNS", "192.0.2.99")
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
     texts = {component: text for component in ("cluster", "node") if (text := corefile(found, component))}
     assert texts
     for component, text in texts.items():
@@ -447,6 +454,15 @@ def needed(config: Config) -> set[tuple[str, str]]:
     return found
 
 
+def allowed(found: Objects, account: str) -> set[tuple[str, str, str]]:
+    """API groups, resources and verbs that a ServiceAccount is allowed."""
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
+    bindings = of_kind(found, "ClusterRoleBinding", "RoleBinding")
+    bound = [binding["roleRef"]["name"] for binding in bindings.values() if binding["subjects"] == [subject]]
+    rules = [rule for name in bound for rule in of_kind(found, "ClusterRole")[name]["rules"]]
+    return {each for rule in rules for each in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+
+
 @every_cluster
 def test_the_roles_allow_what_the_corefile_needs_and_no_more(found: Objects, configured: Config) -> None:
     [account] = {
@@ -454,14 +470,30 @@ def test_the_roles_allow_what_the_corefile_needs_and_no_more(found: Objects, con
         for pod in pods(found).values()
         if selects(CLUSTER_POD, pod["metadata"]["labels"])
     }
-    subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
-    bindings = of_kind(found, "ClusterRoleBinding", "RoleBinding")
-    bound = [binding["roleRef"]["name"] for binding in bindings.values() if binding["subjects"] == [subject]]
-    rules = [rule for name in bound for rule in of_kind(found, "ClusterRole")[name]["rules"]]
-    allowed = {
-        each for rule in rules for each in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])
-    }
-    assert allowed == {(*each, verb) for each in needed(configured) for verb in ("list", "watch")}
+    wanted = {(*each, verb) for each in needed(configured) for verb in ("list", "watch")}
+    assert allowed(found, account) == wanted
+
+
+@every_set
+def test_a_node_may_list_pods_if_its_corefile_needs_that_and_nothing_else(found: Objects) -> None:
+    """It has a token only then, its name, and a place for what it knows."""
+    for pod in pods(found).values():
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "node":
+            continue
+        follows = "autopath @kubernetes {" in (corefile(found, "node") or "")
+        account = pod["spec"]["serviceAccountName"]
+        assert allowed(found, account) == ({("", "pods", verb) for verb in ("list", "watch")} if follows else set())
+        made = found.get(("ServiceAccount", "kube-system", account), {})
+        token = pod["spec"].get("automountServiceAccountToken", made.get("automountServiceAccountToken"))
+        assert token is follows
+        [container] = pod["spec"]["containers"]
+        environ = {each["name"]: each for each in container.get("env", [])}
+        assert ("NODE_NAME" in environ) is follows
+        if follows:
+            assert environ["NODE_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+            [mount] = (each for each in container["volumeMounts"] if each["name"] == "state")
+            assert mount["mountPath"] == environ["KDNS_STATE_DIR"]["value"]
+            assert "state" in {volume["name"] for volume in pod["spec"]["volumes"]}
 
 
 @every_cluster

@@ -1,7 +1,7 @@
 """Small clusters with Corefiles of many kinds, and names to ask them for: where answers are compared or fuzzed.
 
-A world is a Corefile, and the states of zones that are not SYNCED. All have the same objects, and entries whose labels
-no object can have.
+A world is a Corefile, the states of zones that are not SYNCED, and master files. All have the same objects, and entries
+whose labels no object can have.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ LONG = "l" * 63
 @dataclass(frozen=True, slots=True)
 class World:
     """corefile: `$manifests` stands for the objects. states: by zone. direct: names of type A that it answers without
-    the plugins."""
+    the plugins. data: what `file`, `auto` and `secondary` have, by directive and zone."""
 
     corefile: str
     states: Mapping[str, int] = field(default_factory=dict)
     direct: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def objects() -> list[Object]:
@@ -100,7 +101,9 @@ WORLDS: dict[str, World] = {
         direct=(WEB, GONE, POD, REVERSE),
     ),
     "fallthrough": World(_block(_kubernetes("fallthrough"), FORWARD), direct=(WEB,)),
-    "fallthrough below": World(_block(_kubernetes(f"fallthrough default.svc.{Z}"), "whoami"), direct=(WEB, REVERSE)),
+    "fallthrough below": World(
+        _block(_kubernetes(f"fallthrough default.svc.{Z}"), "whoami"), direct=(WEB, POD, REVERSE)
+    ),
     "excepted": World(
         _block(_kubernetes(), f"forward . 127.0.0.1:9 {{\nexcept {Z} 10.in-addr.arpa\n}}"), direct=(WEB, GONE, POD)
     ),
@@ -177,10 +180,112 @@ WORLDS: dict[str, World] = {
     "short": World(_block(_kubernetes("ttl 0\nnoendpoints"), "loadbalance"), direct=(WEB, GONE, POD, REVERSE)),
 }
 
+HOST, ALIAS, OTHER = (f"{label}.example.org" for label in ("host", "alias", "other"))
+BELOW, HOST_BELOW = "gone.sub.example.org", "host.sub.example.org"
+ALL = (HOST, ELSEWHERE, OTHER, BELOW, HOST_BELOW)
+MASTER = """\
+$TTL 300
+@ 600 SOA ns hostmaster 7 3600 600 86400 30
+@ NS ns
+ns A 192.0.2.53
+host 77 A 192.0.2.1
+host AAAA 2001:db8::1
+two A 192.0.2.2
+two A 192.0.2.3
+two TXT "two"
+alias CNAME host
+away CNAME host.example.net.
+deep.er.and A 192.0.2.4
+@ MX 10 host
+_http._tcp SRV 0 0 80 host
+child DS 1 8 1 ABCDEF0123456789ABCDEF0123456789ABCDEF01
+"""
+SHORT = "$TTL 5\n@ SOA NS.example.net. host.master 1 2 3 4 300\n@ NS ns.example.net.\n@ A 192.0.2.9\n"
+LONG_SOA = MASTER.replace("ns hostmaster", f"{'a.' * 115}x {LONG}.{LONG}.{LONG}.{LONG[:36]}")
+"""A negative answer has more than 512 bytes."""
+PLAIN = "file example.org"
+_FILE = "file db example.org"
+_COPY = f"secondary {Z} example.org {{\ntransfer from 192.0.2.1\n%s\n}}"
+WORLDS |= {
+    "file": World(_block("errors", "cache", _FILE, "loadbalance", FORWARD), direct=ALL, data={PLAIN: MASTER}),
+    "file beside kubernetes": World(
+        _block("prometheus 127.0.0.1:9153", _kubernetes("fallthrough"), _FILE, FORWARD),
+        direct=(WEB, *ALL),
+        data={PLAIN: MASTER},
+    ),
+    "file below kubernetes": World(
+        _block(_kubernetes(zones="org"), "file db example.org"), direct=("host.other.org",), data={PLAIN: MASTER}
+    ),
+    "file above kubernetes": World(
+        _block(_kubernetes(zones=f"{Z} sub.example.org"), _FILE),
+        direct=(WEB, GONE, POD, *ALL, f"host.{Z}"),
+        data={PLAIN: MASTER},
+    ),
+    "files in files": World(
+        _block("file db example.org sub.example.org", "file db deeper.sub.example.org"),
+        direct=ALL,
+        data={PLAIN: MASTER, "file sub.example.org": MASTER, "file deeper.sub.example.org": MASTER + "* A 192.0.2.1"},
+    ),
+    "file of another block": World(
+        _block(_FILE) + _block("whoami", zone="sub.example.org"), direct=(HOST, ELSEWHERE, OTHER), data={PLAIN: MASTER}
+    ),
+    "file with fallthrough": World(
+        _block(f"{_FILE} {{\nfallthrough sub.example.org gone.example.org example.net\n}}", FORWARD),
+        direct=(HOST, OTHER),
+        data={PLAIN: MASTER},
+    ),
+    "file with fallthrough of all": World(
+        _block(f"{_FILE} {{\nfallthrough\n}}", FORWARD), direct=(HOST,), data={PLAIN: MASTER}
+    ),
+    "file with a short TTL": World(
+        _block("minimal", "any", _FILE), direct=ALL, data={PLAIN: MASTER.replace(" 30\n", " 900\n")}
+    ),
+    "file with an SOA of other names": World(_block(_FILE), direct=(*ALL, ALIAS), data={PLAIN: SHORT}),
+    "file with a long SOA": World(_block(_FILE), direct=(HOST,), data={PLAIN: LONG_SOA}),
+    "file with a wildcard": World(_block(_FILE), data={PLAIN: MASTER + "x.*.er A 192.0.2.1\n"}),
+    "file with a cut": World(_block(_FILE), data={PLAIN: MASTER + "cut NS ns\nns.cut A 192.0.2.1\n"}),
+    "file with a DNAME": World(_block(_FILE), data={PLAIN: MASTER + "sub DNAME example.net.\n"}),
+    "file that is signed": World(_block(_FILE), data={PLAIN: MASTER + "@ NSEC host A NS SOA NSEC\n"}),
+    "file behind hosts": World(_block("hosts {\n10.9.9.9 a.example.com\n}", _FILE), data={PLAIN: MASTER}),
+    "file behind rewrite": World(_block(f"rewrite ttl suffix .{Z} 60", _FILE), direct=ALL, data={PLAIN: MASTER}),
+    "file that was not read": World(_block(_FILE, FORWARD)),
+    "auto": World(
+        _block("auto example.org example.net {\ndirectory zones\n}", zone="org"),
+        direct=(HOST_BELOW, BELOW),
+        data={"auto sub.example.org": MASTER, "auto org": MASTER, "auto example.net": MASTER},
+    ),
+    "file of the root": World(
+        _block("errors", "file db . example.org", FORWARD),
+        direct=(*ALL, WEB, GONE, POD, REVERSE, f"host.{Z}", "host.other.org"),
+        data={"file .": MASTER.replace("@ 600 SOA", "@ 0 SOA").replace(" 77 ", " 0 "), PLAIN: MASTER},
+    ),
+    "file and auto": World(
+        _block(_FILE, "auto org {\ndirectory zones\n}"),
+        direct=(HOST, ELSEWHERE, OTHER, "host.other.org"),
+        data={PLAIN: MASTER, "auto sub.example.org": MASTER, "auto other.org": MASTER},
+    ),
+    "secondary": World(
+        _block("errors", "cache", _COPY % f"fallthrough pod.{Z}", "transfer {\nto *\n}", FORWARD),
+        direct=(WEB, GONE, f"host.{Z}", *ALL),
+        data={"secondary example.org": MASTER, f"secondary {Z}": MASTER},
+    ),
+    "secondary that waits": World(
+        _block(_COPY % "fallback", FORWARD), direct=ALL, data={"secondary example.org": MASTER}
+    ),
+    "secondary that has expired": World(
+        _block(_COPY % "", FORWARD),
+        {"example.org": EXPIRED},
+        direct=(WEB, GONE, POD, f"host.{Z}"),
+        data={"secondary example.org": MASTER, f"secondary {Z}": MASTER},
+    ),
+}
+ASKED = (*ALL, f"host.{Z}", "host.other.org", ALIAS)
+"""Names that worlds with master files are asked for."""
+
 
 def build(folder: Path, world: World) -> Ground:
     """The world's store, with the odd entries besides."""
-    ground = publish(folder, objects(), world.corefile, world.states)
+    ground = publish(folder, objects(), world.corefile, world.states, world.data)
     changes = Changes.create()
     store = Store.open(ground.path, changes, print)
 

@@ -79,6 +79,15 @@ app.kubernetes.io/component: {{ . }}
     loop
     reload
     loadbalance
+{{- if .Values.node.copies.enabled }}
+    tsig {{ .Values.clusterDomain }} in-addr.arpa ip6.arpa {
+        secret node-copies. {$KDNS_COPIES_KEY}
+        require AXFR IXFR
+    }
+    transfer {{ .Values.clusterDomain }} in-addr.arpa ip6.arpa {
+        to *
+    }
+{{- end }}
 {{- with .Values.extraPlugins }}
 {{ . | trim | indent 4 }}
 {{- end }}
@@ -93,7 +102,7 @@ app.kubernetes.io/component: {{ . }}
 {{- if .Values.node.corefile -}}
 {{ .Values.node.corefile | trim }}
 {{- else -}}
-__PILLAR__DNS__DOMAIN__:53 {
+__PILLAR__DNS__DOMAIN__:53 {{- if .Values.node.copies.enabled }} in-addr.arpa:53 ip6.arpa:53 {{- end }} {
     errors
     cache {
         success 9984 30
@@ -101,12 +110,30 @@ __PILLAR__DNS__DOMAIN__:53 {
     }
     loop
     bind __PILLAR__LOCAL__DNS__
+{{- if .Values.node.autopath }}
+    autopath @kubernetes {
+        node {$NODE_NAME}
+    }
+{{- end }}
+{{- if .Values.node.copies.enabled }}
+    loadbalance
+    tsig {
+        secret node-copies. {$KDNS_COPIES_KEY}
+    }
+    secondary {
+        transfer from __PILLAR__CLUSTER__DNS__
+        key node-copies.
+        fallback
+        fallthrough {{- if eq .Values.pods "insecure" }} pod.__PILLAR__DNS__DOMAIN__ {{- end }} in-addr.arpa ip6.arpa
+    }
+{{- end }}
     forward . __PILLAR__CLUSTER__DNS__ {
         force_tcp
     }
     prometheus :9253
     health __PILLAR__LOCAL__DNS__:8080
 }
+{{- if not .Values.node.copies.enabled }}
 in-addr.arpa:53 ip6.arpa:53 {
     errors
     cache 30
@@ -117,6 +144,7 @@ in-addr.arpa:53 ip6.arpa:53 {
     }
     prometheus :9253
 }
+{{- end }}
 .:53 {
     errors
     cache 30
@@ -129,6 +157,26 @@ in-addr.arpa:53 ip6.arpa:53 {
 {{ . | trim }}
 {{- end }}
 {{- end -}}
+{{- end -}}
+
+{{/* The key by which nodes get copies, for a container's environment. */}}
+{{- define "kdns.copies.key" -}}
+- name: KDNS_COPIES_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.node.copies.secret }}
+      key: key
+{{- end -}}
+
+{{/* Whether nodes follow their pods, whoever wrote their Corefile; empty if not. */}}
+{{- define "kdns.node.follows" -}}
+{{- if regexMatch "(?m)^[ \\t]*autopath[ \\t][^\\n]*@kubernetes[ \\t]*\\{" (include "kdns.node.corefile" .) }}true{{ end -}}
+{{- end -}}
+
+{{/* Whether nodes have zones or pods to keep, whoever wrote their Corefile; empty if not. */}}
+{{- define "kdns.node.keeps" -}}
+{{- if regexMatch "(?m)(^|[{ \\t])(secondary|file|auto|transfer)([ \\t{]|$)" (include "kdns.node.corefile" .) }}true{{ end -}}
+{{- include "kdns.node.follows" . -}}
 {{- end -}}
 
 {{/* Addresses that a node answers at, as a JSON list of texts. */}}
