@@ -122,6 +122,20 @@ def test_directives(tmp_path: Path) -> None:
     assert list(content.files) == [str(tmp_path / "db"), str(tmp_path / "more")]
 
 
+def test_generated_records_are_of_any_type(tmp_path: Path) -> None:
+    content = read(
+        tmp_path,
+        HEAD
+        + '$GENERATE 1-3/2 m$ 60 IN MX 1$ mail-${-1,3,x}\n$GENERATE 9-9 t$ TXT "a $ b" $$\\$ ; c\n'
+        + "$GENERATE 171-171 ${0,7,n}.r PTR ${0,4,X}.\nlast A 192.0.2.9\n",
+    )
+    assert found(content, "m1") == {"MX": (60, ["11 mail-000.example.org."])}
+    assert found(content, "m3") == {"MX": (60, ["13 mail-002.example.org."])}
+    assert found(content, "t9") == {"TXT": (300, ['"a 9 b" "$$"'])}
+    assert found(content, "b.a.0.0.r") == {"PTR": (300, ["00AB."])}
+    assert found(content, "last") == {"A": (300, ["192.0.2.9"])}
+
+
 def test_names_are_in_lower_case_and_records_come_once_with_one_ttl(tmp_path: Path) -> None:
     content = read(tmp_path, HEAD + "A 60 A 192.0.2.1\na 90 A 192.0.2.2\na 90 A 192.0.2.1\n")
     assert found(content, "a") == {"A": (60, ["192.0.2.1", "192.0.2.2"])}
@@ -161,6 +175,9 @@ def test_what_is_not_in_the_zone_is_left_out_and_told(tmp_path: Path) -> None:
         ("$INCLUDE /dev/zero\n", 3, "/dev/zero: is no file"),
         ("$INCLUDE .\n", 3, "{folder}: is a directory"),
         ("$GENERATE 1-2 h$ A 192.0.2.$.\n", 3, "Text input is malformed."),
+        ("$GENERATE 1-2 h$ MX 10\n", 3, "expecting an identifier"),
+        ("$GENERATE 1-2 h${0,1,q} A 192.0.2.1\n", 3, "${{0,1,q}} is no number of $GENERATE"),
+        ("$GENERATE 1\n", 3, "no stop value specified"),
         ("a A (\n192.0.2.1\nb A 192.0.2.2\n", 3, "expected EOL or EOF"),
     ],
 )

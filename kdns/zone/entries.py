@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+import dns.grange
 import dns.name
 import dns.rdataclass
 import dns.tokenizer
@@ -37,6 +38,8 @@ _PLAIN = re.compile(
     rf"(?:A[ \t]+([0-9.]+)|AAAA[ \t]+([0-9a-f:]+)|(CNAME|NS|PTR)[ \t]+{_NAME})[ \t]*(?:;.*)?\n?",
     re.ASCII | re.IGNORECASE,
 )
+_COUNTER = re.compile(r"\\.|\$\$|\$\{[^}]*\}?|\$")
+_COUNTED = re.compile(r"\$(?:\{([+-]?\d{1,9})(?:,(\d{1,3})(?:,([doxXnN]))?)?\})?", re.ASCII)
 
 
 class Reader(dns.zonefile.Reader):
@@ -101,7 +104,23 @@ class Reader(dns.zonefile.Reader):
         self._begin(super()._rr_line)
 
     def _generate_line(self) -> None:
-        self._begin(super()._generate_line)
+        self._begin(self._generate)
+
+    def _generate(self) -> None:
+        """`$GENERATE RANGE OWNER [TTL] [CLASS] TYPE DATA`: a line of its own for each number. DATA may have several
+        words; dnspython takes one."""
+        words: list[str] = []
+        while not (token := self.tok.get()).is_eol_or_eof():
+            words.append(f'"{token.value}"' if token.is_quoted_string() else token.value)
+        start, stop, step = dns.grange.from_text(words[0] if words else "")
+        line = " ".join(words[1:])
+        tokenizer = self.tok
+        try:
+            for number in range(start, stop + 1, step):
+                self.tok = dns.tokenizer.Tokenizer(_generated(line, number))
+                super()._rr_line()
+        finally:
+            self.tok = tokenizer
 
     def _begin(self, read: Callable[[], Any]) -> None:
         file, line = self.tok.where()
@@ -190,6 +209,27 @@ def open_file(path: Path | str, **_: Any) -> IO[str]:
         os.close(fd)
         raise OSError(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "is no file", str(path))
     return open(fd, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123
+
+
+def _generated(line: str, number: int) -> str:
+    """A line of `$GENERATE` for a number. `$` and `${OFFSET,WIDTH,BASE}` stand for it, `$$` for `$`; what is behind a
+    backslash stays. Bases n and N are nibbles with dots, the last one first (`ip6.arpa`)."""
+
+    def count(match: re.Match[str]) -> str:
+        if match[0].startswith("\\"):
+            return match[0]
+        if match[0] == "$$":
+            return "$"
+        counted = _COUNTED.fullmatch(match[0])
+        value = number + int(counted[1] or 0) if counted is not None else -1
+        if counted is None or value < 0:
+            raise ValueError(f"{match[0]} is no number of $GENERATE")
+        width, base = int(counted[2] or 0), counted[3] or "d"
+        if base not in "nN":
+            return format(value, base).zfill(width)
+        return ".".join(reversed(format(value, "x" if base == "n" else "X").zfill(width // 2 + 1)))
+
+    return _COUNTER.sub(count, line)
 
 
 def _wire(name: dns.name.Name) -> bytes:
