@@ -108,6 +108,12 @@ below.z.test:$dns deep.below.z.test:$dns alone.test:$dns {
     bind 127.0.0.1
     file $manifests/child
 }
+above.test:$dns {
+    bind 127.0.0.1
+    file $manifests/child below.above.test {
+        fallthrough
+    }
+}
 other.test:$dns {
     bind 127.0.0.1
     hosts $manifests/hosts {
@@ -434,6 +440,12 @@ def test_that_nobody_at_all_answers_for_a_target_is_kept(still: Server) -> None:
     before = still.metrics().value("kdns_packet_cache_hits_total")
     assert cached(still, "nobody.z.test") == "NOERROR a.invalid."
     assert still.metrics().value("kdns_packet_cache_hits_total") > before
+
+
+def test_names_in_no_zone_are_refused_where_nobody_else_could_answer(still: Server) -> None:
+    assert rcode(still, "above.test", "SOA") == rcode(still, "a.above.test") == "REFUSED"
+    assert rcode(still, "ns.below.above.test") == "NOERROR"
+    assert rcode(still, "gone.below.above.test") == "SERVFAIL"
 
 
 def test_chains_come_to_an_end(still: Server) -> None:

@@ -6,14 +6,15 @@
 
 ## Description
 
-All types of records, `$ORIGIN`, `$TTL`, `$INCLUDE` and `$GENERATE` are read. Paths of `$INCLUDE` start at the folder of
-**DBFILE**. Records that are not in the zone are left out; the log says so. What is no file (a device, a pipe) is a
-mistake, and so are more than ten million records.
+All types of records, `$ORIGIN`, `$TTL`, `$INCLUDE` and `$GENERATE` (of any type) are read. Paths of `$INCLUDE` start at
+the folder of **DBFILE**. Records that are not in the zone are left out; the log says so. What is no file (a device, a
+pipe) is a mistake, and so are more than ten million records.
 
-Wildcards, delegations, aliases (CNAME and DNAME) and denials are answered as an authoritative server does. Where an
-alias leads out of the zones, the rest is what this very server answers for its target, by *forward* for example; if
-that fails, the answer is SERVFAIL. A zone that is signed with NSEC has its signatures and proofs for clients that ask
-for them; to sign it, and to sign it again in time, is left to others.
+Wildcards, delegations, aliases (CNAME and DNAME) and denials are answered as an authoritative server does. A name in
+none of the zones goes to the next plugin, and is REFUSED if there is none. Where an alias leads out of the zones, the
+rest is what this very server answers for its target, by *forward* for example; if that fails, the answer is SERVFAIL. A
+zone that is signed with NSEC has its signatures and proofs for clients that ask for them; to sign it, and to sign it
+again in time, is left to others.
 
 A zone without wildcards, delegations, DNAMEs and signatures costs least: most questions for its names are answered from
 the zone store at once, as those of *kubernetes* are, unless a directive in front of *file* has to see them.
@@ -86,11 +87,12 @@ that only exists because of others below it does not fall through. An alias that
 referral. An alias whose target cannot be resolved is SERVFAIL, without the alias. A query for ANY over UDP gets a
 minimal answer (RFC 8482). Records from before a restart are served where the file is missing or has a mistake; CoreDNS
 does not start with a mistake, and has no data without the file. A file that is there and cannot be opened is a mistake.
-Files with CNAME beside other records, several SOA records, or strings without an end are refused; CoreDNS takes some of
-them. Records outside of the zone are left out. Paths of `$INCLUDE` in an included file start at the folder of the
-zone's file, and not at that of the included one. `fallthrough` is for the zones of its own directive; CoreDNS takes the
-last one for all directives of the server block. Two files for one zone in a server block are refused. Addresses behind
-`upstream` are refused; CoreDNS does not use them.
+Files with CNAME beside other records, several SOA records, or strings without an end are refused, and so are those
+whose SOA record is not at the zone's apex; CoreDNS takes some of them. Referrals have DS records where the zone is
+signed; CoreDNS gives them in others too. Records outside of the zone are left out. Paths of `$INCLUDE` in an included
+file start at the folder of the zone's file, and not at that of the included one. `fallthrough` is for the zones of its
+own directive; CoreDNS takes the last one for all directives of the server block. Two files for one zone in a server
+block are refused. Addresses behind `upstream` are refused; CoreDNS does not use them.
 
 ## See also
 

@@ -62,10 +62,11 @@ class Rules:
 class Handler:
     """Answers from the zones that some sources have in the store.
 
-    name: the directive. views: the zones, as they were when `look` was called last. rules: theirs, by origin.
+    name: the directive. views: the zones, as they were when `look` was called last. rules: theirs, by origin. last: no
+    other plugin of the server block comes after it.
     """
 
-    def __init__(self, name: str, sources: Sequence[Source], store: Reader, site: Site) -> None:
+    def __init__(self, name: str, sources: Sequence[Source], store: Reader, site: Site, *, last: bool) -> None:
         from kdns.zone.authority import Lookup  # the supervisor has this module, and answers nothing
 
         self._lookup = Lookup
@@ -73,13 +74,15 @@ class Handler:
         self._sources = {source.id: Rules(source) for source in sources}
         self._store = store
         self._ask = site.ask
+        self._last = last
         self._floor = -1
         self.views: names.Zones[ZoneView] = names.Zones({})
         self.rules: Mapping[bytes, Rules] = {}
         self._passed: frozenset[bytes] = frozenset()
 
     async def __call__(self, query: Query, next: Next) -> Response:
-        """What the zones say, or what the rest of the chain answers."""
+        """What the zones say, or what the rest of the chain answers; of names in none of them the last one knows that
+        this server has nothing to do with them."""
         with self._store as store:
             self.look(store)
             view = self._find(query)
@@ -89,7 +92,7 @@ class Handler:
                 target = lookup.run(view)
                 falls = self.rules[view.origin].falls
         if view is None:
-            return await next(query)
+            return Response(rcode=rr.REFUSED) if self._last else await next(query)
         if passed:
             response = await next(query)
             response.depends += (query.lname,)  # whoever keeps it forgets it when the zone is there

@@ -448,7 +448,8 @@ class Worker:
             from kdns.plugins import storeless
 
             sources = storeless.kept(sources)
-        return zones.Handler(name, sources, self._store, self._site(index))
+        last = name == [*self._plan.blocks[index].plugins][-1]
+        return zones.Handler(name, sources, self._store, self._site(index), last=last)
 
     def _transfer(self, index: int, options: transfer.Options) -> Handler:
         if self._store is None:
