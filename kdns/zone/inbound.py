@@ -240,8 +240,8 @@ class Inbound:
             self._adding = True
             return
         if self.steps and journal.serial_of(self.steps[-1].after) == journal.serial_of(self.soa):
-            if row.rdata != self.soa.rdata:
-                raise FormatError("it ends with another serial than it began with")
+            if not row.rdata == self.steps[-1].after.rdata == self.soa.rdata:
+                raise FormatError("it ends with another SOA record than it began with")
             self.done = True
             return
         known = journal.serial_of(self.steps[-1].after) if self.steps else self._serial
