@@ -158,6 +158,7 @@ def test_what_is_not_in_the_zone_is_left_out_and_told(tmp_path: Path) -> None:
     [
         ("a A 192.0.2.300\n", 3, "Text input is malformed."),
         ("a FOO bar\n", 3, "unknown rdatatype 'FOO'"),
+        ("a RRSIG A \0 2 60 20300101000000 20200101000000 1 a.b. AAAA\n", 3, "Text input is malformed."),
         ("a IN CH A 192.0.2.1\n", 3, "unknown rdatatype 'CH'"),
         ("a CH A 192.0.2.1\n", 3, "RR class is not zone's class"),
         ('\n\na TXT "no end\nb A 192.0.2.1\n', 5, "newline in quoted string"),

@@ -166,8 +166,8 @@ def _text(error: Exception) -> str:
         return "there are bytes that are not UTF-8"
     if isinstance(error, OSError):
         return (error.strerror or type(error).__name__).lower()
-    text = str(error).replace("\n", " ") or type(error).__doc__ or type(error).__name__
-    return _PLACE.sub("", text)
+    text = _PLACE.sub("", str(error).replace("\n", " "))
+    return text or type(error).__doc__ or type(error).__name__
 
 
 # As a process
