@@ -31,7 +31,7 @@ class Https:
         """context: for this client alone, which sets ALPN in it."""
         self._method = settings.doh_method
         self._url = f"https://{target}{PATH}"
-        self._headers = {"accept": _TYPE}
+        self._headers = {"accept": _TYPE, "accept-encoding": "identity"}
         if target.server_name:
             port = "" if target.port == 443 else f":{target.port}"
             self._headers["host"] = target.server_name + port
@@ -73,6 +73,11 @@ class Https:
             raise ConnectionLostError(f"the HTTPS connection ended: {_said(error)}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
             raise UpstreamError(f"HTTPS: {_said(error)}") from None
+        except UpstreamError:
+            raise
+        except Exception as error:  # what h2 and others say of a broken answer, some of which httpx lets through
+            await self._abandon(client)
+            raise ConnectionLostError(f"the HTTPS connection ended: {_said(error)}") from None
         self._heard = loop.time()
         wrong = ask.mismatch(data)
         if wrong:
@@ -95,8 +100,10 @@ class Https:
         found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code != httpx.codes.OK or found != _TYPE:
             raise UpstreamError(f"HTTP status {response.status_code}, content type {found[:64]!r}")
+        if "content-encoding" in response.headers:  # a few bytes could become any number
+            raise UpstreamError("an answer over HTTPS that is packed, which was not asked for")
         data = b""
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_raw():
             data += part
             if len(data) > MAX_MESSAGE:
                 raise UpstreamError(f"an answer of more than {MAX_MESSAGE} bytes")
