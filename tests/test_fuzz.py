@@ -5,15 +5,18 @@ What it once found is here too.
 
 from __future__ import annotations
 
+import gzip
 import random
 import re
 from collections.abc import Callable, Iterator
 
 import pytest
+from hpack import Encoder
 
-from tests.fuzz import sound, targets
+from tests.fuzz import sound, web
+from tests.fuzz.ground import Stores, prepare
 from tests.fuzz.seeds import dictionary, seeds
-from tests.fuzz.targets import TARGETS, Stores
+from tests.fuzz.targets import TARGETS
 from tests.support import corpus
 
 QUERY = corpus.SEEDS["edns"]
@@ -25,7 +28,7 @@ ANSWER = (
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     path = tmp_path_factory.mktemp("worlds")
-    targets.prepare(path)
+    prepare(path)
     opened = Stores(path)
     yield opened
     opened.close()
@@ -49,6 +52,24 @@ def test_the_dictionary_is_what_libfuzzer_reads() -> None:
     lines = dictionary().splitlines()
     assert len(lines) > 40
     assert all(re.fullmatch(r'"(\\x[0-9a-f]{2})+"', line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ([(":status", "200"), ("content-length", "2")], "ended: InvalidBodyLengthError"),
+        ([(":status", "20x")], "ended: invalid literal"),
+        ([(":status", "200"), ("content-encoding", "gzip")], "packed"),
+    ],
+)
+def test_an_upstream_over_https_that_breaks_its_answer(
+    fields: list[tuple[str, str]], reason: str, stores: Stores
+) -> None:
+    head = Encoder().encode([*fields, ("content-type", "application/dns-message")])
+    answer = web.frame(4, 0, 0) + web.frame(1, 4, 1, head) + web.frame(0, 1, 1, gzip.compress(ANSWER))
+    found = TARGETS["doh"](stores)(b"\3\1" + web.compact(answer))
+    assert isinstance(found, list)
+    assert reason in found[0]
 
 
 def test_a_sound_answer_passes() -> None:

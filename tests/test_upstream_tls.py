@@ -171,6 +171,7 @@ def test_https_asks_by_the_method_that_is_set_with_id_0_over_http_2(keys: Keys, 
                 assert asked.headers[":path"].startswith("/dns-query")
                 assert asked.headers[":authority"] == f"{NAME}:{upstream.port}"
                 assert asked.headers["accept"] == "application/dns-message"
+                assert asked.headers["accept-encoding"] == "identity"
                 assert asked.headers.get("content-type") == ("application/dns-message" if method == "POST" else None)
 
     run(steps())

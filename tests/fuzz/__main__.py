@@ -20,13 +20,15 @@ from typing import Annotated
 import typer
 
 from tests.fuzz.build import ROOT, BuildError, build
+from tests.fuzz.ground import prepare
 from tests.fuzz.seeds import dictionary, seeds
-from tests.fuzz.targets import TARGETS, prepare
+from tests.fuzz.targets import TARGETS
 
 FOLDER = ROOT / "build" / "fuzz"
 SECONDS = 60
-LONGEST = {"query": 1400, "wire": 1400, "response": 4096, "stream": 4096, "upstream": 4096}
-"""Bytes of an input."""
+LONGEST = {"query": 1400, "wire": 1400, "tsig": 600, "master": 1000}
+"""Bytes of an input; of others _MOST."""
+_MOST = 4096
 _SHOWN = 4000
 """Characters of a report."""
 _PATIENCE = 600
@@ -97,7 +99,7 @@ def fuzz(program: Path, target: str, seconds: int) -> Outcome:
     tokens.write_text(dictionary())
     options = (
         f"-max_total_time={seconds}",
-        f"-max_len={LONGEST[target]}",
+        f"-max_len={LONGEST.get(target, _MOST)}",
         f"-dict={tokens}",
         f"-artifact_prefix={findings}/{target}-",
         "-print_final_stats=1",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.fuzz.targets import TARGETS, Recorder, Stores
+from tests.fuzz.ground import Stores
+from tests.fuzz.targets import TARGETS, Recorder
 
 
 def main(target: str, folder: str, record: str, *inputs: str) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import pickle
 import random
 import select
 import socket
@@ -33,55 +32,19 @@ from kdns.upstream.streams import Streams
 from kdns.wire import message, names, relay, rr
 from kdns.wire.message import Aging, Query, Response
 from kdns.wire.rrset import RRset
-from kdns.zone.changes import Changes
 from kdns.zone.keys import key_name, name_key, zone_prefix
 from kdns.zone.reader import Reader
+from tests.fuzz.copies import Followers, MasterFiles, Primaries, Signatures, Transfers
+from tests.fuzz.ground import TURNS, USED, Stores, framed, stream_of, taken
 from tests.fuzz.sound import check_answer, records
+from tests.fuzz.web import Answers, Handshakes, Requests
 from tests.support import worlds
 from tests.support.answering import CLIENT, LOCAL, Answering, Ground
-from tests.support.worlds import WORLDS
 
 Target = Callable[[bytes], object]
-USED = (
-    "kubeadm", "alone", "many plugins", "server blocks", "zones in zones", "every name", "unsynced", "zonal",
-    "files in files", "secondary",
-)  # fmt: skip
-"""The worlds that are asked; the first byte of a query's ID says which."""
 ZONES = tuple(names.from_text(zone) for zone in (".", "local", worlds.Z, "in-addr.arpa", "example.org"))
 TCP_WORLD = "alone"
 _ASKED = (("www.example.com", rr.A), ("www.example.com", rr.AAAA), ("example.org", rr.MX))
-_TURNS = 1000
-"""Turns of the event loop in which a connection has to end."""
-
-
-def prepare(folder: Path) -> None:
-    """Make the stores, once and for all processes: then answers are the same in all of them."""
-    for title in USED:
-        path = folder / title.replace(" ", "-")
-        ground = worlds.build(path, WORLDS[title])
-        (path / "ground").write_bytes(pickle.dumps((ground.path, ground.config, ground.zones, ground.beside)))
-
-
-class Stores:
-    """The stores that `prepare` has made; each can be opened once in a process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, tuple[Ground, Reader]] = {}
-
-    def open(self, title: str) -> tuple[Ground, Reader]:
-        """A world with the reader of its store."""
-        if title not in self._open:
-            data = (self._folder / title.replace(" ", "-") / "ground").read_bytes()
-            path, config, zones, beside = pickle.loads(data)  # noqa: S301 - it is ours
-            ground = Ground(path, config, zones, beside, Changes.create())
-            self._open[title] = ground, Reader(ground.path, ground.changes)
-        return self._open[title]
-
-    def close(self) -> None:
-        """Close all readers."""
-        for _, reader in self._open.values():
-            reader.close()
 
 
 class Queries:
@@ -376,7 +339,7 @@ class Clients:
         size = max(1 + 3 * data[0], len(data) // 8) if data else 1
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
         received = self._loop.run_until_complete(self._serve(pieces))
-        return self._check(_framed(stream), received)
+        return self._check(framed(stream), received)
 
     async def _serve(self, pieces: list[bytes]) -> bytes:
         """Send the pieces, close, and read the answers."""
@@ -387,22 +350,22 @@ class Clients:
                 with contextlib.suppress(ConnectionError):
                     client.send(piece)
                 await asyncio.sleep(0)
-                received += _received(client)
+                received += taken(client)
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_WR)
-            for _ in range(_TURNS):
+            for _ in range(TURNS):
                 await asyncio.sleep(0)
-                received += _received(client)
+                received += taken(client)
                 if not self._connections.open:
                     break
-            received += _received(client)
+            received += taken(client)
         assert not self._connections.open, "a connection that its client has closed stays"
         return received
 
     def _check(self, queries: list[bytes], received: bytes) -> list[bytes]:
         """The answers are those to the messages, but that some are overtaken."""
-        answers = _framed(received)
-        assert _stream(answers) == received, "a reply is cut short"
+        answers = framed(received)
+        assert stream_of(answers) == received, "a reply is cut short"
         assert not self._served.reported, self._served.reported
         left = list(answers)
         for query in queries:
@@ -440,7 +403,7 @@ class Upstreams:
     def __call__(self, data: bytes) -> object:
         """data: the first byte says how long the pieces are, and a message's first one whose ID it gets, if any."""
         random.seed(0)
-        return self._loop.run_until_complete(self._ask(data[:1], _framed(data[1:]), data[1:]))
+        return self._loop.run_until_complete(self._ask(data[:1], framed(data[1:]), data[1:]))
 
     async def _ask(self, first: bytes, messages: list[bytes], stream: bytes) -> list[str]:
         """Ask, answer with the bytes, and close the connection; returns what those who asked got."""
@@ -451,14 +414,14 @@ class Upstreams:
         sock, _ = await loop.sock_accept(self._listening)
         with sock:
             asked = b""
-            while len(_framed(asked)) < len(self._ASKS):
+            while len(framed(asked)) < len(self._ASKS):
                 asked += await loop.sock_recv(sock, 4096)
-            idents = [query[:2] for query in _framed(asked)]
+            idents = [query[:2] for query in framed(asked)]
             sent = [
                 idents[data[0] % 4] + data[2:] if len(data) > 1 and data[0] % 4 < len(idents) else data
                 for data in messages
             ]
-            stream = _stream(sent) + stream[len(_stream(messages)) :]
+            stream = stream_of(sent) + stream[len(stream_of(messages)) :]
             size = max(1 + 3 * first[0], len(stream) // 8) if first else 1
             for at in range(0, len(stream), size):
                 await loop.sock_sendall(sock, stream[at : at + size])
@@ -482,39 +445,20 @@ async def _awaited(answer: Awaitable[bytes]) -> bytes:
     return await answer
 
 
-def _received(sock: socket.socket) -> bytes:
-    parts = []
-    try:
-        while part := sock.recv(1 << 16):
-            parts.append(part)
-    except (BlockingIOError, ConnectionResetError):
-        pass
-    return b"".join(parts)
-
-
-def _stream(messages: list[bytes]) -> bytes:
-    return b"".join(len(data).to_bytes(2, "big") + data for data in messages)
-
-
-def _framed(data: bytes) -> list[bytes]:
-    """The complete messages of a stream."""
-    found = []
-    at = 0
-    while at + 2 <= len(data):
-        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
-        if end > len(data):
-            break
-        found.append(data[at + 2 : end])
-        at = end
-    return found
-
-
 TARGETS: dict[str, Callable[[Stores], Target]] = {
     "query": Queries,
     "wire": Wire,
     "response": Responses,
     "stream": Clients,
     "upstream": Upstreams,
+    "tls": Handshakes,
+    "https": Requests,
+    "doh": Answers,
+    "transfer": Transfers,
+    "primary": Primaries,
+    "follower": Followers,
+    "tsig": Signatures,
+    "master": MasterFiles,
 }
 
 
