@@ -75,7 +75,9 @@ class Centre:
     def _responder(self) -> Responder:
         rules = transfer.Options((transfer.Rule((".",), (), anyone=True),))
         held = transfer.Held(sources={"test": None})
-        site = replace(Ground().site, changes=self.changes, region=self.region)
+        ground = Ground()
+        self.lines = ground.log.lines
+        site = replace(ground.site, changes=self.changes, region=self.region)
         handler = transfer.Handler(rules, held, self.outgoing, site)
 
         async def nobody(_: Query) -> Response:
@@ -376,6 +378,64 @@ def test_a_worker_that_ends_does_not_wait_for_followers(tmp_path: Path) -> None:
         await drained
 
     run(Centre(tmp_path), steps)
+
+
+def test_who_takes_a_transfer_slowly_makes_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MOST", 2)
+    monkeypatch.setattr(tcp, "RATE", 4000)
+    record = RRset(rr.TXT, 5, (bytes([200]) + b"x" * 200,))
+    query = dns.message.make_query("a.test.", "AXFR").to_wire()
+
+    def large(txn: Transaction) -> None:
+        for number in range(1000):
+            txn.put(txn.zone(0), b"\5h%04d" % number + ORIGINS[0], (record,))
+
+    def lazy(centre: Centre, host: str) -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.bind((host, 0))
+        sock.connect(centre.address)
+        sock.setblocking(False)
+        sock.send(struct.pack("!H", len(query)) + query)
+        return sock
+
+    async def steps(centre: Centre) -> None:
+        centre.store.write(large)
+        centre.server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        stuck, living = lazy(centre, "127.0.1.1"), lazy(centre, "127.0.1.2")
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+
+        async def take(least: int) -> None:
+            while least > 0:
+                least -= len(await loop.sock_recv(living, 4096))
+
+        def pass_by(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+            for connection in centre.connections.everyone():
+                connection.expire(now)
+
+        with stuck, living:
+            await take(1000)
+            await until(lambda: centre.outgoing._sent == 2)
+            pass_by(tcp.PACE + 1)  # nobody waits
+            node = await Client.of(centre, "127.0.1.3")
+            node.send(query)
+            await until(lambda: bool(centre.outgoing._waiting))
+            await take(int(tcp.RATE * 1.2 * tcp.PACE))
+            pass_by(tcp.PACE - 1)
+            assert centre.outgoing._waiting
+            pass_by(1.0)
+            count = 0
+            while count < 1003:
+                count += len((await node.read()).answer)
+            assert [one.host for one in centre.connections.open.values()] == ["127.0.1.2", "127.0.1.3"]
+            await take(50_000)  # it goes on
+        assert centre.counted("kdns_tcp_connections_closed_total", "reason", "crowded") == 1
+        (said,) = (line for line in centre.lines if "WARNING" in line)
+        assert "transfer of zone a.test. to 127.0.1.1 is taken slowly while others wait, and was ended" in said
+
+    run(Centre(tmp_path, Limits(write=600.0)), steps)
 
 
 # Time

@@ -159,6 +159,36 @@ def test_one_address_has_a_part_of_what_is_sent(reader: Reader, monkeypatch: pyt
     run(steps())
 
 
+def test_places_are_shared_by_addresses(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "MOST", 4)
+    one, two, node = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        held = {host: [await sending.slot(host), await sending.slot(host)] for host in (one, two)}
+        assert not any(sending.has_to_yield(one, slow=slow) for slow in (True, False))  # nobody waits
+        more = [asyncio.ensure_future(sending.slot(host)) for host in (one, two, one)]
+        await asyncio.sleep(0)
+        assert not any(sending.has_to_yield(one, slow=slow) for slow in (True, False))  # who waits has as many
+        new = asyncio.ensure_future(sending.slot(node))
+        await asyncio.sleep(0)
+        assert [sending.has_to_yield(one, slow=slow) for slow in (True, False)] == [True, True]
+        held[one].pop().close()
+        slot = await asyncio.wait_for(new, 1)  # though it came last
+        assert [sending.has_to_yield(two, slow=slow) for slow in (True, False)] == [True, False]
+        assert not sending.has_to_yield(one, slow=True)
+        slot.close()
+        last = await asyncio.wait_for(more[0], 1)  # who has fewest
+        for waiting in more[1:]:
+            waiting.cancel()
+        await asyncio.wait(more)
+        for each in (*held[one], *held[two], last):
+            each.close()
+        assert (sending._shares, sending._count, sending._sent, sending._waiting) == ({}, 0, 0, {})
+
+    run(steps())
+
+
 def test_so_many_wait_and_no_more(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outgoing, "MOST", 1)
     monkeypatch.setattr(outgoing, "WAITING", 4)

@@ -69,11 +69,11 @@ class Made:
 
 
 class _Share:
-    """What a client address has of the transfers. count: of those that are sent or wait."""
+    """What a client address has of the transfers. count: of those that are sent or wait; sent: of those that are."""
 
     def __init__(self) -> None:
-        self.slots = asyncio.Semaphore(MOST_OF_ONE)
         self.count = 0
+        self.sent = 0
 
 
 class Outgoing:
@@ -81,9 +81,10 @@ class Outgoing:
 
     def __init__(self, store: Reader) -> None:
         self.store = store
-        self._slots = asyncio.Semaphore(MOST)
         self._shares: dict[str, _Share] = {}
+        self._waiting: dict[asyncio.Future[None], _Share] = {}
         self._count = 0
+        self._sent = 0
         self._packing = asyncio.Lock()
         self._whole: weakref.WeakValueDictionary[tuple[int, _Version], Whole] = weakref.WeakValueDictionary()
         self._made: weakref.WeakValueDictionary[tuple[int, str, int, _Version], Made] = weakref.WeakValueDictionary()
@@ -110,11 +111,49 @@ class Outgoing:
         self._count += 1
         with ExitStack() as undo:
             undo.callback(self._leave, host, share)
-            async with asyncio.timeout(WAIT):
-                for slots in (share.slots, self._slots):
-                    await slots.acquire()
-                    undo.callback(slots.release)
+            await self._place(share)
+            undo.callback(self._free, share)
             return Slot(undo.pop_all().close)
+
+    def has_to_yield(self, host: str, *, slow: bool) -> bool:
+        """Whether a transfer that has been sent to a client address for a while has to end, as another address waits.
+
+        If the client takes it slowly, for any that has fewer; else for one that has then no more than it.
+        """
+        sent = self._shares[host].sent
+        fewest = min((share.sent for share in self._waiting.values()), default=sent)
+        return fewest < sent if slow else fewest + 1 < sent
+
+    async def _place(self, share: _Share) -> None:
+        """Wait until another transfer may be sent to an address. Raises TimeoutError."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiting[place] = share
+        self._fill()
+        try:
+            async with asyncio.timeout(WAIT):
+                await place
+        except BaseException:
+            if self._waiting.pop(place, None) is None:  # it was there at the same time
+                self._free(share)
+            raise
+
+    def _fill(self) -> None:
+        """Give places to those who wait: to the address that has the fewest of them, and who came first."""
+        while self._sent < MOST:
+            able = [place for place, of in self._waiting.items() if of.sent < MOST_OF_ONE and not place.done()]
+            if not able:
+                return
+            place = min(able, key=lambda place: self._waiting[place].sent)
+            share = self._waiting.pop(place)
+            share.sent += 1
+            self._sent += 1
+            place.set_result(None)
+
+    def _free(self, share: _Share) -> None:
+        """A transfer is sent."""
+        self._sent -= 1
+        share.sent -= 1
+        self._fill()
 
     def _leave(self, host: str, share: _Share) -> None:
         """A transfer is sent, or waits no more."""

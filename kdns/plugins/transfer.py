@@ -40,7 +40,9 @@ with `block type AXFR IXFR` for the networks of the pods.
 
 A worker sends 50 transfers at a time, 10 of them to one client address; more wait for up to 30 seconds, and are
 SERVFAIL then, or at once if 4000 wait already, or 1000 of one address. Who takes nothing for as long as `write` of
-*timeouts* says is disconnected.
+*timeouts* says is disconnected. So is, after 10 seconds, who has taken less than 16 KiB a second of each transfer, if
+an address waits that has fewer, and anybody, if one waits that has fewer by two. As long as there are places, a link
+may be as slow as it is.
 
 The names of `zonal` (*kubernetes*) are in no transfer, as there is no end to them: a copy does not have them.
 
@@ -113,6 +115,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from kdns.corefile import values
@@ -344,9 +347,19 @@ class Handler:
         done = slot.close if slot is not None else _nothing
         followed = found.zone if found.lineage else None
         lineage = found.lineage and (found.zone.lineage or found.lineage)
-        transfer = Transfer(query.lname, found.messages, done, found.kept, followed)
+        transfer = Transfer(query.lname, found.messages, done, found.kept, followed, partial(self._has_to_yield, query))
         options = message.option(following.OPTION, lineage) if lineage else b""
         return Response(authoritative=True, transfer=transfer, edns_options=options, plugin=NAME)
+
+    def _has_to_yield(self, query: Query, *, slow: bool) -> bool:
+        """Whether a transfer has to end, as others wait for its place. slow: its client takes it slowly."""
+        host = query.client[0]
+        if not self._outgoing.has_to_yield(host, slow=slow):
+            return False
+        why = "is taken slowly" if slow else "is one of many"
+        text = f"transfer of zone {names.to_text(query.lname)} to {host} {why} while others wait, and was ended"
+        self._log.warning(text, key="yield")
+        return True
 
     async def _answer(self, query: Query, serial: int | None) -> Response:
         """A zone, or what has changed in it since a serial. Raises KdnsError, TimeoutError."""

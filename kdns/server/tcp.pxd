@@ -68,7 +68,8 @@ cdef class Connection:
     cdef bint _open, _half_closed, _turn
     cdef bytes _rest
     cdef bytearray _unsent
-    cdef double _heard, _started, _blocked, _closing, _ended, _questioned, _streamed
+    cdef double _heard, _started, _blocked, _closing, _ended, _questioned, _streamed, _paced
+    cdef long long _written, _taken
     cdef list _streams
 
     cdef begin(self)
@@ -115,6 +116,10 @@ cdef class Connection:
     cdef _send_on(self, transfer)
     @cython.locals(count=cython.int, now=cython.longlong, started=cython.double)
     cpdef _go_on(self)
+    @cython.locals(before=cython.longlong)
+    cdef long long _look_at_pace(self, double now) except? -1
+    @cython.locals(seconds=cython.double)
+    cdef bint _is_in_the_way(self, double now) except -1
     cdef _write(self, bytes data)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _transmit(self, bytes data)

@@ -16,9 +16,12 @@ are done a few at a time: what else the event loop has to do comes between them.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
 import time
 from collections import OrderedDict, deque
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
@@ -83,6 +86,9 @@ SHAKING = 0.003
 """Seconds in which handshakes go on until the rest of the event loop has its turn; it may be one more."""
 MESSAGES = 4
 """Messages of a transfer that are written before others have their turn."""
+RATE, PACE = 16 << 10, 10.0
+"""Bytes of each of its transfers that a client has to take in a second, over so many seconds, when others wait for
+their places."""
 LINGER = 1.0
 """Seconds that a client has to close a connection that we have ended: what it still sends would reset it, and with it
 the answers that are on their way."""
@@ -400,8 +406,9 @@ class Connection:
 
     __slots__ = (
         "_asked", "_blocked", "_client", "_closing", "_ended", "_fd", "_half_closed", "_heard", "_local", "_most",
-        "_open", "_overhead", "_questioned", "_rest", "_secure", "_server", "_socket", "_started", "_streamed",
-        "_streams", "_told", "_turn", "_unsent", "_watched", "follows", "held", "pending",
+        "_open", "_overhead", "_paced", "_questioned", "_rest", "_secure", "_server", "_socket", "_started",
+        "_streamed", "_streams", "_taken", "_told", "_turn", "_unsent", "_watched", "_written", "follows", "held",
+        "pending",
     )  # fmt: skip
 
     def __init__(
@@ -424,6 +431,9 @@ class Connection:
         self._turn = False  # whether there is more to answer in the next one
         self._streams: list[Transfer] = []  # transfers that are under way
         self._streamed = 0.0  # when the last message of one was written
+        self._written = 0  # bytes of them
+        self._taken = 0  # what the client had of these
+        self._paced = 0.0  # at this time
         self._asked = 0
         self._ended = 0.0  # since when it has had its number of queries and their answers
         self._most = PENDING  # what may be pending until no more is read
@@ -801,6 +811,7 @@ class Connection:
             return
         self._streams.append(transfer)
         self._streamed = time.monotonic()
+        self._look_at_pace(self._streamed)
         if len(self._streams) == 1:
             asyncio.get_running_loop().call_soon(self._go_on)
 
@@ -818,6 +829,7 @@ class Connection:
                 self._streams.pop(0).close()
                 continue
             self._write(len(message).to_bytes(2, "big") + message)
+            self._written += 2 + len(message)
             now = time.monotonic_ns()
             self._heard = self._streamed = now / 1e9
         if not self._streams:
@@ -826,6 +838,25 @@ class Connection:
         if self.follows:
             self._note()
             self._server.connections.spend(started)
+
+    def _look_at_pace(self, now: float) -> int:
+        """Bytes of transfers that the client has taken since the last look."""
+        try:
+            waiting = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            waiting = bytes(4)
+        before = self._taken
+        self._taken = self._written - len(self._unsent) - int.from_bytes(waiting, sys.byteorder)
+        self._paced = now
+        return self._taken - before
+
+    def _is_in_the_way(self, now: float) -> bool:
+        """Whether others wait for the places of its transfers, and it has to make room."""
+        seconds = now - self._paced
+        if not self._streams or seconds < PACE:
+            return False
+        slow = self._look_at_pace(now) < RATE * seconds * len(self._streams)
+        return bool(self._unsent) and self._streams[0].has_to_yield(slow=slow)
 
     def _write(self, data: bytes) -> None:
         """Send answers."""
@@ -906,6 +937,8 @@ class Connection:
         ):
             self._count("slow")
             self.abort()
+        elif self._is_in_the_way(now):
+            self.evict()
         elif self._ended:
             if now - self._ended > LINGER and not self._blocked:
                 self._finish()

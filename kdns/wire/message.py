@@ -125,10 +125,12 @@ class Transfer:
 
     name: in the question (lower case). messages: for each how many records its answer section has, and these records,
     for offsets behind that question. stream: the bytes of what is still to be sent, once that has begun. followed: the
-    zone that the client follows from then on (`kdns.wire.following`), None if it does not.
+    zone that the client follows from then on (`kdns.wire.following`), None if it does not. has_to_yield: called when
+    the client has not taken all of it for a while, and with whether that is slow: whether others wait for its place, so
+    that the connection is to be closed.
     """
 
-    __slots__ = ("_done", "_kept", "followed", "messages", "name", "stream")
+    __slots__ = ("_done", "_kept", "followed", "has_to_yield", "messages", "name", "stream")
 
     def __init__(
         self,
@@ -137,11 +139,13 @@ class Transfer:
         done: Callable[[], None],
         kept: object = None,
         followed: Any = None,
+        has_to_yield: Callable[..., bool] = lambda *, slow: False,
     ) -> None:
         """done: called once, when nobody sends them any more. kept: has to be there until then."""
         self.name = name
         self.messages = messages
         self.followed = followed
+        self.has_to_yield = has_to_yield
         self.stream: Iterator[bytes] = iter(())
         self._done: Callable[[], None] | None = done
         self._kept = kept
