@@ -680,7 +680,9 @@ def test_followers_share_a_difference_that_was_made_a_moment_ago(tmp_path: Path,
         assert (await second.read()).question[0].name.to_text() == "a.test."  # it is told of the rest
         second.ask(middle)
         assert "192.0.2.2" in str(await second.read())
-        assert centre.outgoing.difference_at_once(centre.zone(), before.serial) is not None  # who does not follow
+        assert (
+            centre.outgoing.difference_at_once(centre.zone(), before.serial, "::1") is not None
+        )  # who does not follow
         monkeypatch.setattr(outgoing, "SHARED", 0.0)
         centre.change("192.0.2.3")
         third.ask(before)
@@ -706,10 +708,56 @@ def test_followers_who_wait_for_one_difference_get_that(tmp_path: Path, monkeypa
         centre.change("192.0.2.1")
         there = centre.zone()
         centre.change("192.0.2.2")  # since they were read
-        asking = [centre.outgoing.difference(there, before.serial, followed=True) for _ in range(3)]
+        asking = [centre.outgoing.difference(there, before.serial, "127.0.0.1", followed=True) for _ in range(3)]
         found = await asyncio.gather(*asking)
         assert len(made) == 1
         assert len(set(found)) == 1
+
+    run(Centre(tmp_path), steps)
+
+
+def test_who_asks_for_many_differences_gets_them_one_after_the_other(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(outgoing, "ROUND", 60.0)
+    monkeypatch.setattr(outgoing, "OF_ONE", 1e-9)
+    greedy, node, other = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+
+    async def steps(centre: Centre) -> None:
+        serials = []
+        for number in range(5):
+            serials.append(centre.zone().serial)
+            centre.change(f"192.0.2.{number}")
+        made, zone = centre.outgoing, centre.zone()
+        assert made.difference_at_once(zone, serials[0], greedy) is not None
+        assert made.difference_at_once(zone, serials[1], greedy) is None
+        assert made.difference_at_once(zone, serials[0], greedy) is not None  # which is there
+        assert made.difference_at_once(zone, serials[2], node) is not None
+        assert await made.difference(zone, serials[1], greedy) is not None
+        monkeypatch.setattr(outgoing, "OF_ALL", 1e-9)  # for all together
+        assert made.difference_at_once(zone, serials[4], other) is None
+        monkeypatch.setattr(outgoing, "ROUND", 0.0)  # in the next one
+        assert made.difference_at_once(zone, serials[4], greedy) is not None
+
+    run(Centre(tmp_path), steps)
+
+
+def test_after_a_difference_in_a_thread_there_is_a_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "_INLINE", 0)
+    make = Outgoing._make
+
+    def slowly(self: Outgoing, zone: Zone, serial: int) -> Any:
+        time.sleep(0.02)
+        return make(self, zone, serial)
+
+    monkeypatch.setattr(Outgoing, "_make", slowly)
+
+    async def steps(centre: Centre) -> None:
+        serials = []
+        for number in range(3):
+            serials.append(centre.zone().serial)
+            centre.change(f"192.0.2.{number}")
+        started = time.monotonic()
+        await asyncio.gather(*(centre.outgoing.difference(centre.zone(), serial, "::1") for serial in serials))
+        assert time.monotonic() - started > 3 * 0.02 + 2 * 0.02 * outgoing.REST
 
     run(Centre(tmp_path), steps)
 

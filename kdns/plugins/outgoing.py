@@ -39,6 +39,11 @@ _PORTION = 200
 _INLINE = 300
 _INLINE_BYTES = 64 << 10
 """Differences, and bytes of them, that are condensed without a thread."""
+ROUND, OF_ONE, OF_ALL = 0.2, 0.01, 0.05
+"""Seconds, and how many of them may go to differences without a thread for one client address, and for all: more of
+them are made one after the other, as those that are much to do."""
+REST = 3
+"""After what was made in a thread, so many times of what it took pass before there is another one."""
 SHARED = 0.05
 """Seconds for which a difference is good enough for other followers with the same serial, who get the rest with the
 next round: where changes come faster than all are told, it would be another one for almost each of them."""
@@ -76,6 +81,34 @@ class _Share:
         self.sent = 0
 
 
+class _Spent:
+    """Seconds of CPU time that differences without a thread have taken in this round, by client address."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._all = 0.0
+        self._of: dict[str, float] = {}
+
+    def may(self, host: str) -> bool:
+        """Whether there may be another one for an address."""
+        now = time.monotonic()
+        if now - self._began >= ROUND:
+            self._began, self._all = now, 0.0
+            self._of.clear()
+        return self._all < OF_ALL and self._of.get(host, 0.0) < OF_ONE
+
+    @contextmanager
+    def by(self, host: str) -> Iterator[None]:
+        """Count what is done in the context."""
+        started = time.thread_time()
+        try:
+            yield
+        finally:
+            took = time.thread_time() - started
+            self._all += took
+            self._of[host] = self._of.get(host, 0.0) + took
+
+
 class Outgoing:
     """The transfers of a worker."""
 
@@ -86,6 +119,8 @@ class Outgoing:
         self._count = 0
         self._sent = 0
         self._packing = asyncio.Lock()
+        self._spent = _Spent()
+        self._rested = 0.0
         self._whole: weakref.WeakValueDictionary[tuple[int, _Version], Whole] = weakref.WeakValueDictionary()
         self._made: weakref.WeakValueDictionary[tuple[int, str, int, _Version], Made] = weakref.WeakValueDictionary()
         self._last: weakref.WeakValueDictionary[tuple[int, str, int], Made] = weakref.WeakValueDictionary()
@@ -211,10 +246,11 @@ class Outgoing:
         packer.add(soa)
         return packer.done()
 
-    def difference_at_once(self, zone: Zone, serial: int, *, followed: bool = False) -> Made | None:
+    def difference_at_once(self, zone: Zone, serial: int, host: str, *, followed: bool = False) -> Made | None:
         """What leads from a serial to a zone's, if it is there already, or is little to do; else None.
 
-        The zone may be a newer one than was asked for. followed: or one of SHARED ago.
+        The zone may be a newer one than was asked for. host: the client's address, for which not too much was done of
+        late. followed: or one of SHARED ago.
         """
         made = self._made.get(_step(zone, serial))
         if made is not None:
@@ -222,6 +258,14 @@ class Outgoing:
         made = self._shared(zone, serial, time.monotonic()) if followed else None
         if made is not None:
             return made
+        if not self._spent.may(host):
+            return None
+        with self._spent.by(host):
+            made = self._little(zone, serial)
+        return self._keep(serial, made) if made is not None else None
+
+    def _little(self, zone: Zone, serial: int) -> Made | None:
+        """What leads from a serial to a zone's, if that is little to do."""
         with self.store as reader:
             there = reader.zone(zone.number)
             if there is None or not _same(there, zone):
@@ -231,30 +275,33 @@ class Outgoing:
             if way is None or len(way) > _INLINE:
                 return None
             entries = journal.entries(txn, there, way, there.serial, _INLINE_BYTES)
-        return self._keep(serial, Made(there, journal.condensed(entries))) if entries is not None else None
+        return Made(there, journal.condensed(entries)) if entries is not None else None
 
     def _shared(self, zone: Zone, serial: int, asked: float) -> Made | None:
         """What leads from a serial to one that a zone had SHARED before somebody has asked, or later."""
         made = self._last.get((zone.number, zone.source, serial))
         return made if made is not None and made.made > asked - SHARED and _same(made.zone, zone) else None
 
-    async def difference(self, zone: Zone, serial: int, *, followed: bool = False) -> Made | None:
+    async def difference(self, zone: Zone, serial: int, host: str, *, followed: bool = False) -> Made | None:
         """The same however much it is, in a thread if it is not there; None if there is no such way.
 
-        One is made at a time. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
+        One is made at a time, and the next one not at once. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
         """
         asked = time.monotonic()
-        made = self.difference_at_once(zone, serial, followed=followed)
+        made = self.difference_at_once(zone, serial, host, followed=followed)
         if made is not None:
             return made
         async with asyncio.timeout(PREPARING):
             async with self._packing:
+                await asyncio.sleep(self._rested - time.monotonic())
                 made = self._made.get(_step(zone, serial))
                 if made is None and followed:
                     made = self._shared(zone, serial, asked)
                 if made is not None:
                     return made
+                started = time.monotonic()
                 made = await asyncio.to_thread(self._make, zone, serial)
+                self._rested = time.monotonic() + (time.monotonic() - started) * REST
                 return self._keep(serial, made) if made is not None else None
 
     def _make(self, zone: Zone, serial: int) -> Made | None:

@@ -44,6 +44,9 @@ SERVFAIL then, or at once if 4000 wait already, or 1000 of one address. Who take
 an address waits that has fewer, and anybody, if one waits that has fewer by two. As long as there are places, a link
 may be as slow as it is.
 
+Small differences are made at once, for a twentieth of a worker's time for one client address, and a quarter for all;
+more of them, and large ones, one after the other, for a quarter again. They are shared by all who have the same serial.
+
 The names of `zonal` (*kubernetes*) are in no transfer, as there is no end to them: a copy does not have them.
 
 The serial of a cluster's zone counts 256ths of a second, and rises with each change: it rises too when the zone is
@@ -337,7 +340,7 @@ class Handler:
         made = None
         if wanted.serial is not None:
             followed = wanted.lineage is not None
-            made = self._outgoing.difference_at_once(wanted.zone, wanted.serial, followed=followed)
+            made = self._outgoing.difference_at_once(wanted.zone, wanted.serial, query.client[0], followed=followed)
         if made is None or len(made.messages) > 1:
             return None
         self._count("ixfr")
@@ -414,7 +417,8 @@ class Handler:
             return Found(messages.alone(soa), wanted.zone, lineage)
         made = None
         if serial is not None:
-            made = await self._outgoing.difference(wanted.zone, serial, followed=lineage is not None)
+            host, followed = query.client[0], lineage is not None
+            made = await self._outgoing.difference(wanted.zone, serial, host, followed=followed)
         if made is not None and (query.proto != "udp" or self._fits(query, made.messages)):
             self._count("ixfr")
             return Found(made.messages, made.zone, lineage, made)
