@@ -285,7 +285,8 @@ class Outgoing:
     async def difference(self, zone: Zone, serial: int, host: str, *, followed: bool = False) -> Made | None:
         """The same however much it is, in a thread if it is not there; None if there is no such way.
 
-        One is made at a time, and the next one not at once. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
+        One is made at a time, and the next one not at once. Raises StoreError if the store does not let us,
+        TimeoutError if it takes too long.
         """
         asked = time.monotonic()
         made = self.difference_at_once(zone, serial, host, followed=followed)
