@@ -64,6 +64,11 @@ COREFILE = "".join((
     block("cached.test", CACHED % "127.0.0.6"),
     block("cached.test", hosts("10.0.0.1 a.cached.test")).replace("127.0.0.1\n", "127.0.0.5\n", 1),
     block("cached.test", hosts("10.0.0.2 a.cached.test")).replace("127.0.0.1\n", "127.0.0.6\n", 1),
+    block(
+        "let.test", hosts("10.0.0.1 a.let.test"), "l1",
+        "\"let ip = client_ip(); if type() == 'A' { any(['127.0.0.1/32'], incidr(ip, #)) } else { false }\"",
+    ),
+    block("let.test", hosts("10.0.0.2 a.let.test")),
     # By the question alone.
     block("types.test", hosts("10.0.0.1 a.types.test", "fd00::1 a.types.test"), "six", "type() == 'AAAA'"),
     block("types.test", hosts("10.0.0.4 a.types.test")),
@@ -120,6 +125,7 @@ def found(server: Server, name: str, number: int, rdtype: str = "A", *, tcp: boo
         ("web.one.svc.cluster.local", ["10.96.0.1", "NXDOMAIN", "NXDOMAIN"]),
         ("web.two.svc.cluster.local", ["NXDOMAIN", "10.96.0.2", "10.96.0.2"]),
         ("web.one.svc.mixed.test", ["10.0.0.1", "10.96.0.1"]),
+        ("a.let.test", ["10.0.0.1", "10.0.0.2", "10.0.0.2"]),
         ("a.cached.test", ["10.0.0.1", "10.0.0.2", "10.0.0.2"]),
         ("a.deep.up.test", ["10.0.0.1", "10.0.0.2", "10.0.0.7", "10.0.0.7", "REFUSED"]),
         ("ext.one.svc.alias.test", ["10.0.0.1", "10.0.0.2", "10.0.0.9"]),

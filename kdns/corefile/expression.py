@@ -6,33 +6,37 @@ know. What the language has and this module has not is refused by name.
 Numbers are 64-bit integers, which wrap, and floats; `/` and `**` give floats. Text is in single or double quotes with
 escapes, or in backquotes without. Operators, from the loosest to the tightest: `?:`, `|`, `or ||`, `and &&`,
 comparisons with `in contains matches startsWith endsWith` (all with `not` in front too), `..`, `+ -`, `* / %`,
-`not !`, unary `-`, `** ^`, `??`.
+`not !`, unary `-`, `** ^`, `??`. `let NAME = VALUE;` names a value for what follows it, and `if CONDITION { VALUE }
+else { VALUE }` chooses as `?:` does. Values with `;` between them are all worked out, and the last one counts.
+
+What an expression may do is bounded (`operations.MOST`), whatever the values are that its functions give.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf
 from typing import Any, NamedTuple, TypeAlias
 
+from kdns.corefile.functions import BUILTINS, ELSEWHERE, PREDICATES, REDUCE, Predicate
 from kdns.corefile.operations import (
     ACCEPTED,
     ANY,
     BOOL,
-    BUILTINS,
-    ELSEWHERE,
     FLOAT,
     INT,
     NIL,
     NUMBERS,
     OPERATIONS,
     ORDERED,
-    PREDICATES,
     STRING,
     Kind,
+    Work,
+    array,
     boolean,
+    chosen,
     common,
     fits,
     numeric,
@@ -65,40 +69,55 @@ class Function:
 
 
 class Scope(NamedTuple):
-    """What an expression is worked out for. element: of the array that is gone through."""
+    """What an expression is worked out for.
+
+    work: what it may still do. values: of the variables. element: of the array that is gone through. at: its index.
+    so_far: what `reduce` has made of those before.
+    """
 
     context: Any
+    work: Work
+    values: tuple[Any, ...] = ()
     element: Any = None
+    at: int = 0
+    so_far: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One that can be worked out. kind: of its value. personal: it calls such a function."""
+    """One that can be worked out. kind: of its value. calls: the functions that it calls. personal: one of them is."""
 
     text: str
     kind: Kind
     run: Run
+    calls: frozenset[str]
     personal: bool
 
-    def value(self, context: Any) -> Any:
-        """Its value. Raises whatever the functions and operators raise."""
-        return self.run(Scope(context))
+    def value(self, context: Any, values: tuple[Any, ...] = ()) -> Any:
+        """Its value. values: of the variables that it was given. Raises whatever the functions and operators raise."""
+        return self.run(Scope(context, Work(), values))
 
     def holds(self, context: Any) -> bool:
         """Whether its value is true; it is not where it cannot be worked out."""
         try:
-            return self.run(Scope(context)) is True
+            return self.value(context) is True
         except Exception:
             return False
 
 
-def parse(text: str, functions: Mapping[str, Function]) -> Expression:
-    """Read an expression that may call these functions. Raises ConfigValueError."""
+def parse(text: str, functions: Mapping[str, Function], given: Sequence[tuple[str, Kind]] = ()) -> Expression:
+    """Read an expression that may call these functions and has these variables. Raises ConfigValueError."""
     if len(text) > MAX_TEXT:
         raise ConfigValueError(f"the expression has {len(text)} characters", f"at most {MAX_TEXT}")
-    parser = _Parser(text, functions)
+    parser = _Parser(text, functions, given)
     term = parser.whole()
-    return Expression(text, term.kind, term.run, parser.personal)
+    calls = frozenset(parser.calls)
+    return Expression(text, term.kind, term.run, calls, any(functions[name].personal for name in calls))
+
+
+def is_reserved(name: str, functions: Mapping[str, Function]) -> bool:
+    """Whether no variable may have a name, as the language gives it a meaning."""
+    return name in {*functions, *BUILTINS, *PREDICATES, *ELSEWHERE, *_WORDS, *_LITERALS}
 
 
 # Words
@@ -126,7 +145,10 @@ _WORD = re.compile(
 )
 _ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([0-7]{3})|(.))")
 _CONTROL = dict(zip("abfnrtv", "\a\b\f\n\r\t\v", strict=True))
-_WORDS = frozenset(("and", "or", "not", "in", "contains", "matches", "startsWith", "endsWith"))
+_WORDS = frozenset((
+    "and", "or", "not", "in", "contains", "matches", "startsWith", "endsWith", "let", "if", "else",
+))  # fmt: skip
+_LITERALS = frozenset(("true", "false", "nil", "$env"))
 _BINARY: Mapping[str, int] = {
     "|": 0, "or": 10, "||": 10, "and": 15, "&&": 15, "==": 20, "!=": 20, "<": 20, ">": 20, "<=": 20, ">=": 20,
     "in": 20, "matches": 20, "contains": 20, "startsWith": 20, "endsWith": 20, "..": 25, "+": 30, "-": 30, "*": 60,
@@ -135,7 +157,6 @@ _BINARY: Mapping[str, int] = {
 _UNARY: Mapping[str, int] = {"not": 50, "!": 50, "-": 90, "+": 90}
 _NEGATED = frozenset(("in", "matches", "contains", "startsWith", "endsWith"))
 _RIGHT = frozenset(("**", "^"))
-_MISSING = frozenset(("let", "if", "else"))
 _OPERATORS = "an operator such as ==, in, and"
 
 
@@ -197,6 +218,10 @@ def _unescaped(text: str, at: int) -> str:
 _NOTHING: Any = object()
 
 
+def _nothing(_: Scope) -> Any:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Term:
     """A part of an expression. constant: its value, if it is written out. depth: of what it is made of."""
@@ -214,14 +239,18 @@ def _constant(kind: Kind, value: Any) -> _Term:
 class _Parser:
     """Reads an expression by its operators' precedence, and makes its functions on the way."""
 
-    def __init__(self, text: str, functions: Mapping[str, Function]) -> None:
+    def __init__(self, text: str, functions: Mapping[str, Function], given: Sequence[tuple[str, Kind]]) -> None:
         self.text = text
         self.functions = functions
         self.words = _words(text)
         self.at = 0
         self.depth = 0
-        self.personal = False
-        self.elements: list[Kind] = []  # of the arrays that are gone through, the innermost last
+        self.calls: set[str] = set()
+        self.elements: list[tuple[Kind, tuple[str, ...]]] = []  # of what is gone through, with what else `#` is there
+        self.variables: dict[str, _Term] = {}
+        self.places = 0  # of variables whose values a scope has
+        for name, kind in given:
+            self.declare(name, _Term(kind, _nothing))
 
     # Words
 
@@ -249,16 +278,36 @@ class _Parser:
 
     def whole(self) -> _Term:
         """The whole text."""
-        term = self.expression(0)
+        term = self.sequence()
         if self.word.kind != "end":
             raise self.wrong(self.word, "where the expression should end", _OPERATORS)
         return term
+
+    def sequence(self) -> _Term:
+        """Values with semicolons between them, of which the last one counts."""
+        terms = [self.expression(0)]
+        while self.take(";") and self.word.kind != "end":
+            terms.append(self.expression(0))
+        if len(terms) == 1:
+            return terms[0]
+        *before, last = [term.run for term in terms]
+
+        def run(scope: Scope) -> Any:
+            for each in before:
+                each(scope)
+            return last(scope)
+
+        return _Term(terms[-1].kind, run, depth=_deeper(*terms))
 
     def expression(self, least: int) -> _Term:
         """What binds at least as tightly."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self.wrong(self.word, f"is nested more than {MAX_DEPTH} deep", "less")
+        if least == 0 and self.is_next("let", "if"):
+            term = self.variable() if self.take("let") else self.choice()
+            self.depth -= 1
+            return term
         left = self.primary()
         before = ""
         while self.word.kind == "operator":
@@ -313,6 +362,54 @@ class _Parser:
             return self.junction(terms, operator, False)
         return term
 
+    def variable(self) -> _Term:
+        """`let NAME = VALUE;` behind the word, and what the name stands for VALUE in."""
+        name = self.word
+        if name.kind != "name":
+            raise self.wrong(name, "behind let", "a name")
+        if name.text in self.variables or is_reserved(name.text, self.functions):
+            raise self.wrong(name, "has a meaning already", "another name")
+        self.at += 1
+        self.expect("=")
+        value = self.expression(0)
+        self.expect(";")
+        self.declare(name.text, value)
+        body = self.sequence()
+        del self.variables[name.text]
+        if value.constant is not _NOTHING:
+            return body
+        self.places -= 1
+        work_out, run_body = value.run, body.run
+
+        def run(scope: Scope) -> Any:
+            return run_body(scope._replace(values=(*scope.values, work_out(scope))))
+
+        return _Term(body.kind, run, depth=_deeper(value, body))
+
+    def declare(self, name: str, value: _Term) -> None:
+        """Give a value a name; one that is written out needs no place."""
+        if value.constant is _NOTHING:
+            place = self.places
+            self.places += 1
+            value = _Term(value.kind, lambda scope: scope.values[place])
+        self.variables[name] = value
+
+    def choice(self) -> _Term:
+        """`if CONDITION { VALUE } else { VALUE }`, or with another `if` behind the else."""
+        word = self.word
+        self.expect("if")
+        condition = self.expression(0)
+        yes = self.braces()
+        self.expect("else")
+        no = self.expression(0) if self.is_next("if") else self.braces()
+        return self.one_of(condition, yes, no, word)
+
+    def braces(self) -> _Term:
+        self.expect("{")
+        term = self.sequence()
+        self.expect("}")
+        return term
+
     def conditional(self, condition: _Term) -> _Term:
         """A condition, and what it chooses from, if that follows."""
         word = self.word
@@ -323,7 +420,10 @@ class _Parser:
         else:
             yes = self.expression(0)
             self.expect(":")
-        no = self.expression(0)
+        return self.one_of(condition, yes, self.expression(0), word)
+
+    def one_of(self, condition: _Term, yes: _Term, no: _Term, word: _Word) -> _Term:
+        """What a condition chooses."""
         if not fits(condition.kind, "bool"):
             raise self.wrong(word, f"behind {condition.kind}", "a condition")
         test, one, other = condition.run, yes.run, no.run
@@ -331,7 +431,7 @@ class _Parser:
         def run(scope: Scope) -> Any:
             return one(scope) if boolean(test(scope)) else other(scope)
 
-        return _Term(common([yes.kind, no.kind]), run, depth=_deeper(condition, yes, no))
+        return _Term(chosen(yes.kind, no.kind), run, depth=_deeper(condition, yes, no))
 
     def primary(self) -> _Term:
         """What operators work on."""
@@ -340,7 +440,7 @@ class _Parser:
             self.at += 1
             return self.postfix(self.unary(word.text, self.expression(_UNARY[word.text]), word))
         if self.take("("):
-            term = self.expression(0)
+            term = self.sequence()
             self.expect(")")
             return self.postfix(term)
         if self.elements and self.is_next("#", "."):
@@ -363,11 +463,14 @@ class _Parser:
             return _constant(BOOL, word.text == "true")
         if word.text == "nil":
             return _constant(NIL, None)
-        known = {*self.functions, *BUILTINS, *PREDICATES}
+        variable = self.variables.get(word.text)
+        if variable is not None:
+            if self.is_next("("):
+                raise self.wrong(word, "is a variable, which cannot be called", word.text)
+            return variable
+        known = {*self.functions, *BUILTINS, *PREDICATES, *self.variables}
         if self.is_next("(") and word.text in known:
             return self.call(word, [])
-        if word.text in _MISSING:
-            raise self.wrong(word, "is not supported by this version of kdns", "CONDITION ? VALUE : VALUE")
         if word.text in known:
             raise self.wrong(word, "is a function", f"{word.text}(...)")
         if word.text in ELSEWHERE:
@@ -375,9 +478,17 @@ class _Parser:
         raise self.wrong(word, "is not known", choices(word.text, known))
 
     def element(self) -> _Term:
-        """`#`, or `.field`, of the element that is looked at."""
-        self.take("#")
-        return self.postfix(_Term(self.elements[-1], lambda scope: scope.element))
+        """`#`, or `.field`, of the element that is looked at; `#index` and `#acc`."""
+        kind, pointers = self.elements[-1]
+        if self.take("#") and self.word.kind == "name":
+            word = self.word
+            self.at += 1
+            if word.text not in pointers:
+                raise self.wrong(word, "behind #", ", ".join(f"#{each}" for each in pointers) or "nothing")
+            if word.text == "index":
+                return self.postfix(_Term(INT, lambda scope: scope.at))
+            return self.postfix(_Term(ANY, lambda scope: scope.so_far))
+        return self.postfix(_Term(kind, lambda scope: scope.element))
 
     def array(self) -> _Term:
         """The elements up to `]`."""
@@ -392,7 +503,7 @@ class _Parser:
         if all(term.constant is not _NOTHING for term in terms):
             return _constant(kind, tuple(term.constant for term in terms))
         runs = [term.run for term in terms]
-        return _Term(kind, lambda scope: tuple(run(scope) for run in runs), depth=_deeper(*terms))
+        return _Term(kind, lambda scope: scope.work.made(tuple([run(scope) for run in runs])), depth=_deeper(*terms))
 
     def map(self) -> _Term:
         """Keys and values up to `}`."""
@@ -409,7 +520,7 @@ class _Parser:
         runs = [term.run for term in terms]
 
         def run(scope: Scope) -> Any:
-            return {key(scope): value(scope) for key, value in zip(keys, runs, strict=True)}
+            return scope.work.made({key(scope): value(scope) for key, value in zip(keys, runs, strict=True)})
 
         return _Term(Kind("map", common([term.kind for term in terms]) if terms else ANY), run, depth=_deeper(*terms))
 
@@ -472,7 +583,7 @@ class _Parser:
             size = len(found)
             first = min(max(first + size if first < 0 else first, 0), size)
             last = size if last is None else min(max(last + size if last < 0 else last, 0), size)
-            return found[first : max(first, last)]
+            return scope.work.made(found[first : max(first, last)])
 
         return _Term(term.kind, run, depth=_deeper(term, start))
 
@@ -520,7 +631,7 @@ class _Parser:
         for arg, check in zip(args, function.checks, strict=False):
             if check is not None and arg.constant is not _NOTHING:
                 check(arg.constant)
-        self.personal = self.personal or function.personal
+        self.calls.add(word.text)
         call, runs = function.call, [arg.run for arg in args]
         return _Term(
             function.gives, lambda scope: call(scope.context, *[run(scope) for run in runs]), depth=_deeper(*args)
@@ -537,40 +648,48 @@ class _Parser:
     def builtin(self, word: _Word, args: list[_Term]) -> _Term:
         """A call of one of the language's own functions."""
         builtin = BUILTINS[word.text]
-        self.arguments(word, args, builtin.takes, builtin.least)
+        takes = builtin.takes * max(1, len(args)) if builtin.many else builtin.takes
+        self.arguments(word, args, takes, builtin.least)
+        for arg in args if builtin.many else args[:1]:
+            if builtin.of and not fits(arg.kind, *builtin.of):
+                raise self.wrong(word, f"is given {arg.kind}", ", ".join(builtin.of))
         call, runs = builtin.call, [arg.run for arg in args]
-        if builtin.of and not fits(args[0].kind, *builtin.of):
-            raise self.wrong(word, f"is given {args[0].kind}", ", ".join(builtin.of))
-        return _Term(builtin.gives, lambda scope: call(*[run(scope) for run in runs]), depth=_deeper(*args))
+        kind = builtin.gives if isinstance(builtin.gives, Kind) else builtin.gives([arg.kind for arg in args])
+
+        def run(scope: Scope) -> Any:
+            return scope.work.made(call(scope.work, *[run(scope) for run in runs]))
+
+        return _Term(kind, run, depth=_deeper(*args))
 
     def predicate(self, word: _Word, args: list[_Term]) -> _Term:
         """A call that goes through an array with a condition or expression: `any(array, # == 1)`."""
-        if not args:
-            args = [self.expression(0)]
-            self.expect(",")
-        array = args[0]
+        predicate = PREDICATES[word.text]
+        piped = bool(args)
+        array = args[0] if piped else self.expression(0)
+        usage = f"{word.text}(ARRAY, {'CONDITION' if predicate.judges else 'VALUE'}), in which # is each element"
         if not fits(array.kind, "array"):
-            raise self.wrong(word, f"is given {array.kind}", f"{word.text}(ARRAY, CONDITION), # is each element")
-        self.elements.append(array.kind.of or ANY)
-        braces = self.take("{")
-        term = self.expression(0)
-        if braces:
-            self.expect("}")
-        self.elements.pop()
+            raise self.wrong(word, f"is given {array.kind}", usage)
+        element = array.kind.of or ANY
+        each = _Term(element, lambda scope: scope.element)
+        more: _Term | None = None
+        if not (predicate.optional and self.is_next(")")):
+            if not piped:
+                self.expect(",")
+            self.elements.append((element, predicate.pointers))
+            each = self.braces() if self.is_next("{") else self.expression(0)
+            self.elements.pop()
+            if predicate.more is not None and not self.is_next(")"):
+                self.expect(",")
+                more = self.expression(0)
         self.take(",")
         self.expect(")")
-        if word.text != "map" and not fits(term.kind, "bool"):
-            raise self.wrong(word, f"has a condition that is {term.kind}", "a condition, in which # is each element")
-        kind = Kind("array", term.kind) if word.text == "map" else PREDICATES[word.text][0] or array.kind
-        whole, each, through = array.run, term.run, PREDICATES[word.text][1]
-
-        def run(scope: Scope) -> Any:
-            found = whole(scope)
-            if not isinstance(found, (tuple, range)):
-                raise TypeError("no array")
-            return through((element, each(Scope(scope.context, element))) for element in found)
-
-        return _Term(kind, run, depth=_deeper(array, term))
+        if predicate.judges and not fits(each.kind, "bool"):
+            raise self.wrong(word, f"has a condition that is {each.kind}", usage)
+        if more is not None and predicate.more == STRING and not fits(more.kind, "string"):
+            raise self.wrong(word, f"has {more.kind} behind its value", "'asc' or 'desc'")
+        run = _reduced(array, each, more) if word.text == REDUCE else _gone_through(predicate, array, each, more)
+        terms = (array, each) if more is None else (array, each, more)
+        return _Term(predicate.gives(array.kind, each.kind), run, depth=_deeper(*terms))
 
     # Operators
 
@@ -621,7 +740,47 @@ class _Parser:
             matches = regex(right.constant).matches
             return _Term(kind, lambda scope: matches(text_of(one(scope))), depth=depth)
         do = OPERATIONS[operator]
-        return _Term(kind, lambda scope: do(one(scope), other(scope)), depth=depth)
+        return _Term(kind, lambda scope: do(scope.work, one(scope), other(scope)), depth=depth)
+
+
+def _gone_through(predicate: Predicate, array_term: _Term, term: _Term, more: _Term | None) -> Run:
+    """What goes through an array, with what it finds for each element."""
+    whole, each, through = array_term.run, term.run, predicate.through
+    extra = more.run if more is not None else None
+
+    def pairs(scope: Scope, found: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        context, work, values = scope[:3]
+        places = range(len(found))
+        for index in reversed(places) if predicate.backwards else places:
+            work.spend(1)
+            element = found[index]
+            yield index if predicate.counts else element, each(Scope(context, work, values, element, index))
+
+    def run(scope: Scope) -> Any:
+        given = pairs(scope, array(whole(scope)))
+        if extra is None:
+            return through(scope.work, given)
+        return through(scope.work, given, extra(scope))
+
+    return run
+
+
+def _reduced(array_term: _Term, term: _Term, first: _Term | None) -> Run:
+    """What makes one value of an array, beginning with a first one, or with the first element."""
+    whole, each, start = array_term.run, term.run, first.run if first is not None else None
+
+    def run(scope: Scope) -> Any:
+        found = array(whole(scope))
+        if start is None and not found:
+            raise ValueError("reduce of an empty array")
+        context, work, values = scope[:3]
+        so_far = start(scope) if start is not None else found[0]
+        for index in range(0 if start is not None else 1, len(found)):
+            work.spend(1)
+            so_far = each(Scope(context, work, values, found[index], index, so_far))
+        return so_far
+
+    return run
 
 
 def _deeper(*terms: _Term) -> int:

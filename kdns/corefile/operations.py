@@ -1,12 +1,12 @@
-"""The types, operators and functions of the language of expressions.
+"""The types and operators of the language of expressions.
 
-What is given a value that it cannot take raises; what a value is worked out of is always data, never code.
+What is given a value that it cannot take raises; what a value is worked out of is always data, never code. Values are
+None, bool, int, float, str, tuple or range (arrays), and dict (maps).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +14,28 @@ from kdns.corefile.values import regex
 
 MAX_RANGE = 1_000_000
 """A range has less elements than this."""
+MOST = 100_000
+"""Elements that one expression may go through, and elements and characters that it may make, in all."""
+
+
+class Work:
+    """What one expression may still do, whatever it is given."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MOST
+
+    def spend(self, amount: int) -> None:
+        """Raises ValueError where that is more than is left."""
+        self.left -= amount
+        if self.left < 0:
+            raise ValueError(f"it takes more than {MOST} steps")
+
+    def made(self, value: Any) -> Any:
+        """A value that was made, after its size was spent."""
+        self.spend(len(value) if isinstance(value, (str, tuple, dict)) else 1)
+        return value
 
 
 class Kind(NamedTuple):
@@ -39,6 +61,13 @@ def fits(kind: Kind, *names: str) -> bool:
 def common(kinds: Sequence[Kind]) -> Kind:
     """The type that all of these are of."""
     return kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else ANY
+
+
+def chosen(one: Kind, other: Kind) -> Kind:
+    """The type of what is one or the other."""
+    if NIL in (one, other):
+        return other if one == NIL else one
+    return common((one, other))
 
 
 ORDERED = ("<", ">", "<=", ">=")
@@ -69,7 +98,7 @@ def result(operator: str, left: Kind, right: Kind) -> Kind | None:
     if operator == "in":
         return BOOL if _holds(*kinds) else None
     if operator == "??":
-        return right if left is NIL else common(kinds)
+        return chosen(*kinds)
     if operator == "..":
         return Kind("array", INT) if both("int") else None
     if operator == "%":
@@ -110,7 +139,7 @@ def numeric(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> int:
+def whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError("no whole number")
     return value
@@ -127,26 +156,41 @@ def wrapped(number: Any) -> Any:
     return number if isinstance(number, float) else (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def array(value: Any) -> Sequence[Any]:
+    if not isinstance(value, (tuple, range)):
+        raise TypeError("no array")
+    return value
+
+
+def mapping(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("no map")
+    return value
+
+
+def equal(work: Work, one: Any, other: Any) -> bool:
     if isinstance(one, (tuple, range)) and isinstance(other, (tuple, range)):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        work.spend(len(one))
+        return len(one) == len(other) and all(equal(work, *pair) for pair in zip(one, other, strict=True))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        work.spend(len(one))
+        return one.keys() == other.keys() and all(equal(work, one[key], other[key]) for key in one)
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
     return bool(one == other)
 
 
-def _within(element: Any, container: Any) -> bool:
+def _within(work: Work, element: Any, container: Any) -> bool:
     if isinstance(container, Mapping):
         return element in container
     if isinstance(container, range):
         return numeric(element) in container
-    if not isinstance(container, tuple):
-        raise TypeError("nothing to be in")
-    return any(_equal(element, other) for other in container)
+    work.spend(len(array(container)))
+    return any(equal(work, element, other) for other in container)
 
 
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def do(one: Any, other: Any) -> bool:
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Work, Any, Any], bool]:
+    def do(_: Work, one: Any, other: Any) -> bool:
         if isinstance(one, str):
             return compare(one.encode("utf-8", "surrogatepass"), text_of(other).encode("utf-8", "surrogatepass"))
         return compare(numeric(one), numeric(other))
@@ -154,148 +198,50 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     return do
 
 
-def _add(one: Any, other: Any) -> Any:
+def add(work: Work, one: Any, other: Any) -> Any:
     if isinstance(one, str):
-        return one + text_of(other)
+        return work.made(one + text_of(other))
     return wrapped(numeric(one) + numeric(other))
 
 
-def _divide(one: Any, other: Any) -> float:
+def _divide(_: Work, one: Any, other: Any) -> float:
     above, below = float(numeric(one)), float(numeric(other))
     if below:
         return above / below
     return math.nan if not above or math.isnan(above) else math.copysign(math.inf, above) * math.copysign(1, below)
 
 
-def _rest(one: Any, other: Any) -> int:
+def _rest(_: Work, one: Any, other: Any) -> int:
     """As Go has it: the sign is that of the number that is divided."""
-    above, below = _whole(one), _whole(other)
+    above, below = whole(one), whole(other)
     return -(-above % abs(below)) if above < 0 else above % abs(below)
 
 
-def _range(one: Any, other: Any) -> range:
-    found = range(_whole(one), _whole(other) + 1)
+def _range(_: Work, one: Any, other: Any) -> range:
+    found = range(whole(one), whole(other) + 1)
     if len(found) >= MAX_RANGE:
         raise ValueError("too large a range")
     return found
 
 
-OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "==": _equal,
-    "!=": lambda one, other: not _equal(one, other),
+OPERATIONS: Mapping[str, Callable[[Work, Any, Any], Any]] = {
+    "==": equal,
+    "!=": lambda work, one, other: not equal(work, one, other),
     "<": _ordered(lambda one, other: one < other),
     ">": _ordered(lambda one, other: one > other),
     "<=": _ordered(lambda one, other: one <= other),
     ">=": _ordered(lambda one, other: one >= other),
     "in": _within,
-    "matches": lambda one, other: regex(text_of(other)).matches(text_of(one)),
-    "contains": lambda one, other: text_of(other) in text_of(one),
-    "startsWith": lambda one, other: text_of(one).startswith(text_of(other)),
-    "endsWith": lambda one, other: text_of(one).endswith(text_of(other)),
+    "matches": lambda _, one, other: regex(text_of(other)).matches(text_of(one)),
+    "contains": lambda _, one, other: text_of(other) in text_of(one),
+    "startsWith": lambda _, one, other: text_of(one).startswith(text_of(other)),
+    "endsWith": lambda _, one, other: text_of(one).endswith(text_of(other)),
     "..": _range,
-    "+": _add,
-    "-": lambda one, other: wrapped(numeric(one) - numeric(other)),
-    "*": lambda one, other: wrapped(numeric(one) * numeric(other)),
+    "+": add,
+    "-": lambda _, one, other: wrapped(numeric(one) - numeric(other)),
+    "*": lambda _, one, other: wrapped(numeric(one) * numeric(other)),
     "/": _divide,
     "%": _rest,
-    "**": lambda one, other: math.pow(numeric(one), numeric(other)),
-    "^": lambda one, other: math.pow(numeric(one), numeric(other)),
+    "**": lambda _, one, other: math.pow(numeric(one), numeric(other)),
+    "^": lambda _, one, other: math.pow(numeric(one), numeric(other)),
 }
-
-
-# The language's own functions
-
-
-class Builtin(NamedTuple):
-    """least: how many of the arguments there have to be. of: types that the first one may have, if not only one."""
-
-    takes: tuple[Kind, ...]
-    gives: Kind
-    call: Callable[..., Any]
-    least: int
-    of: tuple[str, ...] = ()
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, str):
-        if not re.fullmatch(r"[-+]?[0-9]+", value, re.ASCII):
-            raise ValueError(value)
-        return _whole(int(value))
-    return int(wrapped(math.trunc(numeric(value))))
-
-
-def _floating(value: Any) -> float:
-    return float(value) if isinstance(value, str) else float(numeric(value))
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return (
-        value if isinstance(value, str) else f"{numeric(value):g}" if isinstance(value, float) else str(_whole(value))
-    )
-
-
-def _split(text: str, separator: str, most: int = -1) -> tuple[str, ...]:
-    if not most:
-        return ()
-    limit = most - 1 if most > 0 else -1
-    if separator:
-        return tuple(text.split(separator, limit))
-    return tuple(text) if limit < 0 or limit >= len(text) else (*text[:limit], text[limit:])
-
-
-def _find(text: str, part: str) -> int:
-    """The offset in bytes, as Go counts."""
-    return text.encode("utf-8", "surrogatepass").find(part.encode("utf-8", "surrogatepass"))
-
-
-def _find_last(text: str, part: str) -> int:
-    return text.encode("utf-8", "surrogatepass").rfind(part.encode("utf-8", "surrogatepass"))
-
-
-def _replaced(text: str, old: str, new: str, most: int = -1) -> str:
-    return text.replace(old, new, most)
-
-
-def _joined(parts: Any, glue: str = "") -> str:
-    return glue.join(text_of(part) for part in parts)
-
-
-_SPACE = " \t\n\v\f\r\x85\xa0"
-BUILTINS: Mapping[str, Builtin] = {
-    "len": Builtin((ANY,), INT, lambda value: len(value), 1, ("string", "array", "map")),
-    "lower": Builtin((STRING,), STRING, lambda text: text_of(text).lower(), 1),
-    "upper": Builtin((STRING,), STRING, lambda text: text_of(text).upper(), 1),
-    "trim": Builtin((STRING, STRING), STRING, lambda text, chars=_SPACE: text.strip(chars) if chars else text, 1),
-    "trimPrefix": Builtin((STRING, STRING), STRING, lambda text, part=" ": text.removeprefix(part), 1),
-    "trimSuffix": Builtin((STRING, STRING), STRING, lambda text, part=" ": text.removesuffix(part), 1),
-    "hasPrefix": Builtin((STRING, STRING), BOOL, lambda text, part: text_of(text).startswith(text_of(part)), 2),
-    "hasSuffix": Builtin((STRING, STRING), BOOL, lambda text, part: text_of(text).endswith(text_of(part)), 2),
-    "indexOf": Builtin((STRING, STRING), INT, _find, 2),
-    "lastIndexOf": Builtin((STRING, STRING), INT, _find_last, 2),
-    "replace": Builtin((STRING, STRING, STRING, INT), STRING, _replaced, 3),
-    "split": Builtin((STRING, STRING, INT), Kind("array", STRING), _split, 2),
-    "join": Builtin((ARRAY, STRING), STRING, _joined, 1),
-    "int": Builtin((ANY,), INT, _integer, 1, (*NUMBERS, "string")),
-    "float": Builtin((ANY,), FLOAT, _floating, 1, (*NUMBERS, "string")),
-    "string": Builtin((ANY,), STRING, _written, 1, (*NUMBERS, "string", "bool")),
-}
-PREDICATES: Mapping[str, tuple[Kind | None, Callable[[Any], Any]]] = {
-    "all": (BOOL, lambda pairs: all(boolean(good) for _, good in pairs)),
-    "any": (BOOL, lambda pairs: any(boolean(good) for _, good in pairs)),
-    "none": (BOOL, lambda pairs: not any(boolean(good) for _, good in pairs)),
-    "one": (BOOL, lambda pairs: sum(boolean(good) for _, good in pairs) == 1),
-    "count": (INT, lambda pairs: sum(boolean(good) for _, good in pairs)),
-    "filter": (None, lambda pairs: tuple(element for element, good in pairs if boolean(good))),
-    "map": (ARRAY, lambda pairs: tuple(value for _, value in pairs)),
-}
-"""The type of what each gives (None: of what it is given), made of the elements and what was found for each."""
-ELSEWHERE = frozenset((
-    "abs", "bitand", "bitnand", "bitnot", "bitor", "bitshl", "bitshr", "bitushr", "bitxor", "ceil", "concat", "date",
-    "duration", "find", "findIndex", "findLast", "findLastIndex", "first", "flatten", "floor", "fromBase64", "fromJSON",
-    "fromPairs", "get", "groupBy", "keys", "last", "max", "mean", "median", "min", "now", "reduce", "repeat", "reverse",
-    "round", "sort", "sortBy", "splitAfter", "sum", "take", "timezone", "toBase64", "toJSON", "toPairs", "uniq",
-    "values",
-))  # fmt: skip
-"""Functions of the language that are not here."""

@@ -12,7 +12,8 @@ none does, those of the next shorter zone are tried, and so on. A query that nob
 
 So the server block without *view* comes last. One that stands behind it, and would never be tried, is a mistake.
 
-An expression that cannot be worked out is false: one that takes a number of a text, for example.
+An expression that cannot be worked out is false: one that takes a number of a text, for example, or one that takes
+more than 100000 steps (elements that it goes through, elements and characters that it makes).
 
 Answers are kept for all clients (the packet cache) only as far as the expressions that were tried cannot tell these
 clients apart: those with `client_ip()`, `port()`, `id()`, `server_ip()` or `metadata()` can.
@@ -33,20 +34,28 @@ view NAME {
 * `expr` **EXPRESSION** may be repeated; then all have to be true. Without any, the server block takes every query.
 
 Expressions are those of expr-lang. What begins with a double quote in a Corefile goes up to the next one and loses
-them, and `#` begins a comment outside of such quotes: text is best written in single quotes.
+them; outside of such quotes `#` begins a comment, and a `{` by itself a block. Text is best written in single quotes,
+and an expression with `#` or `{` as a whole in double quotes.
 
 * Values: `'text'`, `5`, `0.5`, `true`, `false`, `nil`, `['A', 'AAAA']`, `{'a': 1}`, `1..5`
 * Operators: `== != < <= > >=`, `and && or || not !`, `in`, `matches` (a regular expression of RE2), `contains`,
   `startsWith`, `endsWith`, `+ - * / % **`, `CONDITION ? VALUE : VALUE`, `??`, `VALUE | FUNCTION()`, `VALUE[0]`,
-  `VALUE[1:3]`, `MAP.KEY`
+  `VALUE[1:3]`, `MAP.KEY`, `MAP?.KEY`
+* `let NAME = VALUE; EXPRESSION`, `if CONDITION { VALUE } else { VALUE }`, `if CONDITION { VALUE } else if ...`
 * Of the query: `name()` (lower case, with its last dot), `type()`, `class()`, `opcode()`, `id()`, `size()` in bytes,
   `do()`, `bufsize()`
 * Of its way: `client_ip()`, `port()`, `server_ip()`, `server_port()` (both ports are text), `proto()`: `'udp'` or
   `'tcp'`
 * `incidr(IP, CIDR)`: whether an address is in a network
 * `metadata('LABEL')`: see *metadata*, which has to be in the server block too
-* Of the language: `len lower upper trim trimPrefix trimSuffix hasPrefix hasSuffix indexOf lastIndexOf replace split
-  join int float string`, and with a condition for each element `#`: `all any none one filter map count`
+* Of the language, for text: `len lower upper trim trimPrefix trimSuffix hasPrefix hasSuffix indexOf lastIndexOf replace
+  repeat split splitAfter join toBase64 fromBase64`
+* for numbers: `int float string abs ceil floor round max min mean median bitand bitor bitxor bitnand bitnot bitshl
+  bitshr bitushr`
+* for arrays and maps: `len concat flatten uniq reverse sort first last take get sum mean median max min count keys
+  values toPairs fromPairs`
+* with a condition for each element `#`: `all any none one filter find findIndex findLast findLastIndex count`; with a
+  value: `map sum groupBy sortBy reduce` (`#index` in `map`, `#index` and `#acc` in `reduce`)
 
 ## Metrics
 
@@ -72,6 +81,20 @@ example.org {
 }
 ```
 
+The same for all of a list of networks:
+
+```corefile
+example.org {
+    view inside {
+        expr "let ip = client_ip(); any(['10.0.0.0/8', '192.168.0.0/16'], incidr(ip, #))"
+    }
+    whoami
+}
+example.org {
+    forward . 192.0.2.54
+}
+```
+
 Addresses are asked of one server, all else of another:
 
 ```corefile
@@ -91,9 +114,10 @@ Addresses are asked of one server, all else of another:
 A server block behind one without *view* that has the same zone and port is refused. Two views of one name for one zone
 and port are refused. An expression that is no condition, such as `1`, is refused. A network that is written
 out and is none is refused; CoreDNS finds the expression false. `metadata('LABEL')` is empty without *metadata* in the
-server block; CoreDNS shows that of a server block that was tried before. Variables (`let`), `if`, and the functions of
-the language that are not listed above are not supported. A query for type DS goes to the server block of the longest
-zone as any other does.
+server block; CoreDNS shows that of a server block that was tried before. Times (`now`, `date`, `duration`, `timezone`)
+and JSON (`toJSON`, `fromJSON`), `$env` and bytes (`b'text'`) are not supported; keys of several types make `groupBy`
+and `fromPairs` fail; expressions are bounded in steps and depth. A query for type DS goes to the server block of the
+longest zone as any other does.
 
 ## See also
 
