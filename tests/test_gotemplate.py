@@ -137,6 +137,25 @@ MADE = [
     ("{{/*a*/}}{{/* b\nc */ -}}   x", "x"),
     ("{{ if 0 }}a{{ end }}{{ if 0.0 }}b{{ end }}{{ if .Match }}c{{ end }}", "c"),
     ("{{ if .Question }}d{{ end }}", "d"),
+    ('{{ define "x" }}[{{ . }}]{{ end }}{{ template "x" .Zone }}{{ template `x` 5 }}', "[a.test.][5]"),
+    ('{{ template "x" . }}{{ define "x" }}{{ .Name }}{{ $.Zone }}{{ end }}', "www.a.test.a.test."),
+    ('{{ define "x" }}{{ . }}{{ end }}a{{ template "x" }}', "a<no value>"),
+    ('{{ $y := 1 }}{{ block "x" .Match }}{{ range . }}{{ . }},{{ end }}{{ end }}{{ $y }}', "www.a.test.,ww,7,1"),
+    ('{{ define "x" }}a{{ end }}{{ define "x" }} {{ end }}{{ template "x" }}', "a"),
+    ('{{ define "x" }} {{ end }}{{ define "x" }}a{{ end }}{{ template "x" }}', "a"),
+    (
+        '{{ define "down" }}{{ . }}{{ if ne . "" }}{{ template "down" (slice . 1) }}{{ end }}{{ end }}'
+        '{{ template "down" "abc" }}',
+        "abcbcc",
+    ),
+    ('{{ define "x" }}{{ template "y" . }}!{{ end }}{{ define "y" }}{{ . }}{{ end }}{{ template "x" .Class }}', "IN!"),
+    (
+        "{{ range .Match }}{{ template `x` . }}{{ end }}{{ define `x` }}{{ range 2 }}{{ break }}{{ end }}.{{ end }}",
+        "...",
+    ),
+    ('{{ html "<a b=\'c\'>" "&" }} {{ "\\"" | html }} {{ html 5 6 }}', "&lt;a b=&#39;c&#39;&gt;&amp; &#34; 5 6"),
+    ('{{ js "a\\"b\'c<d>&=\\n\\\\" }}', "a\\\"b\\'c\\u003Cd\\u003E\\u0026\\u003D\\u000A\\\\"),
+    ('{{ urlquery "a b/c?d=é~*" }} {{ urlquery .Group.n }}', "a+b%2Fc%3Fd%3D%C3%A9~%2A 7"),
 ]
 WRITTEN_BY_GO = [
     ("a {{- .Name -}} b", "a{{.Name}}b"),
@@ -246,6 +265,10 @@ FAILS = [
     "{{ .Group.x.y }}",
     "{{ printf 5 }}",
     "{{ true false }}",
+    '{{ define "x" }}{{ .Foo }}{{ end }}{{ template "x" . }}',
+    '{{ define "x" }}{{ . }}{{ end }}{{ template "x" . }}',
+    '{{ define "x" }}{{ template "x" . }}{{ end }}{{ template "x" . }}',
+    '{{ define "x" }}{{ template "y" . }}{{ end }}{{ block "y" . }}{{ range 9 }}{{ template "x" . }}{{ end }}{{ end }}',
 ]
 NO_TEMPLATES = [
     "a {{ /* c */ }} b",
@@ -289,6 +312,18 @@ NO_TEMPLATES = [
     "{{ | len }}",
     "{{/* a }}",
     "{{/* a */ x }}",
+    '{{ if true }}{{ define "x" }}{{ end }}{{ end }}',
+    '{{ define "x" }}{{ define "y" }}{{ end }}{{ end }}',
+    '{{ define "x" }}a',
+    "{{ define x }}{{ end }}",
+    '{{ define "x" . }}{{ end }}',
+    '{{ define "x" }}a{{ end }}{{ define "x" }}b{{ end }}',
+    '{{ define "x" }}a{{ else }}{{ end }}',
+    '{{ block "x" }}{{ end }}',
+    '{{ $y := 1 }}{{ block "x" . }}{{ $y }}{{ end }}',
+    '{{ range .Match }}{{ block "x" . }}{{ break }}{{ end }}{{ end }}',
+    "{{ template .Name }}",
+    '{{ template "x" . . | }}',
 ]
 
 
@@ -309,6 +344,11 @@ def test_a_template_is_written_as_go_does_it(case: tuple[str, str]) -> None:
     template = parse(text, SHAPE)
     assert str(template) == source
     assert parse(source, SHAPE).run(DATA) == template.run(DATA)
+
+
+def test_what_is_defined_in_a_template_is_not_written_with_it() -> None:
+    template = parse('{{ define `x"` }}a{{ end }}b{{ template `x"` .Name }}{{ block "y" 5 }}{{ end }}', SHAPE)
+    assert str(template) == 'b{{template "x\\"" .Name}}{{template "y" 5}}'
 
 
 @pytest.mark.parametrize("text", numbered([*FAILS]))
@@ -336,12 +376,9 @@ def test_what_go_does_not_read_is_refused(text: str) -> None:
         ("{{ $ }}", "$ is not supported by itself"),
         ("{{ .Question }}", ".Question is not supported by itself"),
         ("{{ $.Message }}", "$.Message is not supported by itself"),
-        ('{{ define "x" }}{{ end }}', "define is not supported"),
-        ('{{ block "x" . }}{{ end }}', "block is not supported"),
-        ('{{ template "x" }}', "template is not supported"),
-        ('{{ "x" | html }}', "html is not supported"),
-        ("{{ js .Name }}", "js is not supported"),
-        ("{{ urlquery .Name }}", "urlquery is not supported"),
+        ('{{ template "x" }}', 'the template "x" is not defined'),
+        ('{{ block "x" . }}{{ end }}{{ $.Foo }}', ".Foo is not supported"),
+        ('{{ template "x" .Foo }}{{ define "x" }}{{ end }}', ".Foo is not supported"),
         ("{{ call .Name }}", "call is not supported"),
         ("{{ foo }}", 'there is no function "foo"'),
         ("{{ nil }}", "nil is no command"),
@@ -359,6 +396,8 @@ def test_what_a_template_uses_is_known() -> None:
     text = '{{ .Name }}{{ with .Question }}{{ .Name }}{{ $.Zone }}{{ end }}{{ if len .Match }}{{ .Meta "x" }}{{ end }}'
     assert parse(text, SHAPE).uses == {"Name", "Question", "Zone", "Match", "Meta"}
     for text in ("{{ with . }}{{ .Remote }}{{ end }}", "{{ $x := . }}{{ $x.Remote }}", "{{ (or $ .).Remote }}"):
+        assert parse(text, SHAPE).uses == {"Remote"}, text
+    for text in ('{{ block "x" . }}{{ .Remote }}{{ end }}', '{{ define "x" }}{{ $.Remote }}{{ end }}'):
         assert parse(text, SHAPE).uses == {"Remote"}, text
     assert parse("plain", SHAPE).uses == frozenset()
 

@@ -204,7 +204,7 @@ class _Verb:
         if verb == "s":
             return self._padded(cut)
         if verb == "q":
-            return self._padded(_quoted(cut))
+            return self._padded(quoted(cut))
         if verb in "xX":
             data = value.encode("utf-8", "surrogateescape")
             data = data if self.precision is None else data[: self.precision]
@@ -230,7 +230,7 @@ class _Verb:
         if verb == "c":
             return self._padded(char)
         if verb == "q":
-            return self._padded("'" + (_quoted(char)[1:-1].replace('\\"', '"') if char != "'" else "\\'") + "'")
+            return self._padded("'" + (quoted(char)[1:-1].replace('\\"', '"') if char != "'" else "\\'") + "'")
         if verb == "U":
             return self._padded(f"U+{value:04X}")
         return None
@@ -256,7 +256,7 @@ class _Verb:
         return text.rjust(self.width, "0" if "0" in self.flags and not spaces else " ")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """strconv.Quote."""
     parts = []
     for char in text:

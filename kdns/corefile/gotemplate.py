@@ -1,12 +1,13 @@
 """Templates in the language of Go's text/template, as `template` has them: parsed once, run for each query.
 
 There are texts, `{{ }}` with pipelines in it, variables, if, with and range, with their else, end, break and continue,
-comments and trim markers. Functions: and, or, not, eq, ne, lt, le, gt, ge, index, slice, len, print, println, printf
-and parseInt. What else Go has (define, block, template, html, js, urlquery, call) is refused by name.
+define, template and block, comments and trim markers. Functions: and, or, not, eq, ne, lt, le, gt, ge, index, slice,
+len, print, println, printf, html, js, urlquery and parseInt. `call` is refused by name: no data has functions.
 
 Values are str, bool, int (Unsigned where Go has an unsigned type), float, lists, dicts with str as keys (Go's maps),
 Struct, and None, which is also what a map has for a key that it has not. A template may use the fields that its Shape
-says; a chain of fields that begins at the data itself is checked when the template is parsed.
+says; a chain of fields that begins at the data itself is checked when the template is parsed. What a defined template
+is given is known when it runs.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote_plus
 
-from kdns.corefile.goformat import Unsigned, number, print_all, print_line, printed, sprintf, unquoted
+from kdns.corefile.goformat import Unsigned, number, print_all, print_line, printed, quoted, sprintf, unquoted
 from kdns.corefile.values import choices, shown
 from kdns.errors import ConfigValueError, TemplateError
 
@@ -25,7 +27,7 @@ LONGEST = 1 << 16
 STEPS = 100_000
 """Nodes that it may go through: a range may be over a number, in another one."""
 DEEPEST = 100
-"""How many parentheses, and actions with an end, may be within each other."""
+"""How many parentheses, actions with an end, and templates that are used may be within each other."""
 
 MAP: Final = "map"
 METHOD: Final = "method"
@@ -53,7 +55,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _BLANK = " \t\r\n"
-_REFUSED = frozenset(("define", "block", "template", "html", "js", "urlquery", "call"))
+_REFUSED = frozenset(("define", "block", "template", "call"))
+"""What is no function here."""
 
 
 class Struct:
@@ -200,23 +203,36 @@ class Jump:
         return f"{{{{{self.word}}}}}"
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """`template`, and `block`, which defines it too. pipe: what its data is; None for nil."""
+
+    name: str
+    pipe: Pipe | None
+
+    def __str__(self) -> str:
+        return f"{{{{template {quoted(self.name)}{f' {self.pipe}' if self.pipe is not None else ''}}}}}"
+
+
 Operand: TypeAlias = "Constant | Dot | Field | Variable | Function | Chain | Pipe"
-Node: TypeAlias = "Text | Action | Branch | Jump"
+Node: TypeAlias = "Text | Action | Branch | Jump | Use"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template. uses: the fields of the data itself that it may look at, by whatever way."""
+    """A parsed template. uses: the fields of the data itself that it may look at, by whatever way. defined: others that
+    are defined in it, by name."""
 
     nodes: tuple[Node, ...]
     uses: frozenset[str]
+    defined: Mapping[str, tuple[Node, ...]]
 
     def __str__(self) -> str:
         return "".join(map(str, self.nodes))
 
     def run(self, data: Struct) -> str:
         """The text that it makes of data. Raises TemplateError, and nothing else whatever the data holds."""
-        run = _Run(data)
+        run = _Run(data, self.defined)
         run.walk(self.nodes, data)
         return "".join(run.written)
 
@@ -238,7 +254,10 @@ def parse(text: str, shape: Shape) -> Template:
     nodes, word = parser.nodes(())
     if word:
         raise parser.error(f"{word} without if, with or range")
-    return Template(nodes, frozenset(parser.uses))
+    for name in parser.used:
+        if name not in parser.defined:
+            raise parser.error(f"the template {shown(name)} is not defined", choices(name, parser.defined))
+    return Template(nodes, frozenset(parser.uses), parser.defined)
 
 
 def _lex(text: str) -> Iterator[str | list[_Token]]:
@@ -279,7 +298,10 @@ def _error(text: str, problem: str, accepted: str = "a template of Go's text/tem
 
 
 class _Parser:
-    """Takes the tokens of one action at a time. `root` is whether the dot is the data itself."""
+    """Takes the tokens of one action at a time.
+
+    root: whether the dot is the data itself. top: whether `$` is. level: of actions that still have no end.
+    """
 
     def __init__(self, text: str, shape: Shape) -> None:
         self.text = text
@@ -290,8 +312,12 @@ class _Parser:
         self.at = 0
         self.variables = ["$"]
         self.root = True
+        self.top = True
         self.loops = 0
         self.depth = 0
+        self.level = 0
+        self.defined: dict[str, tuple[Node, ...]] = {}
+        self.used: set[str] = set()
 
     def error(self, problem: str, accepted: str = "a template of Go's text/template") -> ConfigValueError:
         return _error(self.text, problem, accepted)
@@ -299,6 +325,7 @@ class _Parser:
     def nodes(self, ends: Sequence[str]) -> tuple[tuple[Node, ...], str]:
         """Nodes up to one of these words, which is returned, and whose rest is not read yet; "" at the end."""
         found: list[Node] = []
+        self.level += 1
         for part in self.parts:
             if isinstance(part, str):
                 if part:
@@ -310,15 +337,25 @@ class _Parser:
                 self.next()
                 if word not in ends:
                     raise self.error(f"{word} does not belong where it is")
+                self.level -= 1
                 return tuple(found), word
+            if word == "define" and self.level == 1:
+                self.next()
+                name = self.named(word)
+                self.close(word)
+                self.define(name)
+                continue
             found.append(self.node(word))
         if ends:
-            raise self.error("an end is missing", "{{ end }} for each if, with and range")
+            raise self.error("an end is missing", "{{ end }} for each if, with, range, define and block")
         return tuple(found), ""
 
     def node(self, word: str) -> Node:
-        if word in _REFUSED:
-            raise self.error(f"{word} is not supported", self.accepted())
+        if word == "define":
+            raise self.error("define within another action", "{{ define }} outside of all others")
+        if word in ("template", "block"):
+            self.next()
+            return self.use(word)
         if word in ("if", "with", "range"):
             self.next()
             return self.branch(word)
@@ -361,6 +398,40 @@ class _Parser:
         self.depth -= 1
         del self.variables[scope:]
         return Branch(word, pipe, nodes, otherwise)
+
+    def named(self, word: str) -> str:
+        """The name of a template, behind a word."""
+        token = self.next()
+        name = unquoted(token.text) if token.kind in ("string", "raw") else None
+        if name is None:
+            raise self.error(f"{shown(token.text)} is no name for {word}", f'{{{{ {word} "NAME" }}}}')
+        return name
+
+    def define(self, name: str) -> None:
+        """A template up to its end, whose dot and `$` are what it will be given, and which has no other variables."""
+        before = self.variables, self.root, self.top, self.loops
+        self.variables, self.root, self.top, self.loops = ["$"], False, False, 0
+        self.enter()
+        nodes, _ = self.nodes(("end",))
+        self.close("end")
+        self.depth -= 1
+        self.variables, self.root, self.top, self.loops = before
+        full, had = _says_something(nodes), self.defined.get(name)
+        if had is None or (full and not _says_something(had)):
+            self.defined[name] = nodes
+        elif full:
+            raise self.error(f"the template {shown(name)} is defined twice", "one of them")
+
+    def use(self, word: str) -> Use:
+        """`template` or `block`, behind the word."""
+        name = self.named(word)
+        pipe = None
+        if word == "block" or self.peek().kind != "right":
+            pipe = self.pipe(word, "right")
+        if word == "block":
+            self.define(name)
+        self.used.add(name)
+        return Use(name, pipe)
 
     def enter(self) -> None:
         """One step deeper."""
@@ -429,7 +500,7 @@ class _Parser:
             self.check(names, rooted=self.root)
             return Field(tuple(names))
         if isinstance(term, Variable):
-            self.check(names, rooted=term.name == "$")
+            self.check(names, rooted=self.top and term.name == "$")
             return Variable(term.name, tuple(names))
         if not names:
             return term
@@ -498,9 +569,9 @@ class _Parser:
         """Refuse to write what has fields: data is more than a record can be made of."""
         operands = pipe.commands[-1].operands
         last = operands[0]
-        is_root = (isinstance(last, Dot) and self.root) or (isinstance(last, Variable) and last == Variable("$"))
+        is_root = (isinstance(last, Dot) and self.root) or (self.top and last == Variable("$"))
         names = last.names if isinstance(last, Field) and self.root else ()
-        if isinstance(last, Variable) and last.name == "$":
+        if isinstance(last, Variable) and last.name == "$" and self.top:
             names = last.names
         if is_root or (names and not isinstance(self.shape_of(names), str)):
             raise self.error(f"{last} is not supported by itself", self.accepted(names))
@@ -551,18 +622,21 @@ class _Continue(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class _Run:
-    """One run. size: characters that are written. variables: the last of a name counts."""
+    """One run. size: characters that are written. variables: the last of a name counts. depth: of what it is in."""
 
     data: Struct
+    defined: Mapping[str, tuple[Node, ...]]
     written: list[str] = field(default_factory=list)
     size: int = 0
     steps: int = 0
+    depth: int = 0
     variables: list[tuple[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.variables.append(("$", self.data))
 
     def walk(self, nodes: Sequence[Node], dot: Any) -> None:
+        self.enter()
         for node in nodes:
             self.step()
             if isinstance(node, Text):
@@ -573,8 +647,23 @@ class _Run:
                     self.write("<no value>" if value is None else printed(value))
             elif isinstance(node, Branch):
                 self.branch(node, dot)
+            elif isinstance(node, Use):
+                self.use(node, dot)
             else:
                 raise _Break if node.word == "break" else _Continue
+        self.depth -= 1
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > DEEPEST + 1:  # the template itself is one
+            raise TemplateError(f"more than {DEEPEST} templates, actions and parentheses are within each other")
+
+    def use(self, node: Use, dot: Any) -> None:
+        """Run a template that is defined, which has no variables but `$`."""
+        given = self.pipe(node.pipe, dot) if node.pipe is not None else None
+        variables, self.variables = self.variables, [("$", given)]
+        self.walk(self.defined[node.name], given)
+        self.variables = variables
 
     def step(self) -> None:
         self.steps += 1
@@ -604,7 +693,7 @@ class _Run:
         value = self.pipe(Pipe(pipe.commands), dot)
         pairs = _items(value, len(pipe.variables))
         empty = True
-        scope = len(self.variables)
+        scope, depth = len(self.variables), self.depth
         for index, item in pairs:
             empty = False
             self.step()
@@ -619,6 +708,7 @@ class _Run:
                 break
             finally:
                 del self.variables[scope:]
+                self.depth = depth
         if empty:
             self.walk(node.otherwise or (), dot)
 
@@ -671,6 +761,13 @@ class _Run:
             raise TemplateError(f"{name} makes more than {LONGEST} characters")
         return value
 
+    def within(self, pipe: Pipe, dot: Any) -> Any:
+        """What is in parentheses."""
+        self.enter()
+        value = self.pipe(pipe, dot)
+        self.depth -= 1
+        return value
+
     def operand(self, operand: Operand, dot: Any, arguments: Sequence[Any] = ()) -> Any:
         """Its value; of a method, what it gives for arguments."""
         if isinstance(operand, Constant):
@@ -680,11 +777,11 @@ class _Run:
         if isinstance(operand, Function):
             return self.call(operand.name, (), dot, ())
         if isinstance(operand, Pipe):
-            return self.pipe(operand, dot)
+            return self.within(operand, dot)
         if isinstance(operand, Field):
             return _fields(dot, operand.names, arguments)
         if isinstance(operand, Chain):
-            return _fields(self.pipe(operand.pipe, dot), operand.names, arguments)
+            return _fields(self.within(operand.pipe, dot), operand.names, arguments)
         value = next(value for name, value in reversed(self.variables) if name == operand.name)
         return _fields(value, operand.names, arguments)
 
@@ -841,6 +938,35 @@ def _parse_int(text: Any, base: Any, bits: Any) -> Unsigned:
     return Unsigned(found)
 
 
+def _says_something(nodes: tuple[Node, ...]) -> bool:
+    """Whether there is more than blanks."""
+    return any(not isinstance(node, Text) or node.text.strip() for node in nodes)
+
+
+_HTML = str.maketrans({"\0": "\ufffd", '"': "&#34;", "'": "&#39;", "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_JS = {"\\": "\\\\", "'": "\\'", '"': '\\"'}
+
+
+def _of_all(values: Sequence[Any]) -> str:
+    """The one text that values are."""
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else print_all(values)
+
+
+def _js(*values: Any) -> str:
+    """template.JSEscaper."""
+    return "".join(
+        _JS[char] if char in _JS
+        else f"\\u{ord(char):04X}" if char in "<>&=" or not (char.isprintable() or char == "\x7f")
+        else char
+        for char in _of_all(values)
+    )  # fmt: skip
+
+
+def _urlquery(*values: Any) -> str:
+    """url.QueryEscape."""
+    return quote_plus(_of_all(values).encode("utf-8", "surrogateescape"), safe="~")
+
+
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "and": _is_true,
     "or": _is_true,
@@ -857,6 +983,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "print": lambda *values: print_all(values),
     "println": lambda *values: print_line(values),
     "printf": lambda form, *values: sprintf(form, values),
+    "html": lambda *values: _of_all(values).translate(_HTML),
+    "js": _js,
+    "urlquery": _urlquery,
     "parseInt": _parse_int,
 }
 """All functions; `and` and `or` are worked out by `_Run.call`."""

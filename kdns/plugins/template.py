@@ -58,9 +58,9 @@ A template has
 * `.Regex`: the expression
 * `.Meta "LABEL"`: what *metadata* has under a label
 
-and variables, `if`, `with`, `range`, comments, and the functions `and`, `or`, `not`, `eq`, `ne`, `lt`, `le`, `gt`,
-`ge`, `index`, `slice`, `len`, `print`, `println`, `printf`, and `parseInt TEXT BASE BITS`. Write `{{ $x }}` with the
-blank, as `{$x}` stands for a variable of the environment.
+and variables, `if`, `with`, `range`, comments, `define`, `template` and `block`, and the functions `and`, `or`, `not`,
+`eq`, `ne`, `lt`, `le`, `gt`, `ge`, `index`, `slice`, `len`, `print`, `println`, `printf`, `html`, `js`, `urlquery`, and
+`parseInt TEXT BASE BITS`. Write `{{ $x }}` with the blank, as `{$x}` stands for a variable of the environment.
 
 Answers of templates that look at nothing but the name and the question are kept in the packet cache.
 
@@ -103,14 +103,14 @@ No search path leads out of the cluster and back into it:
 
 ## Differences from CoreDNS
 
-A template that asks for a field or a function that is not here is refused when the Corefile is read; so are `define`,
-`block`, `template`, `html`, `js`, `urlquery`, `call`, and what would write a whole message or question. Of `printf`,
-`%T`, `%p`, `*` and `[n]` make the template fail. What a template makes has no directives (`$ORIGIN`, `$INCLUDE`). A
-template that takes 100000 steps, or makes 65536 characters, fails. Classes other than IN, and ANY for IN, are refused,
-as this server answers no others here. The extended error is sent to clients that speak EDNS, and to no others; a text
-of more than 900 bytes is refused. An alias whose target could not be looked up is SERVFAIL, and one that leads to
-itself ends after 10 links. Queries that the packet cache answers are not counted as matches. `var` and `expr` of later
-versions are refused.
+A template that asks for a field, a function or a template that is not here is refused when the Corefile is read; so are
+`call`, and what would write a whole message or question. Within `define` and `block` such a field makes the template
+fail. Of `printf`, `%T`, `%p`, `*` and `[n]` make the template fail. What a template makes has no directives (`$ORIGIN`,
+`$INCLUDE`). A template that takes 100000 steps, makes 65536 characters, or uses templates more than 100 deep, fails.
+Classes other than IN, and ANY for IN, are refused, as this server answers no others here. The extended error is sent to
+clients that speak EDNS, and to no others; a text of more than 900 bytes is refused. An alias whose target could not be
+looked up is SERVFAIL, and one that leads to itself ends after 10 links. Queries that the packet cache answers are not
+counted as matches. `var` and `expr` of later versions are refused.
 
 ## See also
 

@@ -115,9 +115,9 @@ A server block behind one without *view* that has the same zone and port is refu
 and port are refused. An expression that is no condition, such as `1`, is refused. A network that is written
 out and is none is refused; CoreDNS finds the expression false. `metadata('LABEL')` is empty without *metadata* in the
 server block; CoreDNS shows that of a server block that was tried before. Times (`now`, `date`, `duration`, `timezone`)
-and JSON (`toJSON`, `fromJSON`), `$env` and bytes (`b'text'`) are not supported; keys of several types make `groupBy`
-and `fromPairs` fail; expressions are bounded in steps and depth. A query for type DS goes to the server block of the
-longest zone as any other does.
+and JSON (`toJSON`, `fromJSON`), `$env` and bytes (`b'text'`) are not supported. Keys of several types make `groupBy`
+and `fromPairs` fail. An expression that takes more than 100000 steps is false. A query for type DS goes to the server
+block of the longest zone as any other does.
 
 ## See also
 

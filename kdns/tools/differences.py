@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -112,13 +112,16 @@ def rule(*fields: str) -> When:
     return when
 
 
-def _in_templates(pattern: str) -> When:
-    """With a record of *template* in which this is found."""
+_RECORDS = ("answer", "authority", "additional")
+
+
+def _in(options: Sequence[str], pattern: str) -> When:
+    """With one of these options, in whose arguments this is found."""
     found = re.compile(pattern)
 
     def when(directive: Directive) -> Iterator[Token]:
         for item in directive.block or ():
-            if item.name.text in ("answer", "authority", "additional") and any(found.search(a.text) for a in item.args):
+            if item.name.text in options and any(found.search(a.text) for a in item.args):
                 yield item.name
 
     return when
@@ -346,12 +349,13 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     },
     "template": {
         "A template that asks": never,
-        "Of `printf`": _in_templates("printf"),
-        "What a template makes": _in_templates(r"\$[A-Z]+"),
-        "A template that takes": _in_templates("range|printf"),
+        "Of `printf`": _in(_RECORDS, "printf"),
+        "What a template makes": _in(_RECORDS, r"\$[A-Z]+"),
+        "Within `define`": _in(_RECORDS, "define|block"),
+        "A template that takes": _in(_RECORDS, "range|printf|template|block"),
         "Classes": never,
         "The extended error": option("ederror"),
-        "An alias whose": _in_templates("CNAME"),
+        "An alias whose": _in(_RECORDS, "CNAME"),
         "Queries that the packet": always,
         "`var` and": never,
     },
@@ -375,7 +379,9 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "An expression that is": never,
         "A network that": never,
         "`metadata('LABEL')` is empty": option("expr"),
-        "Variables (`let`)": never,
+        "Times (`now`": never,
+        "Keys of several": _in(("expr",), "groupBy|fromPairs"),
+        "An expression that takes": _in(("expr",), r"reduce|repeat|\.\."),
         "A query for type DS": always,
     },
     "whoami": {"A name that is": always},
