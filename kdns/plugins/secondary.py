@@ -16,8 +16,10 @@ Where the primary is a kdns, zones are followed: one TCP connection is kept for 
 primary says that a zone has changed, and the difference is asked for at once, up to 50 times a second. Nothing has to
 be sent to us, so that a primary may be behind a Service and need not know who has copies. After 5 seconds of silence we
 ask whether there is anything new. When the connection has ended, copies stay as they are, and there is another one
-within a second, or while that fails, every 10 seconds or so. Zones of one kdns have other serials than those of
-another, as they come from another zone store: it says which one it is, and a copy of another one is fetched as a whole.
+within a second, or while that fails, every 10 seconds or so. A zone that the primary gives no more is asked for as
+seldom, and when the connection has ended: so a kdns begins with another configuration. Zones of one kdns have other
+serials than those of another, as they come from another zone store: it says which one it is, and a copy of another one
+is fetched as a whole.
 
 A transfer is written in one transaction: whoever asks gets the old zone or the new one. Records that are not in the
 zone are left out. A zone of more than 64 MiB (256 MiB where names are in full, or a tenth of the memory limit), one

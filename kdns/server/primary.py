@@ -49,9 +49,10 @@ class _Asked:
 class Primary:
     """A connection, used in one event loop.
 
-    zones: those that are followed on it. users: how many want it open. opened, heard: when it was, and when something
-    came last, in seconds since 1970. ended: why it is not open any more, "" as long as it is. follows: zones can be
-    followed on it (`kdns.wire.following`); known: is set when that is known, or it has ended.
+    zones: those that are followed on it. refused: those that it did not give; the next one may. users: how many want it
+    open. opened, heard: when it was, and when something came last, in seconds since 1970. ended: why it is not open any
+    more, "" as long as it is. follows: zones can be followed on it (`kdns.wire.following`); known: is set when that is
+    known, or it has ended.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Primary:
         called once, if it was open. room: bytes for the records of a transfer."""
         self.address = address
         self.zones: dict[bytes, None] = {}
+        self.refused: dict[bytes, None] = {}
         self.users = 0
         self.heard = 0.0
         self.ended = ""

@@ -41,7 +41,8 @@ PATIENCE = 35.0
 for up to 30 s."""
 FIRST_RETRIES = 0.25, 10.0
 """Seconds until a zone of which we have nothing, or which was followed, is asked for again: twice as long each time, up
-to the second."""
+to the second. One that is not given any more is so too when the connection has ended on which it was asked for: it may
+be that of another configuration then."""
 TOO_LARGE_RETRY = 600.0
 """Seconds, at most, until a zone that there is no room for is asked for again: each time a lot is sent for nothing."""
 SPREAD = 1.0
@@ -310,6 +311,7 @@ class SecondaryFeed:
         """End what runs."""
         for primary in list(self._primaries.values()):
             primary.zones.clear()  # none of them is to be followed again
+            primary.refused.clear()
             primary.close()
 
     def notified(self, origin: bytes, host: str) -> None:
@@ -369,7 +371,7 @@ class SecondaryFeed:
         """Ask the primaries, the one that has sent a NOTIFY first; the seconds until they are asked again."""
         await self._expire(state)
         problems = []
-        large = False
+        large = refused = False
         for address in self._order(state, by):
             try:
                 async with self._turns if state.on is None else self._followed_turns:
@@ -380,8 +382,9 @@ class SecondaryFeed:
                     state.leave()  # others may be followed there on and on, and this one gets old all the same
                 problems.append(f"{_text(address)}: {_reason(error)}")
                 large = large or isinstance(error, TooLargeError)
+                refused = refused or isinstance(error, RcodeError)
         else:
-            pause = self._failed(state, "; ".join(problems))
+            pause = self._failed(state, "; ".join(problems), refused=refused)
             return await self._leave_alone(state, pause) if large else pause
         if state.problem:
             self._say(self.publication.log.info, f"zone {names.to_text(state.origin)}: can be fetched again")
@@ -401,17 +404,18 @@ class SecondaryFeed:
         on = state.on.address if state.on is not None else None
         return sorted(self._copy.primaries, key=lambda address: (address != on, address[0] != by))
 
-    def _failed(self, state: _State, problem: str) -> float:
+    def _failed(self, state: _State, problem: str, *, refused: bool) -> float:
+        """Say so; the seconds until it is tried again. refused: a primary has answered that it does not give it."""
         self._count(state.origin, "failed")
         if problem != state.problem:
             text = f"zone {names.to_text(state.origin)}: {problem}; it stays as it was"
             self._say(self.publication.log.error, text)
         state.problem = problem
-        if state.lineage:
+        if state.lineage and not refused:
             now = asyncio.get_running_loop().time()
             self._return.failed(now)
             return self._return.due - now
-        if state.soa is None:
+        if state.lineage or state.soa is None:
             pause, state.retry = state.retry, min(state.retry * 2, FIRST_RETRIES[1])
             return pause * random.uniform(0.5, 1.0)
         _, retry, expire = inbound.soa_numbers(state.soa)
@@ -473,10 +477,13 @@ class SecondaryFeed:
             question = await primary.ask(state.origin, rtype, have, follow=follow, patience=patience)
         except RcodeError as error:
             if not follow or error.rcode not in (rr.FORMERR, rr.NOTIMP):
+                if state.lineage:
+                    primary.refused[state.origin] = None
                 raise
             question = await primary.ask(state.origin, rtype, have, patience=patience)
             self._bare.add(primary.address)  # RFC 6891 7: it knows nothing of EDNS
         self._learn(primary)
+        primary.refused.pop(state.origin, None)
         if question.lineage:
             primary.zones[state.origin] = None
         await self._take(state, primary, question.got, question.lineage)
@@ -530,7 +537,8 @@ class SecondaryFeed:
         finally:
             primary.users -= 1
             kept = self._primaries.get(address) is primary
-            if not primary.users and not (kept and primary.follows):
+            if not primary.users and not (kept and (primary.follows or self._lets_follow(address))):
+                primary.refused.clear()
                 primary.close()
             if kept and primary.ended:
                 del self._primaries[address]
@@ -538,15 +546,20 @@ class SecondaryFeed:
     async def _shared(self, address: Address) -> Primary:
         """The connection that is kept, where zones can be followed; else one for this use."""
         while (there := self._primaries.get(address)) is not None and not there.ended:
-            if there.follows or self._follows.get(address):
+            if not (there.known.is_set() or address in self._follows):
+                await there.known.wait()
+            elif there.follows or self._lets_follow(address):
                 return there
-            if there.known.is_set() or address in self._follows:
+            else:
                 break
-            await there.known.wait()
         made = Primary(address, self._key, self._told, self._quiet, self._ended, self._room)
         if self._follows.get(address, True) and (there is None or there.ended):
             self._primaries[address] = made
         return made
+
+    def _lets_follow(self, address: Address) -> bool:
+        """Whether zones can be followed at a primary; where that is not known yet, whether some were at any."""
+        return self._follows.get(address, any(state.lineage for state in self._states.values()))
 
     def _told(self, origin: bytes) -> bool:
         """A primary sends a NOTIFY for a zone on its connection; False if that is of no use."""
@@ -566,11 +579,13 @@ class SecondaryFeed:
 
     def _ended(self, primary: Primary) -> None:
         """A connection is no more."""
-        if not primary.zones:
+        if not (primary.zones or primary.refused):
             return
         self._return.lost(asyncio.get_running_loop().time(), time.time() - primary.opened)
-        self._say(self.publication.log.warning, f"{_text(primary.address)}: {primary.ended}; zones stay as they were")
-        for origin in primary.zones:
+        if primary.zones:
+            text = f"{_text(primary.address)}: {primary.ended}; zones stay as they were"
+            self._say(self.publication.log.warning, text)
+        for origin in (*primary.zones, *primary.refused):
             state = self._states[origin]
             if state.on is primary:
                 state.heard, state.on = max(state.heard or 0.0, primary.heard), None
