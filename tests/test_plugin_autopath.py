@@ -14,8 +14,9 @@ import pytest
 
 from kdns.plugins import autopath, kubernetes, loads
 from kdns.plugins.autopath import Handler
-from kdns.wire import names, rr
-from kdns.wire.message import Query, Response
+from kdns.wire import names, relay, rr
+from kdns.wire.message import Aging, Query, Response
+from kdns.wire.relay import Relay
 from kdns.wire.rrset import RRset
 from tests.support import objects, procs
 from tests.support.configs import options, refused
@@ -40,6 +41,15 @@ COREFILE = """
         192.0.2.80 www.example.net
     }
     forward silent.example 127.0.0.1:1
+    forward up.example 127.0.0.1:$dns
+    cache
+}
+up.example:$dns {
+    bind 127.0.0.1
+    hosts /nowhere {
+        192.0.2.7 www.up.example
+        ttl 20
+    }
 }
 fixed.test:$dns {
     bind 127.0.0.1
@@ -184,6 +194,38 @@ def test_a_pod_that_comes_or_goes_is_known_at_once(server: Server) -> None:
     procs.wait_until(lambda: ask(server, first, client="127.0.0.5") == ["NXDOMAIN"], 10, "its end", 0.02)
 
 
+HITS = "kdns_packet_cache_hits_total"
+
+
+def test_what_is_made_for_a_pod_is_kept_for_it_alone(server: Server) -> None:
+    """The third answers are from the packet cache; whoever gets which, it counts."""
+    before = server.metrics()
+    answer = [f"web.shop.{SHOP} 5 IN CNAME web.shop.svc.{Z}", f"web.shop.svc.{Z} 5 IN A 10.96.0.1"]
+    for _ in range(3):
+        assert ask(server, f"web.shop.{SHOP}") == answer
+        for client in (OTHER, BOTH, NOBODY):
+            assert ask(server, f"web.shop.{SHOP}", client=client) == ["NXDOMAIN"]
+    metrics = server.metrics()
+    assert metrics.value(HITS) == before.value(HITS) + 4
+    assert metrics.value(SUCCESS) == before.value(SUCCESS) + 3
+
+
+def test_it_is_kept_as_long_as_what_it_was_made_of(server: Server) -> None:
+    """Of an answer from elsewhere that is in the cache, whose TTL counts down."""
+
+    def ttls() -> set[int]:
+        return {int(record.split()[1]) for record in ask(server, f"www.up.example.{SHOP}")}
+
+    for _ in range(2):
+        first = ttls()
+    before = server.metrics()
+    procs.wait_until(lambda: max(ttls()) < max(first), 5, "the TTL to count down", 0.2)
+    metrics = server.metrics()
+    asked = metrics.value("coredns_cache_hits_total") - before.value("coredns_cache_hits_total")
+    assert len(first) == len(ttls()) == 1
+    assert metrics.value(HITS) - before.value(HITS) == asked == metrics.value(SUCCESS) - before.value(SUCCESS) >= 1
+
+
 # A list that is everybody's
 
 
@@ -250,6 +292,17 @@ class Chain:
 def address(owner: str) -> Response:
     answer = [(names.lower(names.from_text(owner)), RRset(rr.A, 7, (bytes(4),)))]
     return Response(answer=answer, plugin="chain", cacheable=True)
+
+
+def relayed(name: str, *addresses: str) -> Relay:
+    """What another server says of a name."""
+    text = "\n".join(f"{name} 60 IN A {address}" for address in addresses)
+    denial = f";AUTHORITY\n{Z} 60 IN SOA {Z} {Z} 1 2 3 4 5" if not addresses else ""
+    rcode = "NOERROR" if addresses else "NXDOMAIN"
+    wire = dns.message.from_text(
+        f"id 1\nopcode QUERY\nrcode {rcode}\nflags QR\n;QUESTION\n{name} IN A\n;ANSWER\n{text}\n{denial}\n"
+    ).to_wire()
+    return relay.read(wire, names.from_text(name) + b"\0\1\0\1")
 
 
 def completed(name: str, chain: Chain, search: tuple[str, ...] = ("host.example.",)) -> Response:
@@ -399,6 +452,41 @@ def test_the_index_is_kept_only_for_the_list_of_pods(tmp_path: Path) -> None:
     for text, wanted in ((f"autopath {tmp_path}/list", False), ("autopath @kubernetes", True), ("", False)):
         (block,) = loads(f". {{\n{text}\n{CLUSTER}\n}}").blocks
         assert autopath.needs_clients(block) is wanted
+
+
+@pytest.mark.parametrize(
+    ("beside", "kept"),
+    [
+        ("cache\nloadbalance", True),
+        ("rewrite ttl . 5", False),
+        ("dns64", False),
+        ("metadata", False),
+        ("loadbalance weighted WEIGHTS", False),
+    ],
+)
+def test_nothing_is_kept_for_a_client_where_more_has_a_part_in_it(tmp_path: Path, beside: str, kept: bool) -> None:
+    (tmp_path / "weights").write_text("web.cluster.local\n10.96.0.1 2\n")
+    beside = beside.replace("WEIGHTS", str(tmp_path / "weights"))
+    (block,) = loads(f". {{\nautopath @kubernetes\n{CLUSTER}\n{beside}\n}}").blocks
+    assert autopath.is_personal(block) is kept
+
+
+def test_all_that_an_answer_was_made_of_has_to_be_there_still() -> None:
+    """The first that is over ends it; one of another server that is not kept keeps it from being kept at all."""
+    kept = [Aging(at + 10.0, at, True, memoryview(b""), (1, 2)) for at in (30.0, 20.0, 40.0)]
+    (shop, svc, last) = [f"a.b.{end}" for end in (SHOP, f"svc.{Z}", Z)]
+    denial = Response(relay=relayed(svc), cacheable=True, aging=kept[1], plugin="cache")
+    found = Response(relay=relayed(last, "192.0.2.1"), ttl=60, cacheable=True, aging=kept[2], plugin="cache")
+    chain = Chain({svc: denial, last: found})
+    response = completed(shop, chain)
+    assert (response.personal, response.cacheable) == (True, False)
+    assert response.aging is not None
+    assert (response.aging.until, response.aging.expires) == (20.0, 50.0)
+    assert response.aging.counted[:2] == (1, 2)
+    assert len(response.aging.counted) == 3
+    denial.aging, denial.cacheable = None, False
+    response = completed(shop, chain)
+    assert (response.personal, response.cacheable, response.aging) == (False, False, None)
 
 
 NODE = "autopath @kubernetes {\nnode node-1\n}"

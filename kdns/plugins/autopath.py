@@ -52,6 +52,9 @@ autopath [ZONES...] @kubernetes {
 
 * `coredns_autopath_success_total{server}`: queries that were answered with a later name than the first.
 
+Answers for a pod are kept in the packet cache for its address alone, as long as all that they were made of holds; not
+beside *dns64*, *metadata*, *rewrite* or *view*, nor with weights of *loadbalance*.
+
 With `node`, those of *kubernetes* about the API server as well.
 
 ## Examples
@@ -116,14 +119,18 @@ from kdns.plugins import kubernetes, root
 from kdns.plugins.chain import Next
 from kdns.plugins.site import Site
 from kdns.wire import message, names, rr
-from kdns.wire.message import Query, Response
+from kdns.wire.message import Aging, Query, Response
 from kdns.wire.rrset import RRset
+from kdns.zone import clients
 from kdns.zone.clients import Namespaces
 
 NAME = "autopath"
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _LONGEST_FILE = 1 << 16
 _SVC = b"\x03svc"
+_TAKE_PART = "metadata", "dns64", "rewrite", "view"
+"""Directives that are asked before, and whose own say in an answer would not be known."""
+_FOREVER = float(1 << 33)
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _NODE = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ACCEPTED = "a file with a line of search domains, or @kubernetes"
@@ -151,6 +158,15 @@ def needs_clients(block: ServerConfig) -> bool:
     """Whether `kubernetes` has to know the namespaces of a server block's clients."""
     options = block.plugins.get(NAME)
     return isinstance(options, Options) and options.pods and options.watch is None
+
+
+def is_personal(block: ServerConfig) -> bool:
+    """Whether what is made for a pod may be kept for it: nothing that is asked before has a part in it."""
+    options = block.plugins.get(NAME)
+    if not (isinstance(options, Options) and options.pods):
+        return False
+    weighted = "loadbalance" in block.plugins and bool(block.plugins["loadbalance"].weights)
+    return not weighted and block.plugins.keys().isdisjoint(_TAKE_PART)
 
 
 def watches(block: ServerConfig) -> bool:
@@ -308,11 +324,22 @@ class Handler:
         first = await next(query)
         if domain is None or first.rcode != rr.NXDOMAIN:
             return first
+        made = _Made(self._region.cells)
+        made.add(first)
+        if self._namespaces is not None:
+            made.depends += (clients.name_of(query.client[0]) or b"",)
         search = self._rest(domain, query)
-        if search is None:
-            first.cacheable = False  # another client's search list may begin with this domain
-            return first
-        return await self._complete(query, domain, search, first, next)
+        found = await self._complete(query, domain, search, made, next) if search is not None else None
+        if found is None:
+            response, aging = first, made.aging(first)
+        else:
+            counted = self._count(query.server) if found.rcode == rr.NOERROR and not found.silent else ()
+            response, aging = _renamed(query, found), made.aging(found, counted)
+        response.depends = made.depends
+        response.aging = aging if made.is_kept else None
+        response.cacheable = made.is_kept and self._namespaces is None
+        response.personal = made.is_kept and self._namespaces is not None
+        return response
 
     def _first_domain(self, name: bytes) -> bytes | None:
         """The first domain of the search list that a name (lower case) is of, as far as the name tells; None if none.
@@ -345,25 +372,18 @@ class Handler:
         return [above, names.parent(above), *self._search, names.ROOT]
 
     async def _complete(
-        self, query: Query, domain: bytes, search: Sequence[bytes], first: Response, next: Next
-    ) -> Response:
-        """What the first of the other names says that is not NXDOMAIN; for the first name if there is none."""
+        self, query: Query, domain: bytes, search: Sequence[bytes], made: _Made, next: Next
+    ) -> Response | None:
+        """What the first of the other names says that is not NXDOMAIN, if there is one."""
         base = query.name[: len(query.name) - len(domain)]
-        cacheable = self._namespaces is None and _is_plain(first)
-        depends = first.depends
         for behind in dict.fromkeys(search):
             if len(base) + len(behind) > names.MAX_NAME:
                 continue
             found = await self._look_up(query, base + behind, next)
-            cacheable &= _is_plain(found)
-            depends += found.depends
+            made.add(found)
             if found.plugin and not _says_nothing(found):
-                if found.rcode == rr.NOERROR and not found.silent:
-                    self._count(query.server)
-                return _renamed(query, found, depends, cacheable=cacheable)
-        first.cacheable = cacheable
-        first.depends = depends
-        return first
+                return found
+        return None
 
     async def _look_up(self, query: Query, name: bytes, next: Next) -> Response:
         """What is answered for another name: with `node` by the server block that it belongs to, else by this one.
@@ -377,17 +397,42 @@ class Handler:
             return Response(rcode=rr.REFUSED)
         return await self._ask(message.follow(query, name, links))
 
-    def _count(self, server: str) -> None:
+    def _count(self, server: str) -> tuple[int]:
+        """Count a success; returns where it is counted."""
         cell = self._cells.get(server)
         if cell is None:
             key = ("count", "coredns_autopath_success_total", "server", server)
             cell = self._cells[server] = self._region.series(key, 1)
         self._region.cells[cell] += 1
+        return (cell,)
 
 
-def _is_plain(response: Response) -> bool:
-    """Whether a response stays the same until one of the names changes that it was made of."""
-    return response.cacheable and response.relay is None
+class _Made:
+    """What an answer is made of: several responses, and what is known of the client.
+
+    is_kept: whether it stays the same until a name changes, or what is kept of one of them is over. depends: the names.
+    """
+
+    def __init__(self, cells: memoryview) -> None:
+        self.is_kept = True
+        self.depends: tuple[bytes, ...] = ()
+        self._cells = cells
+        self._agings: list[Aging] = []
+
+    def add(self, response: Response) -> None:
+        """Note a response."""
+        self.is_kept &= response.cacheable and (response.relay is None or response.aging is not None)
+        self.depends += response.depends
+        if response.aging is not None:
+            self._agings.append(response.aging)
+
+    def aging(self, found: Response, counted: tuple[int, ...] = ()) -> Aging | None:
+        """How the one that is the answer ages. counted: what counts each time that it is."""
+        until = min((aging.until for aging in self._agings), default=_FOREVER)
+        aging = found.aging
+        if aging is None and (self._agings or counted):
+            aging = Aging(until, until, False, self._cells, ())
+        return aging._replace(until=until, counted=aging.counted + counted) if aging is not None else None
 
 
 def _says_nothing(response: Response) -> bool:
@@ -397,11 +442,11 @@ def _says_nothing(response: Response) -> bool:
     return response.rcode == rr.NXDOMAIN
 
 
-def _renamed(query: Query, found: Response, depends: tuple[bytes, ...], *, cacheable: bool) -> Response:
+def _renamed(query: Query, found: Response) -> Response:
     """A response for another name, as the answer to a query."""
     opened = message.opened(found)
     answer = opened.answer
     if answer:
         owner, rrset = answer[0]
         answer = [(query.lname, RRset(rr.CNAME, rrset.ttl, (owner,))), *answer]
-    return replace(opened, answer=answer, depends=depends, cacheable=cacheable, plugin=NAME)
+    return replace(opened, answer=answer, plugin=NAME)

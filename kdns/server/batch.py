@@ -211,11 +211,13 @@ class Batch:
 
     def client(self, slot: int) -> tuple[str, int]:
         """Address and port from which the datagram in a slot came."""
-        raw = bytes(self._names[slot * _NAME : (slot + 1) * _NAME])
-        port = int.from_bytes(raw[2:4], "big")
-        if self.family == socket.AF_INET:
-            return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
-        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port
+        port = int.from_bytes(self._names[slot * _NAME + 2 : slot * _NAME + 4], "big")
+        return socket.inet_ntop(self.family, self.address(slot)), port
+
+    def address(self, slot: int) -> bytes:
+        """The address from which the datagram in a slot came, packed."""
+        at = slot * _NAME
+        return bytes(self._names[at + 4 : at + 8] if self.family == socket.AF_INET else self._names[at + 8 : at + 24])
 
     def destination(self, slot: int) -> str | None:
         """The address to which the datagram in a slot was sent, with `packet_info`."""

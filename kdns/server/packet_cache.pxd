@@ -14,14 +14,14 @@ cdef class Turns:
 @cython.final
 cdef class Countdown:
     cdef unsigned long long[:] _cells
-    cdef Py_ssize_t _first_cell, _second_cell
+    cdef tuple _counted
     cdef object _asked, _current, _rotation, _ttls, _turns
     cdef long long _expires, _left
     cdef bint _begun
     cdef readonly Py_ssize_t bytes
     cdef readonly long long until
 
-    @cython.locals(left=cython.longlong)
+    @cython.locals(left=cython.longlong, cell=cython.Py_ssize_t)
     cpdef object next(self, object response, long long now)
 
 @cython.final

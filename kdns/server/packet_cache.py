@@ -1,7 +1,8 @@
 """Finished responses by the bytes of their query.
 
 The key is the query without its ID: two queries that are equal but for the ID get the same answer. One cache serves
-one socket, so that protocol, address family and server block are the same for equal queries.
+one socket, so that protocol, address family and server block are the same for equal queries. A UDP socket has a second
+one where answers are made for their client (`autopath`), whose address is in the key as well.
 
 A query is remembered, as one byte of its hash, before its answer is kept: what is asked only once (the usual miss under
 a search suffix, or a flood of random names) takes no room from what is asked again and again.
@@ -86,8 +87,8 @@ class Countdown:
     """
 
     __slots__ = (
-        "_asked", "_begun", "_cells", "_current", "_expires", "_first_cell", "_left", "_rotation", "_second_cell",
-        "_ttls", "_turns", "bytes", "until",
+        "_asked", "_begun", "_cells", "_counted", "_current", "_expires", "_left", "_rotation", "_ttls", "_turns",
+        "bytes", "until",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +97,7 @@ class Countdown:
         self._expires = int(aging.expires * 1e9)
         self.until = self._expires if aging.until == aging.expires else int(aging.until * 1e9)
         self._cells = aging.cells
-        self._first_cell, self._second_cell = aging.counted
+        self._counted = aging.counted
         self._asked = aging.asked
         self._begun = False
         self._ttls = ttls if aging.counts_down else ()
@@ -109,9 +110,9 @@ class Countdown:
     def next(self, _: bytes, now: int) -> bytes:
         """The response with the TTLs that it has now. The first time it goes to the client whom a plugin answered."""
         if self._begun:
-            cells, first, second = self._cells, self._first_cell, self._second_cell
-            cells[first] += 1
-            cells[second] += 1
+            cells = self._cells
+            for cell in self._counted:
+                cells[cell] += 1
             if self._asked is not None:
                 self._asked()
         self._begun = True

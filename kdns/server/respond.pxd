@@ -15,6 +15,7 @@ cdef class Responder:
     cdef object _label, _blocks, _region, _report, _dump, _top, _waiting, _make_direct, _views, _notified
     cdef Py_ssize_t _panics
     cdef readonly object dropped, direct
+    cdef readonly bint personal
 
     cpdef object respond(self, bytes data, object via, object client, object local)
     cpdef finish(self, Pending pending, object deliver)

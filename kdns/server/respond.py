@@ -22,7 +22,7 @@ from kdns.plugins.chain import Next
 from kdns.server.packet_cache import Countdown, Entry, PacketCache, Turns
 from kdns.server.sampling import Sampler, TopNames
 from kdns.upstream.steps import Run
-from kdns.wire import message, names, rr
+from kdns.wire import message, names, relay, rr
 from kdns.wire.message import Aging, Encoded, Query, Response, Transfer
 from kdns.zone.changes import name_hash
 
@@ -53,7 +53,7 @@ class Block:
     whether recursion is offered for a name (lower case), None if for none. sample: is offered each answer that is given
     in the event loop, and when its query was read; None without `top_names`. classes: what answers other classes than
     IN, before `chaos` (`rewrite`). signatures: looks at those of queries, None without `tsig`.
-    transfers: it has what answers AXFR.
+    transfers: it has what answers AXFR. personal: some of its answers may be kept for their clients.
     """
 
     counters: QueryCounters
@@ -65,6 +65,7 @@ class Block:
     classes: Mapping[int, Next] = field(default_factory=dict)
     signatures: Checker | None = None
     transfers: bool = False
+    personal: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +73,8 @@ class Via:
     """The socket by which a query came. family: AF_INET or AF_INET6. local: where it is bound.
 
     direct: is asked first, None if there is none or it was asked already. streams: a query may have several responses.
+    personal: the packet cache for answers that are their clients', whose packed address is behind the query in its
+    keys; None if nothing asks it.
     """
 
     proto: str
@@ -80,6 +83,7 @@ class Via:
     cache: PacketCache
     direct: Direct | None = None
     streams: bool = False
+    personal: PacketCache | None = None
 
     @property
     def family_label(self) -> str:
@@ -143,10 +147,10 @@ class Responder:
     """Answers for one listening address.
 
     label: as in metrics, `dns://:53`. blocks: server blocks by the zone (lower case) that they answer for; False where
-    `views` decide. waiting: of all addresses of the worker. dump: takes messages that are no queries, and what is to be
-    said of them (`debug`). top: the names that the worker is asked for most, None without `top_names`. direct: makes
-    what answers without the plugins, for a protocol and an address family as metrics call them. notified: takes
-    NOTIFYs, None if nobody wants any.
+    `views` decide. personal: see Block. waiting: of all addresses of the worker. dump: takes messages that are no
+    queries, and what is to be said of them (`debug`). top: the names that the worker is asked for most, None without
+    `top_names`. direct: makes what answers without the plugins, for a protocol and an address family as metrics call
+    them. notified: takes NOTIFYs, None if nobody wants any.
     """
 
     def __init__(
@@ -173,6 +177,7 @@ class Responder:
         known = [block for block in blocks.values() if block]
         if views is not None:
             known += [each.block for found in views.zones.by_zone.values() for each in found]
+        self.personal = any(block.personal for block in known)
         self._top = top if any(block.sample is not None for block in known) else None
         self._panics = region.series(("count", "coredns_panics_total"), 1)
         self._waiting = waiting
@@ -330,14 +335,20 @@ class Responder:
             len(wire),
         )
         key = query.data[2:]
-        if query.signed is not None or not (response.cacheable and via.cache.wants(key)):
+        cache: PacketCache | None = None
+        if response.cacheable:
+            cache = via.cache
+        elif response.personal and block.personal and via.personal is not None:
+            cache = via.personal
+            key += socket.inet_pton(via.family, query.client[0])
+        if cache is None or query.signed is not None or not cache.wants(key):
             return Entry(wire[2:], cell, _turns(encoded), block, ())
         hashes = tuple(map(name_hash, response.depends))
         if response.aging is not None:
-            entry = Entry(b"", cell, _countdown(encoded, response.aging), block, hashes)
+            entry = Entry(b"", cell, _countdown(query, encoded, response.aging), block, hashes)
         else:
             entry = Entry(wire[2:], cell, _turns(encoded), block, hashes)
-        via.cache.put(key, entry, seen)
+        cache.put(key, entry, seen)
         return entry
 
     def _unanswered(self, query: Query, via: Via, block: Block, started: int) -> None:
@@ -403,9 +414,11 @@ def _turns(encoded: Encoded) -> Turns | None:
     return Turns(encoded.rotation, random.randrange(1 << 16)) if encoded.rotation is not None else None
 
 
-def _countdown(encoded: Encoded, aging: Aging) -> Countdown:
+def _countdown(query: Query, encoded: Encoded, aging: Aging) -> Countdown:
     """The same where TTLs change too."""
     wire, rotation, ttls = encoded
+    if aging.counts_down and not ttls:  # its records are not another server's bytes
+        ttls = relay.read(wire, message.question(query)).ttls
     return Countdown(aging, wire[2:], tuple([at - 2 for at in ttls]), rotation, random.randrange(1 << 16))
 
 

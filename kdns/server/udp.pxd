@@ -7,7 +7,7 @@ from kdns.server.packet_cache cimport Entry, PacketCache
 
 @cython.final
 cdef class UdpServer:
-    cdef readonly PacketCache cache
+    cdef readonly PacketCache cache, personal
     cdef object _socket, _responder, _sampler, _region, _loop, _via, _done, _thread
     cdef Batch _batch, _outgoing
     cdef Direct _direct
@@ -21,7 +21,7 @@ cdef class UdpServer:
     @cython.locals(count=cython.int, started=cython.longlong)
     cdef bint _turn(self, int flags) except -1
     @cython.locals(
-        batch=Batch, cache=PacketCache, young=dict, old=dict, seen=cython.ulonglong, lengths="unsigned int[:]", cells="unsigned long long[:]",
+        batch=Batch, cache=PacketCache, personal=PacketCache, young=dict, old=dict, seen=cython.ulonglong, lengths="unsigned int[:]", cells="unsigned long long[:]",
         slot=cython.int, first=cython.int, misses=cython.Py_ssize_t, same=cython.Py_ssize_t,
         key=bytes, entry=Entry, response=bytes, length=cython.Py_ssize_t, size=cython.Py_ssize_t,
         cell=cython.Py_ssize_t, counters=QueryCounters, elapsed=cython.longlong,

@@ -54,7 +54,8 @@ class UdpServer:
         self._cells = region.cells
         self._loop = loop
         self.cache = PacketCache(changes, region, budget)
-        self._via = Via("udp", sock.family, sock.getsockname()[:2], self.cache)
+        self.personal = PacketCache(changes, region, budget) if responder.personal else None
+        self._via = Via("udp", sock.family, sock.getsockname()[:2], self.cache, personal=self.personal)
         self._direct = responder.direct("udp", self._via.family_label)
         self._refused = region.series(("count", "kdns_dropped_total", "reason", "send"), 1)
         self._hits = region.series(("count", "kdns_packet_cache_hits_total"), 1)
@@ -120,6 +121,8 @@ class UdpServer:
         started = self._batch.now()
         if self._generation[0] != self.cache.seen:
             self.cache.sync()
+        if self.personal is not None and self._generation[0] != self.personal.seen:
+            self.personal.sync()
         waiting: list[tuple[Pending, Envelope]] = []
         try:
             self._answer(count, started, waiting)
@@ -132,7 +135,7 @@ class UdpServer:
 
     def _answer(self, count: int, started: int, waiting: list[tuple[Pending, Envelope]]) -> None:
         """Answer what is in the batch. What has to wait for its answer goes to `waiting`."""
-        batch, cache, cells = self._batch, self.cache, self._cells
+        batch, cache, personal, cells = self._batch, self.cache, self.personal, self._cells
         lengths = batch.lengths
         young, old, seen = cache.young, cache.old, cache.seen
         first = 0  # of the slots with answers that are not sent yet
@@ -148,6 +151,8 @@ class UdpServer:
             if entry is None or entry.seen != seen or (entry.turns is not None and entry.turns.until <= started):
                 if entry is not None or old:
                     entry = cache.find(key, started)
+                if entry is None and personal is not None:
+                    entry = personal.find(key + batch.address(slot), started)
                 if entry is None:
                     misses += 1
                     entry = self._miss(slot, key, waiting)

@@ -235,6 +235,7 @@ class Worker:
                 top = self._top.report() if self._top is not None else ()
                 self._region.board.post(Notes(recent.messages(), top).encode())
             caches = [server.cache for server in self._udp] + [server.cache for server in self._tcp]
+            caches += [server.personal for server in self._udp if server.personal is not None]
             reports = [cache.report() for cache in caches]
             self._region.set(("gauge", "kdns_packet_cache_entries"), sum(entries for entries, _ in reports))
             self._region.set(("gauge", "kdns_packet_cache_bytes"), sum(size for _, size in reports))
@@ -338,7 +339,15 @@ class Worker:
             found.classes,
             self._signatures(server, config),
             "transfer" in config.plugins or ("erratic" in config.plugins and forward.NAME not in config.plugins),
+            self._is_personal(config),
         )
+
+    def _is_personal(self, config: ServerConfig) -> bool:
+        if "autopath" not in config.plugins:
+            return False
+        from kdns.plugins import autopath
+
+        return autopath.is_personal(config)
 
     def _signatures(self, server: Server, config: ServerConfig) -> tsig.Checker | None:
         options = config.plugins.get("tsig")
@@ -580,6 +589,7 @@ def _apart(block: Block) -> Block:
         chain=_unkept(block.chain),
         chaos=_unkept(block.chaos) if block.chaos is not None else None,
         classes={number: _unkept(chain) for number, chain in block.classes.items()},
+        personal=False,
     )
 
 

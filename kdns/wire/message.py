@@ -105,18 +105,18 @@ class Query:
 
 
 class Aging(NamedTuple):
-    """How the TTLs of a kept response count down. Times are those of time.monotonic(), in seconds.
+    """How long a response is kept, and how its TTLs count down. Times are those of time.monotonic(), in seconds.
 
     expires: when they are 0. until: as long as the packet cache may answer without asking the plugins again.
-    counts_down: False if they stay as they are. Each answer from the packet cache raises `cells` by one at both indexes
-    of `counted`, and calls `asked`, in any thread, if that is not None.
+    counts_down: False if they stay as they are. Each answer from the packet cache raises `cells` by one at the indexes
+    in `counted`, and calls `asked`, in any thread, if that is not None.
     """
 
     expires: float
     until: float
     counts_down: bool
     cells: memoryview
-    counted: tuple[int, int]
+    counted: tuple[int, ...]
     asked: Callable[[], None] | None = None
 
 
@@ -167,10 +167,11 @@ class Response:
     """What a plugin answers. Sections are lists of an owner name (lower case) and an RRset.
 
     relay: answer with another server's response instead; ttl: for all of its records, None as they are; aging: see
-    there, for a relay that is cacheable. set_flags, clear_flags: masks of header flags, which overrule all else.
-    edns_options: options of our OPT in wire format, sent only if the query had an OPT.
-    recursion: RA. cacheable: whether the packet cache may hold it; depends: the names in our zones that it was made
-    of (lower case), whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
+    there, for a relay that is cacheable, or what was made of one. set_flags, clear_flags: masks of header flags, which
+    overrule all else. edns_options: options of our OPT in wire format, sent only if the query had an OPT.
+    recursion: RA. cacheable: whether the packet cache may hold it; personal: whether it may, if that is not so, for the
+    client's address alone, as `autopath` has left it; depends: the names in our zones that it was made of (lower case),
+    whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
     plugin: who answered. error: what `errors` logs. silent: nothing is sent. transfer: what is sent in place of the
     sections; over UDP only its first message.
     """
@@ -183,6 +184,7 @@ class Response:
     additional: list[tuple[bytes, RRset]] = field(default_factory=list)
     edns_options: bytes = b""
     cacheable: bool = False
+    personal: bool = False
     depends: tuple[bytes, ...] = ()
     rotate: bool = False
     plugin: str = ""

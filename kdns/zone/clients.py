@@ -26,6 +26,14 @@ class Namespaces(Protocol):
         ...
 
 
+def name_of(address: str) -> bytes | None:
+    """The name that an address has in the index, as text; None for what is no address."""
+    try:
+        return owner(rr.address(address.partition("%")[0]))
+    except (OSError, ValueError):
+        return None
+
+
 def owner(rdata: bytes) -> bytes:
     """The name that an address (4 or 16 bytes) has in the index."""
     return names.join([rdata.hex().encode()])
@@ -58,10 +66,9 @@ class StoredNamespaces:
 
     def of(self, address: str) -> str | None:
         """See Namespaces."""
-        try:
-            rdata = rr.address(address.partition("%")[0])
-        except (OSError, ValueError):
+        name = name_of(address)
+        if name is None:
             return None
         with self._store as store:
-            found = namespaces(self._view.find(store, owner(rdata)))
+            found = namespaces(self._view.find(store, name))
         return found.pop() if len(found) == 1 else None
