@@ -44,10 +44,33 @@ BLOCKS = {
 """What a name in a block begins with says what the upstream answers: see `World.script`."""
 
 
+OURS = """cache 30 {
+denial 9984 20
+}
+hosts {
+192.0.2.1 long.ours.test
+fallthrough
+}
+template IN A ours.test {
+match ^short
+answer "{{ .Name }} 2 IN CNAME long.ours.test"
+answer "long.ours.test 7 IN A 192.0.2.1"
+additional "{{ .Name }} 31 IN TXT more"
+fallthrough
+}
+template IN ANY ours.test {
+match ^no
+rcode NXDOMAIN
+authority "ours.test 25 IN SOA . . 1 2 3 4 25"
+fallthrough
+}"""
+"""What the server answers itself, behind its cache."""
+
+
 def corefile(upstream: FakeUpstream) -> str:
-    """A server block for each of BLOCKS, one whose cache has no options, and one for all else."""
+    """A server block for each of BLOCKS, one whose cache has no options, OURS, and one for all else."""
     caches = {zone: f"cache {{\n{options}\n}}" for zone, options in BLOCKS.items()}
-    caches |= {"plain.test": "cache", ".": "ready $host:$ready\ncache 2 short.test"}
+    caches |= {"plain.test": "cache", "ours.test": OURS, ".": "ready $host:$ready\ncache 2 short.test"}
     return "".join(
         f"{zone}:$dns {{\nbind $addresses\nprometheus $host:$metrics\n{lines}\nforward . {upstream.to}\n}}\n"
         for zone, lines in caches.items()
@@ -285,6 +308,15 @@ def test_metrics(place: Place) -> None:
 
 
 # Single questions
+
+
+@pytest.mark.parametrize(
+    ("name", "ttls"), [("long", [30]), ("no.long", [20]), ("short", [2, 7, 30])], ids=["hosts", "denial", "mixed"]
+)
+def test_answers_of_our_own_have_no_longer_ttls_and_are_not_kept(place: Place, name: str, ttls: list[int]) -> None:
+    for _ in range(2):
+        reply = place.server.query(f"{name}.ours.test")
+        assert [rrset.ttl for section in reply.sections[1:] for rrset in section] == ttls
 
 
 def test_hits_are_equal_to_the_first_answer(place: Place) -> None:

@@ -13,8 +13,8 @@ has other servers get. An answer that is truncated, that denies without an SOA, 
 client who asked for signatures, or that does not answer the question is not kept, nor is a failure of a query without
 RD.
 
-Only what came from another server is kept. Answers from zones that this server holds itself (*kubernetes*, *hosts*,
-*whoami*) pass, so that they are never old.
+Only what came from another server is kept. Answers that this server has itself (*kubernetes*, *hosts*, *template*)
+pass, so that they are never old. Their TTLs are lowered to **TTL**, so that no client keeps them for longer.
 
 All who ask for the same while it is not known yet wait for one query to the other server, which goes on if the first
 of them hangs up. Each worker has a cache of its own. Where the control group of the processes has a memory limit, all
@@ -100,12 +100,12 @@ Old answers for a day while upstreams are out of reach, and no negative ones bel
 
 ## Differences from CoreDNS
 
-Hits keep the AA bit of the other server's answer; CoreDNS sets it. An NXDOMAIN at the end of a CNAME is kept, as
-RFC 2308 2.1 has it. An empty answer without an SOA is not kept. The TTL of a denial is not above the SOA's MINIMUM. The
+Hits keep the AA bit of the other server's answer; CoreDNS sets it. An NXDOMAIN at the end of a CNAME is kept, as RFC
+2308 2.1 has it. An empty answer without an SOA is not kept. The TTL of a denial is not above the SOA's MINIMUM. The
 newer of an answer and its denial replaces the other. A failure replaces nothing and is not served stale. One query
 serves all who wait, with or without `serve_stale`; those with and without RD wait apart. Answers from this server's own
-zones are not kept. **CAPACITY** is exact and bounds memory too, and what goes is not up to chance.
-`coredns_cache_drops_total` does not exist: *forward* takes no answer to another question.
+zones are not kept, nor is a TTL of theirs raised to **MINTTL**. **CAPACITY** is exact and bounds memory too, and what
+goes is not up to chance. `coredns_cache_drops_total` does not exist: *forward* takes no answer to another question.
 
 ## See also
 
@@ -125,6 +125,7 @@ from math import ceil, inf
 from typing import Any
 
 from cachetools import LRUCache
+from msgspec import structs
 
 from kdns.corefile import values
 from kdns.corefile.config import Directive, ServerBlock
@@ -139,6 +140,7 @@ from kdns.upstream.steps import Run, Wait
 from kdns.wire import names, rr
 from kdns.wire.message import CD, RD, Aging, Query, Response, passed_options
 from kdns.wire.relay import Relay
+from kdns.wire.rrset import RRset
 from kdns.zone.changes import name_hash
 
 NAME = "cache"
@@ -680,6 +682,11 @@ class Handler:
         counts = self._counts.get(server) or self._count_for(server)
         return counts.requests, counts.misses
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """See Bounding."""
+        return self._options.success.ttl, self._options.denial.ttl
+
     def _find(self, key: bytes, now: float, counts: _Counts) -> Item | None:
         """What is kept, and may have expired, counted as a hit or a miss."""
         item = self._items.find(key, now)
@@ -881,8 +888,10 @@ class Handler:
         seen: the generation of our zones before it was asked for.
         """
         relay = response.relay
-        verdict = self._verdict(query, relay) if relay is not None else None
-        if relay is None or verdict is None:
+        if relay is None:
+            return self._bounded(response)
+        verdict = self._verdict(query, relay)
+        if verdict is None:
             return response
         kind, failure, seconds = verdict
         response.ttl = ceil(seconds)
@@ -898,6 +907,15 @@ class Handler:
             response.cacheable = now < item.until
             response.aging = self._aging(item, counts) if response.cacheable else None
             self._report(counts)
+        return response
+
+    def _bounded(self, response: Response) -> Response:
+        """An answer of our own, in which no TTL is above that for which another server's would be kept."""
+        success, denial = self.bounds
+        most = denial if response.rcode == rr.NXDOMAIN or not response.answer else success
+        response.answer = _lowered(response.answer, most)
+        response.authority = _lowered(response.authority, most)
+        response.additional = _lowered(response.additional, most)
         return response
 
     def _verdict(self, query: Query, relay: Relay) -> tuple[str, bool, float] | None:
@@ -929,6 +947,13 @@ class Handler:
                 self._evicted[kind] = evicted
                 index = counts.evictions[kind]
                 cells[index] += more
+
+
+def _lowered(section: list[tuple[bytes, RRset]], most: int) -> list[tuple[bytes, RRset]]:
+    """A section with no TTL above one in seconds."""
+    if all(rrset.ttl <= most for _, rrset in section):
+        return section
+    return [(owner, structs.replace(rrset, ttl=min(rrset.ttl, most))) for owner, rrset in section]
 
 
 def _answer(item: Item, ttl: int, aging: Aging | None) -> Response:

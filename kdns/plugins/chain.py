@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from kdns.zone.reader import Reader
 
 __all__ = [
-    "Completing", "Handler", "Next", "Provider", "Transparent", "Zoned", "attempt", "in_loop", "in_task", "link",
+    "Bounding", "Completing", "Handler", "Next", "Provider", "Transparent", "Zoned", "attempt", "in_loop", "in_task",
+    "link",
 ]  # fmt: skip
 
 Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Response]]
@@ -45,6 +46,16 @@ class Transparent(Protocol):
     def passing(self, zone: bytes, server: str) -> tuple[int, ...] | None:
         """The cells that each of them for a name in a zone (lower case), on a server, raises by one; None if it does
         more there."""
+        ...
+
+
+@runtime_checkable
+class Bounding(Protocol):
+    """A handler that lowers TTLs of what it lets pass."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The greatest TTL of a record that there is, in seconds, and of one that says what there is not."""
         ...
 
 

@@ -7,6 +7,7 @@ from kdns.zone.reader cimport Reader
 
 cdef int _QUESTION_AT, _OPT_SIZE, _ANSWER, _NO_DATA, _NO_NAME, _LEAST_LIMIT
 cdef int _A, _AAAA, _CNAME, _DS, _OPT, _IN, _CD, _RA, _FLAGS, _LONGEST_LABEL, _LONGEST_NAME, _EXPIRED, _SYNCED
+cdef int _TTL, _DATA_SIZE
 cdef bytes _OWNER, _CLASS, _POD
 cdef dict _KINDS
 
@@ -19,11 +20,12 @@ cdef class DirectZone:
     cdef readonly object block
     cdef readonly tuple counted
     cdef readonly bint recursion
+    cdef readonly bytes bound
     cdef bint _denies, _of_data
     cdef dict _falls
     cdef list _fall_sizes
     cdef bytes _pods
-    cdef object _soa
+    cdef object _soa, _denial
     cdef dict _soas
 
     @cython.locals(view=ZoneView)

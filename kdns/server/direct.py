@@ -12,9 +12,11 @@ import itertools
 from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
+from msgspec import structs
+
 from kdns.observe.counters import BUCKET_OF, TYPES, Region
 from kdns.plugins import forward, kubernetes
-from kdns.plugins.chain import Completing, Handler, Transparent, Zoned
+from kdns.plugins.chain import Bounding, Completing, Handler, Transparent, Zoned
 from kdns.server.packet_cache import Entry, PacketCache
 from kdns.server.respond import Block
 from kdns.wire import message, names, rr
@@ -29,6 +31,9 @@ _QUESTION_AT = 10
 """Offset of the question in a query without its ID."""
 _OPT_SIZE = 11
 _OWNER = b"\xc0\x0c"
+_TTL, _DATA_SIZE = 6, 10
+"""Offsets in a record with such an owner."""
+_MAX_TTL = 2**31 - 1
 _CLASS = b"\0\1"
 _POD = b"\3pod"
 _KINDS = {rr.type_number(text): text for text in sorted(TYPES - {"ANY", "AXFR", "IXFR"})}
@@ -54,12 +59,13 @@ class DirectZone:
     """A zone of one server block.
 
     index: a number for its server block and plugin. plugin: whose zone it is. counted: cells that every answer raises
-    by one. recursion: RA for all of its names.
+    by one. recursion: RA for all of its names. bound: the greatest TTL of an answer as its record has it, empty if none
+    can be above it.
     """
 
     __slots__ = (
-        "_denies", "_fall_sizes", "_falls", "_of_data", "_pods", "_soa", "_soas", "block", "counted", "index", "origin",
-        "plugin", "recursion", "view",
+        "_denial", "_denies", "_fall_sizes", "_falls", "_of_data", "_pods", "_soa", "_soas", "block", "bound",
+        "counted", "index", "origin", "plugin", "recursion", "view",
     )  # fmt: skip
 
     def __init__(
@@ -71,8 +77,10 @@ class DirectZone:
         counted: tuple[int, ...],
         recursion: bool,
         denies: bool,
+        bounds: tuple[int, int],
     ) -> None:
-        """denies: whether no plugin in front of its own has another answer for what does not exist."""
+        """denies: whether no plugin in front of its own has another answer for what does not exist. bounds: of the TTLs
+        of what there is, and of what there is not."""
         self.index = index
         self.view = view
         self.origin = origin = view.origin
@@ -87,6 +95,9 @@ class DirectZone:
         self._falls, self._fall_sizes = below.by_zone, below.sizes
         is_insecure = isinstance(handler, kubernetes.Handler) and handler.options.pods == "insecure"
         self._pods = _POD + origin if is_insecure else b""
+        most, self._denial = bounds
+        is_below = isinstance(handler, kubernetes.Handler) and handler.options.ttl <= most
+        self.bound = b"" if is_below or most >= _MAX_TTL else most.to_bytes(4)
         self._soa: RRset | None = None
         self._soas: dict[int, bytes] = {}
 
@@ -114,9 +125,13 @@ class DirectZone:
             self._soas.clear()
         found = self._soas.get(at)
         if found is None:
-            found = message.soa_record(self.origin, denying(soa), at) if soa is not None else b""
+            found = message.soa_record(self.origin, self._denying(soa), at) if soa is not None else b""
             self._soas[at] = found
         return found
+
+    def _denying(self, soa: RRset) -> RRset:
+        found = denying(soa)
+        return found if found.ttl <= self._denial else structs.replace(found, ttl=self._denial)
 
 
 class Unasked(NamedTuple):
@@ -210,6 +225,7 @@ class Directory:
         origin = view.origin
         counted: tuple[int, ...] = ()
         denies = True
+        bounds = _MAX_TTL, _MAX_TTL
         for other in itertools.takewhile(lambda other: other is not handler, served.handlers.values()):
             if isinstance(other, kubernetes.Handler | Zoned):  # its zones are other ones
                 continue
@@ -218,12 +234,14 @@ class Directory:
                 return False
             counted += cells
             denies = denies and not (isinstance(other, Completing) and other.completes(origin))
+            if isinstance(other, Bounding):
+                bounds = other.bounds
         offered = served.handlers.get(forward.NAME)
         recursion = offered.covers_below(origin) if isinstance(offered, forward.Handler) else False
         if recursion is None or not _is_looked_up(handler, origin):
             return False
         number = self._numbers.setdefault((zone, handler.name), len(self._numbers))
-        return DirectZone(number, view, handler, served.block, counted, recursion, denies)
+        return DirectZone(number, view, handler, served.block, counted, recursion, denies, bounds)
 
 
 def _views(handler: Handler) -> Collection[ZoneView]:
@@ -341,6 +359,8 @@ class Direct:
                 return None
             kind = _ANSWER if found else _NO_DATA
             record = found
+            if zone.bound and record[_TTL:_DATA_SIZE] > zone.bound:
+                record = b"".join((record[:_TTL], zone.bound, record[_DATA_SIZE:]))
         octets = key
         end = _QUESTION_AT + len(name) + 4
         if not record:

@@ -113,6 +113,9 @@ WORLDS: dict[str, World] = {
     "excepted above": World(_block(_kubernetes(), f"forward {Z} 127.0.0.1:9 {{\nexcept local\n}}"), direct=(REVERSE,)),
     "forwarded zone": World(_block(_kubernetes(), f"forward {Z} 127.0.0.1:9"), direct=(WEB, GONE, POD, REVERSE)),
     "caches": World(_block(f"cache 30 {Z} example.org", _kubernetes()), direct=(WEB, GONE, POD)),
+    "caches for less": World(
+        _block("cache 3 {\ndenial 9984 2\n}", _kubernetes("ttl 4"), FORWARD), direct=(WEB, GONE, POD, REVERSE)
+    ),
     "server blocks": World(
         _block(FORWARD, "cache")
         + _block(_kubernetes(), "errors", zone=Z)
@@ -208,6 +211,9 @@ _FILE = "file db example.org"
 _COPY = f"secondary {Z} example.org {{\ntransfer from 192.0.2.1\n%s\n}}"
 WORLDS |= {
     "file": World(_block("errors", "cache", _FILE, "loadbalance", FORWARD), direct=ALL, data={PLAIN: MASTER}),
+    "file that is kept for less": World(
+        _block("cache 30 {\ndenial 9984 20\n}", _FILE), direct=ALL, data={PLAIN: MASTER}
+    ),
     "file beside kubernetes": World(
         _block("prometheus 127.0.0.1:9153", _kubernetes("fallthrough"), _FILE, FORWARD),
         direct=(WEB, *ALL),
