@@ -42,7 +42,7 @@ class RefusedError(Exception):
 def objects(text: str) -> Objects:
     """The objects of a stream of YAML documents, none of which may come twice."""
     found: Objects = {}
-    for item in yaml.safe_load_all(text):
+    for item in yaml.load_all(text, yaml.CSafeLoader):
         if item is not None:
             key = (item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
             assert key not in found, f"twice: {key}"
@@ -104,7 +104,7 @@ class Case:
     @property
     def values(self) -> dict[str, Any]:
         """What is set."""
-        found = yaml.safe_load((STORED / f"{self.name}.values.yaml").read_text())
+        found = yaml.load((STORED / f"{self.name}.values.yaml").read_text(), yaml.CSafeLoader)
         assert isinstance(found, dict)
         return found
 
@@ -164,13 +164,14 @@ class Value:
 
 def defaults() -> dict[str, Any]:
     """values.yaml."""
-    found = yaml.safe_load((CHART / "values.yaml").read_text())
+    found = yaml.load((CHART / "values.yaml").read_text(), yaml.CSafeLoader)
     assert isinstance(found, dict)
     return found
 
 
 def values() -> Iterator[Value]:
     """Every entry of values.yaml that has a comment right above it; what is below such an entry belongs to it."""
+    known = defaults()
     path: list[str] = []
     comment: list[str] = []
     inside: int | None = None
@@ -185,7 +186,7 @@ def values() -> Iterator[Value]:
             path = [*path[: indent // 2], match[1]]
             if comment:
                 inside = indent
-                yield Value(".".join(path), _at(defaults(), path), " ".join(comment))
+                yield Value(".".join(path), _at(known, path), " ".join(comment))
             comment = []
         else:
             assert not line.strip(), f"values.yaml: {line}"
