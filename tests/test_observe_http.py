@@ -62,7 +62,11 @@ def address(server: HttpServer) -> tuple[str, int]:
         server,
         Endpoint(LOCAL, 0, "/health", health_page, "health"),
         Endpoint(
-            LOCAL, 0, "/metrics", metrics_page(Exposition(totals, lambda: SupervisorState("0.1.0"))), "prometheus"
+            LOCAL,
+            0,
+            "/metrics",
+            metrics_page(lambda: Exposition(totals, lambda: SupervisorState("0.1.0"))),
+            "prometheus",
         ),
         Endpoint(LOCAL, 0, "/fails", failing, "test"),
     )

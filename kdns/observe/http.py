@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from kdns.errors import KdnsError
 from kdns.observe.counters import Histogram
-from kdns.observe.metrics import Exposition
+
+if TYPE_CHECKING:
+    from kdns.observe.metrics import Exposition
 
 REQUEST_SECONDS = 5.0
 """Time to send a request, and again to take its response."""
@@ -82,11 +84,18 @@ def health_page(headers: Message) -> Reply:
     return plain(HTTPStatus.OK, "OK")
 
 
-def metrics_page(exposition: Exposition) -> Page:
-    """The page that shows the metrics in the format that the request's headers ask for."""
+def metrics_page(make: Callable[[], Exposition]) -> Page:
+    """The page that shows the metrics in the format that the request's headers ask for.
+
+    make: is called once, by the first request.
+    """
+    lock = threading.Lock()
+    made: list[Exposition] = []
 
     def page(headers: Message) -> Reply:
-        found, body = exposition.render(headers.get("Accept") or "", headers.get("Accept-Encoding") or "")
+        with lock:
+            made[:] = made or [make()]
+        found, body = made[0].render(headers.get("Accept") or "", headers.get("Accept-Encoding") or "")
         return Reply(HTTPStatus.OK, found, body)
 
     return page

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from email.message import Message
 from functools import partial
+from typing import TYPE_CHECKING
 
 from kdns.corefile.config import Config
 from kdns.errors import KdnsError
 from kdns.observe.counters import HEALTH_REQUESTS, Region
 from kdns.observe.http import Endpoint, HealthProbe, HttpServer, Readiness, Reply, health_page, metrics_page
 from kdns.observe.logs import Log
-from kdns.observe.metrics import Exposition
 from kdns.plugins import health, prometheus, ready
+
+if TYPE_CHECKING:
+    from kdns.observe.metrics import Exposition
 
 StatusReply = Callable[[tuple[str, ...], Message], Reply]
 """Answers a request for the status page: the other paths at that address, and the headers. Called in any thread."""
@@ -22,9 +25,10 @@ class Pages:
     """What is served now, and the exchange for what a new configuration asks for."""
 
     def __init__(
-        self, exposition: Exposition, show: StatusReply, own: Region, log: Log, *, anywhere: bool = False
+        self, exposition: Callable[[], Exposition], show: StatusReply, own: Region, log: Log, *, anywhere: bool = False
     ) -> None:
-        """anywhere: serve at addresses too that the machine does not have yet."""
+        """exposition: makes what is at /metrics, when somebody first asks for it. anywhere: serve at addresses too that
+        the machine does not have yet."""
         self._server = HttpServer(lambda text: log.error(text, key="http"), anywhere=anywhere)
         self._metrics = metrics_page(exposition)
         self._show = show
