@@ -265,8 +265,8 @@ def test_bytes_of_the_network_raise_nothing_else(data: bytes, at: int, serial: i
 # Of a lineage
 
 
-def question(rtype: int, lineage: bytes = b"lineage1") -> Question:
-    have = Have(soa(5).rdata, lineage) if rtype != rr.AXFR else None
+def question(rtype: int, lineage: bytes = b"lineage1", revision: int = 0) -> Question:
+    have = Have(soa(5).rdata, lineage, revision)
     return Question(7, ORIGIN, rtype, have, None, time.time(), follow=True)
 
 
@@ -284,13 +284,14 @@ def ask(rows: Iterable[Row], theirs: bytes, rtype: int = rr.IXFR, ours: bytes = 
     return asked
 
 
-def test_a_query_says_which_lineage_the_copy_is_of() -> None:
-    for rtype, lineage, told in [
-        (rr.AXFR, b"lineage1", b""),
-        (rr.IXFR, b"lineage1", b"lineage1"),
-        (rr.IXFR, b"", b""),
+def test_a_query_says_which_lineage_the_copy_is_of_and_how_far_it_goes() -> None:
+    for rtype, lineage, revision, told in [
+        (rr.AXFR, b"lineage1", 0, b"lineage1"),
+        (rr.IXFR, b"lineage1", 0, b"lineage1"),
+        (rr.IXFR, b"lineage1", 258, b"lineage1\0\0\0\0\0\0\1\2"),
+        (rr.IXFR, b"", 258, b""),
     ]:
-        found = dns.message.from_wire(question(rtype, lineage).data)
+        found = dns.message.from_wire(question(rtype, lineage, revision).data)
         assert [(int(one.otype), one.to_wire()) for one in found.options] == [(following.OPTION, told)]
     without = dns.message.from_wire(inbound.query(7, ORIGIN, rr.AXFR))
     assert without.edns < 0
@@ -304,6 +305,8 @@ def test_serials_of_the_same_lineage_are_compared() -> None:
     found = ask(DIFFERENCE, b"lineage1")
     assert (found.lineage, found.got.done, len(found.got.steps)) == (b"lineage1", True, 1)
     assert ask([soa(5)], b"lineage1").got.current
+    found = ask([soa(5)], following.mark(b"lineage1", 1 << 63))
+    assert (found.lineage, found.revision, found.got.current) == (b"lineage1", 1 << 63, True)
     found = ask(DIFFERENCE, b"", ours=b"")
     assert (found.lineage, len(found.got.steps)) == (b"", 1)
 

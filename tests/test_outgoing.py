@@ -78,6 +78,26 @@ def test_a_zone_is_made_into_messages_once_for_all_who_take_it(reader: Reader) -
     run(steps())
 
 
+def test_who_had_it_from_another_server_gets_nothing_earlier(reader: Reader, tmp_path: Path) -> None:
+    def change(txn: Transaction) -> None:
+        txn.put(txn.zone(ZONE.number), b"\3new" + ORIGIN, (RRset(rr.A, 5, (rr.address("192.0.2.1"),)),))
+        txn.set_revision(7, "test")
+
+    async def steps() -> None:
+        sending = Outgoing(reader)
+        first = await sending.whole(ZONE, followed=True)
+        reader.close()
+        write(tmp_path / "state", change)
+        sending.store = Reader(tmp_path / "state", Changes.create())
+        assert await sending.whole(ZONE, followed=True) is first
+        found = await sending.whole(ZONE, followed=True, revision=7)
+        assert found is not None
+        assert (found.revision, found is first) == (7, False)
+        sending.store.close()
+
+    run(steps())
+
+
 def test_others_have_their_turn_while_a_zone_is_prepared(reader: Reader) -> None:
     async def steps() -> None:
         sending = Outgoing(reader)

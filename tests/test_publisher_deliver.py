@@ -384,6 +384,7 @@ def test_each_kind_is_followed_from_the_version_that_was_delivered_last(store: S
     publisher.deliver([changed(S, CLUSTER_IP, version="12")], complete=True, current=True)
     publisher.deliver([changed(E, version="13")], complete=True, current=True)
     assert versions(Publisher(store, "main", PLAIN)) == {S: "12", E: "13", N: "1"}
+    assert store.read(lambda txn: {txn.revision(zone) for zone in txn.zones()}) == {13}
     assert Publisher(store, "main", PLAIN).begin(SCOPES | {S: "others"}, strict=False) == {E: "13", N: "1"}
     assert versions(Publisher(store, "main", PLAIN)) == {S: "12", E: "13", N: "1"}, "nothing of another scope came"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.opcode
@@ -24,8 +25,8 @@ import pytest
 
 from kdns.server.primary import USELESS
 from kdns.server.secondary_feed import PART, SPREAD, _Return, _Said
-from kdns.wire import following, names, rr
-from kdns.zone import transfer
+from kdns.wire import following, message, names, rr
+from kdns.zone import inbound, transfer
 from kdns.zone.journal import Difference, Row
 from kdns.zone.transfer import Messages, Packer
 from tests.support import objects, ports
@@ -147,6 +148,7 @@ class Centre:
         self.zones = {f"{name}.test": Zone(names.from_text(f"{name}.test")) for name in "ab"}
         self.port = ports.free_port([ADDRESS])
         self.lineage: bytes | None = FIRST
+        self.revision = 0
         self.silent = self.once = self.fickle = False
         self.pause = ""
         self.refused: tuple[str, ...] = ()
@@ -225,26 +227,34 @@ class Centre:
         options: dict[int, bytes],
     ) -> None:
         there = self.zones[zone]
-        if zone in self.refused:
+        theirs = options.get(following.OPTION, b"")
+        behind = theirs[:8] != self.lineage and following.revision({following.OPTION: theirs}) > self.revision
+        if zone in self.refused or behind:
             response = dns.message.make_response(query)
             response.set_rcode(dns.rcode.SERVFAIL)
+            if behind:
+                mark = following.mark(SECOND, self.revision)
+                response.use_edns(options=[dns.edns.GenericOption(dns.edns.OptionType(following.OPTION), mark)])
             connection.send(response.to_wire())
             return
         if self.fickle:
             time.sleep(DELAY)
             self.lineage = os.urandom(following.LINEAGE)
-        known = kind == "IXFR" and (self.lineage is None or options.get(following.OPTION) == self.lineage)
+        known = kind == "IXFR" and (self.lineage is None or theirs[:8] == self.lineage)
         messages = (
             there.since(serial or 0) if known else transfer.alone(there.soa()) if kind == "SOA" else there.whole()
         )
         question = there.origin + struct.pack("!HH", dns.rdatatype.from_text(kind), rr.IN)
-        opt = b"\0" + struct.pack("!HHIH", rr.OPT, 1232, 0, 12) + struct.pack("!HH", following.OPTION, 8)
+        own = following.mark(self.lineage or b"", self.revision)
+        opt = message.opt_record(False, options=message.option(following.OPTION, own))
         for number, (count, body) in enumerate(messages):
-            mark = opt + self.lineage if self.lineage is not None and not number and kind != "SOA" else b""
+            marked = opt if self.lineage is not None and not number and kind != "SOA" else b""
             if number == 1 and zone == self.pause:
                 self.half.set()
                 self.go_on.wait(10)
-            connection.send(struct.pack("!HHHHHH", query.id, 0x8400, 1, count, 0, bool(mark)) + question + body + mark)
+            connection.send(
+                struct.pack("!HHHHHH", query.id, 0x8400, 1, count, 0, bool(marked)) + question + body + marked
+            )
         if self.once:
             self.once = False
             connection.sock.shutdown(socket.SHUT_RDWR)
@@ -330,15 +340,17 @@ def test_serials_are_compared_within_a_lineage_only(serve: Callable[..., Server]
     move(None, 3, 55)  # a server that has no lineages, and says that nothing is newer
     assert [asked for asked in centre.asked if asked[0] == "a.test"][-2:] == [
         ("a.test", "IXFR", 3, SECOND),
-        ("a.test", "AXFR", None, b""),
+        ("a.test", "AXFR", None, SECOND),
     ]
     failed = server.metrics().value("kdns_secondary_transfers_total", result="failed")
     assert failed <= 2, "no more than what was asked on a connection that ended"
 
 
 def test_another_primary_is_followed_when_one_is_gone(serve: Callable[..., Server], centre: Centre) -> None:
+    """But not before it has what the first one had: nobody is to get an old answer after a new one."""
+    centre.revision = 7
     with Centre() as other:
-        other.lineage = SECOND
+        other.lineage, other.revision = SECOND, 6
         for zone in other.zones.values():
             zone.hosts["h7"] = 5
         where = f"{ADDRESS}:{centre.port}"
@@ -346,10 +358,16 @@ def test_another_primary_is_followed_when_one_is_gone(serve: Callable[..., Serve
         server._wait(lambda: has(server, "h7.a.test", 1) and has(server, "h7.b.test", 1), 10, "two copies")
         assert not other.connections
         centre.close()
+        server._wait(lambda: len({asked[0] for asked in other.asked}) == 2, 10, "questions")
+        assert ("a.test", "IXFR", 10, following.mark(FIRST, 7)) in other.asked
+        assert has(server, "h7.a.test", 1)
+        assert has(server, "h7.b.test", 1)
+        other.revision = 7
         server._wait(lambda: has(server, "h7.a.test", 5) and has(server, "h7.b.test", 5), 10, "those of the other one")
         other.change("b.test", "h7", 6)
         server._wait(lambda: has(server, "h7.b.test", 6), 5, "a change")
-        assert len(other.connections) == 1
+        assert sum(connection.open for connection in other.connections) == 1
+        assert "it is behind the one that our copy is of" in server.log
 
 
 def test_a_reload_goes_on_from_the_copy(serve: Callable[..., Server], centre: Centre) -> None:
@@ -366,6 +384,7 @@ def test_a_reload_goes_on_from_the_copy(serve: Callable[..., Server], centre: Ce
 
 
 def test_a_copy_of_a_copy_is_of_the_lineage_of_its_origin(serve: Callable[..., Server], centre: Centre) -> None:
+    centre.revision = 300
     given = text(centre, "    transfer {\n        to *\n    }\n")
     server = serve(corefile=given, program=IMPATIENT)
     second = serve(corefile=given.replace(str(centre.port), str(server.port)), program=IMPATIENT)
@@ -385,8 +404,20 @@ def test_a_copy_of_a_copy_is_of_the_lineage_of_its_origin(serve: Callable[..., S
     server.start()
     second.start()
     second._wait(lambda: has(second, "h7.a.test", 45), 10, "a change meanwhile")
-    assert ("a.test", "IXFR", 12, SECOND) in centre.asked
+    assert ("a.test", "IXFR", 12, following.mark(SECOND, 300)) in centre.asked
     assert second.metrics().value("kdns_secondary_transfers_total", zone="a.test.", result="axfr") == 0
+    assert [rcode_for(server, FIRST, revision) for revision in (0, 300, 301)] == ["NOERROR", "NOERROR", "SERVFAIL"]
+    assert rcode_for(server, SECOND, 301) == "NOERROR"
+
+
+def rcode_for(server: Server, lineage: bytes, revision: int) -> str:
+    """What somebody gets who has a copy of that lineage and revision."""
+    data = inbound.query(7, names.from_text("a.test"), rr.AXFR, mark=following.mark(lineage, revision))
+    with socket.create_connection((ADDRESS, server.port), 5) as sock:
+        sock.sendall(struct.pack("!H", len(data)) + data)
+        found = read_message(sock)
+        assert found is not None
+        return dns.rcode.to_text(dns.rcode.Rcode(found[3] & 15))
 
 
 # What goes wrong

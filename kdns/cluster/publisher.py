@@ -312,6 +312,7 @@ class Publisher:
                     txn.put_meta(self._version_key(delivery.kind), version)
                     if keeps:
                         txn.put_meta(self._externals_key, version)
+            txn.set_revision(self._revision(txn), self.source)
             if complete:
                 self._sync(txn)
             if current:
@@ -319,6 +320,11 @@ class Publisher:
             return outcome
 
         return self._write(action)
+
+    def _revision(self, txn: Transaction) -> int:
+        """The latest of the versions that have been reached, if they are numbers: those of one cluster count on."""
+        found = ((txn.get_meta(self._version_key(kind)) or b"").partition(b"\n")[0] for kind in self._scopes)
+        return max((int(version) for version in found if version.isdigit() and len(version) < 20), default=0)
 
     def _version_key(self, kind: str) -> str:
         return f"version {kind} {self.source}"

@@ -54,10 +54,12 @@ _KEPT = 1 << 20
 
 
 class Whole:
-    """A zone as messages. It is there as long as somebody sends it. made: when, of `time.monotonic()`."""
+    """A zone as messages. It is there as long as somebody sends it. revision: of its data. made: when, of
+    `time.monotonic()`."""
 
-    def __init__(self, zone: Zone, messages: Messages, made: float) -> None:
+    def __init__(self, zone: Zone, revision: int, messages: Messages, made: float) -> None:
         self.zone = zone
+        self.revision = revision
         self.messages = messages
         self.made = made
 
@@ -197,34 +199,39 @@ class Outgoing:
         if not share.count:
             del self._shares[host]
 
-    async def whole(self, wanted: Zone, *, followed: bool = False) -> Whole | None:
+    async def whole(self, wanted: Zone, *, followed: bool = False, revision: int = 0) -> Whole | None:
         """All of a zone as it is now, of one commit; None if it is not, or no more, to be served.
 
         One is made into messages at a time, in portions, with pauses that are as long. followed: it may be one of
-        FRESH ago. Raises StoreError if the store does not let us, TimeoutError if it takes too long.
+        FRESH ago, but of no earlier revision than this. Raises StoreError if the store does not let us, TimeoutError if
+        it takes too long.
         """
         async with asyncio.timeout(PREPARING):
             async with self._packing:
                 with self.snapshot() as found:
-                    return await self._whole_of(found, wanted, FRESH if followed else 0.0)
+                    return await self._whole_of(found, wanted, FRESH if followed else 0.0, revision)
 
-    async def _whole_of(self, found: Snapshot, wanted: Zone, fresh: float) -> Whole | None:
+    async def _whole_of(self, found: Snapshot, wanted: Zone, fresh: float, least: int) -> Whole | None:
         with found.open() as txn:
             zone = next((zone for zone in txn.zones() if zone.number == wanted.number), None)
+            revision = txn.revision(zone) if zone is not None else 0
         if zone is None or zone.state != SYNCED:
             return None
         if (zone.source, zone.origin) != (wanted.source, wanted.origin):  # its number was given to another one
             return None
-        there = self._whole.get((zone.number, zone.version)) or self._recent_whole(zone, time.monotonic() - fresh)
+        there = self._whole.get((zone.number, zone.version)) or self._recent_whole(
+            zone, time.monotonic() - fresh, least
+        )
         if there is None:
             made = time.monotonic()
-            there = self._whole[zone.number, zone.version] = Whole(zone, await self._pack(found, zone), made)
+            there = Whole(zone, revision, await self._pack(found, zone), made)
+            self._whole[zone.number, zone.version] = there
         return there
 
-    def _recent_whole(self, zone: Zone, since: float) -> Whole | None:
+    def _recent_whole(self, zone: Zone, since: float, least: int) -> Whole | None:
         """All of a zone as it was a short time ago, if somebody sends that."""
-        found = (one for one in list(self._whole.values()) if one.made > since and _same(one.zone, zone))
-        return next(found, None)
+        recent = (one for one in list(self._whole.values()) if one.made > since and one.revision >= least)
+        return next((one for one in recent if _same(one.zone, zone)), None)
 
     async def _pack(self, found: Snapshot, zone: Zone) -> Messages:
         packer = Packer(zone.origin)

@@ -21,6 +21,12 @@ seldom, and when the connection has ended: so a kdns begins with another configu
 serials than those of another, as they come from another zone store: it says which one it is, and a copy of another one
 is fetched as a whole.
 
+A kdns that is behind the one that was followed before, such as one that has lost the API server, knows that from the
+resourceVersion of our copy, and refuses: an old answer after a new one is worse than a copy that stays as it is. It is
+asked again on other connections, which a Service may lead elsewhere. After ten minutes without an answer what there is
+is taken, as resourceVersions may have begun anew. One that loses the API server while zones are followed there is not
+left: its own metrics tell of that.
+
 A transfer is written in one transaction: whoever asks gets the old zone or the new one. Records that are not in the
 zone are left out. A zone of more than 64 MiB (256 MiB where names are in full, or a tenth of the memory limit), one
 that no master file could have, or one whose transfer takes more than ten minutes is not taken, and the log says so.

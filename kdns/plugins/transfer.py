@@ -24,9 +24,10 @@ second, and again after 1, 2, 4 and up to 60 seconds until it answers; and when 
 A kdns whose *secondary* has a copy of a zone follows it: on the connection on which it has asked for the zone, it is
 told of changes at once, if `to` has its address. It may connect to any of several servers of one cluster, as from a
 Service: each zone store has a lineage, 8 random bytes, by which it sees that serials are of another one, and gets the
-whole zone then, as it was up to five seconds ago, and at once what has changed since. What a server has as a copy
-itself is of the lineage of where it came from. A copy of the store's files begins another lineage, and so does a start
-of the machine: a power cut may have taken serials that others know.
+whole zone then, as it was up to five seconds ago, and at once what has changed since; but if the follower's copy is of
+a later resourceVersion than this server has reached, SERVFAIL. What a server has as a copy itself is of the lineage of
+where it came from. A copy of the store's files begins another lineage, and so does a start of the machine: a power cut
+may have taken serials that others know.
 
 A worker has room for 2000 followers, less where memory is short, and for 1000 zones of each. For more, one of the
 client address with most of them makes room, the one that was silent longest: whoever opens thousands of connections is
@@ -237,35 +238,40 @@ class Held:
 class Found(NamedTuple):
     """What is sent to a client.
 
-    zone: as it is then. lineage: the store's, if the client follows the zone from then on. kept: has to be there as
-    long as the messages are sent.
+    zone: as it is then. lineage: the store's, if the client follows the zone from then on; revision: with it. kept: has
+    to be there as long as the messages are sent.
     """
 
     messages: Messages
     zone: Zone
     lineage: bytes | None = None
+    revision: int = 0
     kept: object = None
 
 
 class There(NamedTuple):
-    """A zone in the store, its SOA record if it has one, and the store's lineage."""
+    """A zone in the store, its SOA record if it has one, the store's lineage, and the revision of the data."""
 
     zone: Zone
     soa: Row | None
     lineage: bytes | None
+    revision: int
 
 
 class Wanted(NamedTuple):
     """What a client asks for.
 
     zone: as it is. soa: its SOA record. serial: what the client has, None for nothing. lineage: the store's, if the
-    client is to follow the zone; then any serial may be one that the zone has had, and else only those below.
+    client is to follow the zone; then any serial may be one that the zone has had, and else only those below. revision:
+    that of the data. least: that of what the client has.
     """
 
     zone: Zone
     soa: Row
     serial: int | None
     lineage: bytes | None
+    revision: int = 0
+    least: int = 0
 
     @property
     def current(self) -> bool:
@@ -336,7 +342,7 @@ class Handler:
             return wanted
         if wanted.current:
             self._count("current")
-            return self._sent(query, Found(messages.alone(wanted.soa), wanted.zone, wanted.lineage))
+            return self._sent(query, Found(messages.alone(wanted.soa), wanted.zone, wanted.lineage, wanted.revision))
         made = None
         if wanted.serial is not None:
             followed = wanted.lineage is not None
@@ -344,14 +350,14 @@ class Handler:
         if made is None or len(made.messages) > 1:
             return None
         self._count("ixfr")
-        return self._sent(query, Found(made.messages, made.zone, wanted.lineage))
+        return self._sent(query, Found(made.messages, made.zone, wanted.lineage, wanted.revision))
 
     def _sent(self, query: Query, found: Found, slot: Slot | None = None) -> Response:
         done = slot.close if slot is not None else _nothing
         followed = found.zone if found.lineage else None
         lineage = found.lineage and (found.zone.lineage or found.lineage)
         transfer = Transfer(query.lname, found.messages, done, found.kept, followed, partial(self._has_to_yield, query))
-        options = message.option(following.OPTION, lineage) if lineage else b""
+        options = message.option(following.OPTION, following.mark(lineage, found.revision)) if lineage else b""
         return Response(authoritative=True, transfer=transfer, edns_options=options, plugin=NAME)
 
     def _has_to_yield(self, query: Query, *, slow: bool) -> bool:
@@ -386,8 +392,22 @@ class Handler:
         if there.zone.state != SYNCED or there.soa is None:
             return self._refuse(rr.SERVFAIL, "failed")
         ours = there.lineage if theirs is not None else None
-        same = ours is None or theirs == (there.zone.lineage or ours)
-        return Wanted(there.zone, there.soa, serial if same else None, ours)
+        if ours is None or theirs == (there.zone.lineage or ours):
+            return Wanted(there.zone, there.soa, serial, ours, there.revision)
+        least = following.revision(query.edns.options) if query.edns is not None else 0
+        if 0 < there.revision < least and self._revision(there.zone) < least:
+            text = f"{query.client[0]} has a later copy of zone {names.to_text(query.lname)}, and gets none from here"
+            self._log.warning(text, key="behind")
+            response = self._refuse(rr.SERVFAIL, "failed")
+            mark = following.mark(there.zone.lineage or ours, there.revision)
+            response.edns_options = message.option(following.OPTION, mark)
+            return response
+        return Wanted(there.zone, there.soa, None, ours, there.revision, least)
+
+    def _revision(self, zone: Zone) -> int:
+        """That of a zone's data now: it rises too where nothing changes."""
+        with self._outgoing.store as reader:
+            return reader.transaction().revision(zone)
 
     def _there(self, origin: bytes) -> There | None:
         """The zone with an apex. What was read of it is good until something changes."""
@@ -403,7 +423,7 @@ class Handler:
                 if zone is None:
                     return None
                 soa = messages.soa(zone.origin, txn.get(zone, zone.origin) or ())
-                found = self._known[origin] = There(zone, soa, txn.lineage)
+                found = self._known[origin] = There(zone, soa, txn.lineage, txn.revision(zone))
         return found
 
     async def _find(self, query: Query, serial: int | None) -> Response | Found:
@@ -411,26 +431,26 @@ class Handler:
         wanted = self._wanted(query, serial)
         if isinstance(wanted, Response):
             return wanted
-        _, soa, serial, lineage = wanted
+        _, soa, serial, lineage, revision, least = wanted
         if wanted.current:
             self._count("current")
-            return Found(messages.alone(soa), wanted.zone, lineage)
+            return Found(messages.alone(soa), wanted.zone, lineage, revision)
         made = None
         if serial is not None:
             host, followed = query.client[0], lineage is not None
             made = await self._outgoing.difference(wanted.zone, serial, host, followed=followed)
         if made is not None and (query.proto != "udp" or self._fits(query, made.messages)):
             self._count("ixfr")
-            return Found(made.messages, made.zone, lineage, made)
+            return Found(made.messages, made.zone, lineage, revision, made)
         if query.proto == "udp":
             self._count("current")
             return Found(messages.alone(soa), wanted.zone)
-        whole = await self._outgoing.whole(wanted.zone, followed=lineage is not None)
+        whole = await self._outgoing.whole(wanted.zone, followed=lineage is not None, revision=least)
         if whole is None:
             return self._refuse(rr.SERVFAIL, "failed")
         self._count("axfr")
         self._tell(query, whole)
-        return Found(whole.messages, whole.zone, lineage, whole)
+        return Found(whole.messages, whole.zone, lineage, whole.revision, whole)
 
     def _fits(self, query: Query, found: Messages) -> bool:
         """Whether it is one message that a client can get over UDP."""

@@ -15,7 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -33,7 +33,7 @@ from kdns.wire import names, rr
 from kdns.wire.rrset import RRset
 from kdns.wire.tsig import Key
 from kdns.zone import inbound, journal
-from kdns.zone.inbound import Have, Inbound, LineageError, RcodeError, TooLargeError
+from kdns.zone.inbound import BehindError, Have, Inbound, LineageError, RcodeError, TooLargeError
 from kdns.zone.store import EXPIRED, SYNCED, Store, Transaction, Zone
 
 PATIENCE = 35.0
@@ -63,6 +63,8 @@ _AT_ONCE = 4
 """Zones that are transferred at a time, of those that are followed and of the others: who does not answer is not in the
 way of what changes. One of all, where there is a limit of memory: so each has all that there is for it."""
 _LEAST = 1.0
+OLDER = 600.0
+"""Seconds without an answer of a primary after which the copy of another one is taken that is behind ours."""
 LEAST_EXPIRE = 2
 """Seconds for which a copy lasts, whatever its SOA record says: longer than until primaries are asked again."""
 _MOST = 28 * 86400.0
@@ -72,8 +74,8 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _State:
-    """A zone. soa: None if there is nothing of it. lineage: of the copy, empty for none. heard: when a primary has
-    answered last, in seconds since 1970, None for never; noted: the same as far as the store knows.
+    """A zone. soa: None if there is nothing of it. lineage, revision: of the copy, empty and 0 for none. heard: when a
+    primary has answered last, in seconds since 1970, None for never; noted: the same as far as the store knows.
 
     wholes: how often all of it came, one time after the other. retry: seconds until the next try, as long as there is
     nothing. told: there is a reason to ask; by: a primary that has sent a NOTIFY. problem: what was said of it last.
@@ -83,6 +85,7 @@ class _State:
     origin: bytes
     soa: RRset | None = None
     lineage: bytes = b""
+    revision: int = 0
     heard: float | None = None
     noted: float = 0.0
     expired: bool = False
@@ -96,7 +99,7 @@ class _State:
     @property
     def have(self) -> Have | None:
         """What there is, to be told to a primary."""
-        return Have(self.soa.rdatas[0], self.lineage) if self.soa is not None else None
+        return Have(self.soa.rdatas[0], self.lineage, self.revision) if self.soa is not None else None
 
     def last_heard(self) -> float | None:
         """When it was last known to be what a primary has."""
@@ -155,12 +158,14 @@ class _Said:
 class Known:
     """A zone as it is in the store.
 
-    soa: None if there is nothing of it. heard: when a primary has answered last, in seconds since 1970.
+    soa: None if there is nothing of it. heard: when a primary has answered last, in seconds since 1970. revision: see
+    `Transaction.revision`.
     """
 
     zone: Zone
     soa: RRset | None
     heard: float | None
+    revision: int
 
 
 class SecondaryPublication(ZonePublication):
@@ -202,7 +207,8 @@ class SecondaryPublication(ZonePublication):
             for zone in txn.zones():
                 if zone.source == self.source and zone.origin not in wanted:
                     txn.drop_zone(zone)
-                    txn.delete_meta(self._key("heard", zone.origin))
+                    for what in ("heard", "revision"):
+                        txn.delete_meta(self._key(what, zone.origin))
 
         self._store.write(action)
         self.look()
@@ -215,11 +221,11 @@ class SecondaryPublication(ZonePublication):
             apex = txn.get(zone, origin) or ()
             heard = txn.get_meta(self._key("heard", origin))
             soa = next((rrset for rrset in apex if rrset.type == rr.SOA), None)
-            return Known(zone, soa, float(heard) if heard is not None else None)
+            return Known(zone, soa, float(heard) if heard is not None else None, txn.revision(zone))
 
         return self._store.read(action)
 
-    def take(self, origin: bytes, got: Inbound, lineage: bytes, now: float) -> None:
+    def take(self, origin: bytes, got: Inbound, lineage: bytes, revision: int, now: float) -> None:
         """Write what a primary has given. Raises FormatError if it does not fit to what there is, and StoreError."""
         assert got.soa is not None
 
@@ -233,6 +239,7 @@ class SecondaryPublication(ZonePublication):
             txn.set_state(zone, SYNCED)
             txn.put_meta(self._key("heard", origin), repr(now).encode())
             txn.set_lineage(zone, lineage)
+            txn.set_revision(revision, self.source, origin)
 
         try:
             self._store.write(action)
@@ -364,6 +371,7 @@ class SecondaryFeed:
                 self.publication.log.error(str(error), key="store")
                 await asyncio.sleep(_LEAST)
         state.on, state.soa, state.lineage, state.heard = None, known.soa, known.zone.lineage, known.heard
+        state.revision = known.revision
         state.noted = known.heard or 0.0
         state.expired = known.zone.state == EXPIRED
 
@@ -445,6 +453,8 @@ class SecondaryFeed:
             if state.soa is not None and await self._update(state, address):
                 return
         except FormatError as error:
+            if isinstance(error, BehindError):
+                raise
             if not isinstance(error, RcodeError | LineageError):
                 text = f"zone {names.to_text(state.origin)}: {_text(address)}: {error}; all of it is fetched"
                 self.publication.log.warning(text, key=f"ixfr {state.origin!r}")
@@ -462,14 +472,14 @@ class SecondaryFeed:
         async with self._reached(address) as primary:
             compared = await primary.ask(state.origin, rr.SOA, state.have)
             if compared.got.current:
-                await self._take(state, primary, compared.got, b"")
+                await self._take(state, primary, compared.got)
             else:
                 await self._transfer(state, primary, rr.IXFR)
         return True
 
     async def _transfer(self, state: _State, primary: Primary, rtype: int) -> None:
         """Transfer a zone, or what has changed in it. Raises FormatError, OSError, StoreError."""
-        have = state.have if rtype == rr.IXFR else None
+        have = self._have(state)
         alone = len(self._copy.primaries) == 1 or self._follows.get(primary.address, False)
         patience = PATIENCE if alone and (state.on is None or rtype == rr.AXFR) else TIMEOUT
         follow = primary.address not in self._bare
@@ -486,11 +496,21 @@ class SecondaryFeed:
         primary.refused.pop(state.origin, None)
         if question.lineage:
             primary.zones[state.origin] = None
-        await self._take(state, primary, question.got, question.lineage)
+        await self._take(state, primary, question.got, question.lineage, question.revision)
         if question.lineage and not primary.ended:
             if state.on is not None and state.on is not primary:
                 state.on.zones.pop(state.origin, None)
             state.on = primary
+
+    def _have(self, state: _State) -> Have | None:
+        """What there is of a zone. Its revision is that of all zones that come from where it does, so that who is
+        behind is left for another one with all of them."""
+        have, age = state.have, state.age()
+        if have is None or age is None:
+            return have
+        lasts = age < OLDER and not state.expired
+        known = (one.revision for one in self._states.values() if lasts and one.lineage == state.lineage)
+        return replace(have, revision=max(known, default=0))
 
     def _learn(self, primary: Primary) -> None:
         """Note whether zones can be followed on a connection, and keep it if they can."""
@@ -499,18 +519,20 @@ class SecondaryFeed:
         if primary.follows and (there is None or there.ended):
             self._primaries[primary.address] = primary
 
-    async def _take(self, state: _State, primary: Primary, got: Inbound, lineage: bytes) -> None:
+    async def _take(
+        self, state: _State, primary: Primary, got: Inbound, lineage: bytes = b"", revision: int = 0
+    ) -> None:
         assert got.soa is not None
         now = time.time()
         if not got.current or state.expired or lineage != state.lineage or abs(now - state.noted) >= self._noted(state):
-            await _in_thread(partial(self.publication.take, state.origin, got, lineage, now))
+            await _in_thread(partial(self.publication.take, state.origin, got, lineage, revision, now))
             state.noted = now
         result = "current" if got.current else "ixfr" if got.steps else "axfr"
         state.wholes = state.wholes + 1 if result == "axfr" else 0
         if not got.current:
             state.soa = RRset(rr.SOA, got.soa.ttl, (got.soa.rdata,))
         state.heard, state.expired = now, False
-        known, state.lineage = state.lineage, lineage
+        known, state.lineage, state.revision = state.lineage, lineage, revision
         self._count(state.origin, result)
         self._gauge(state)
         if got.current or (result == "ixfr" and lineage == known != b""):

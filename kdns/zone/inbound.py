@@ -55,6 +55,13 @@ class LineageError(FormatError):
     """A response that says nothing to whom has a copy of another lineage (`kdns.wire.following`)."""
 
 
+class BehindError(FormatError):
+    """A server has not reached the revision of our copy (`kdns.wire.following`), which is of another one."""
+
+    def __init__(self) -> None:
+        super().__init__("it is behind the one that our copy is of")
+
+
 @dataclass(slots=True)
 class Step:
     """A difference (RFC 1995 4): the SOA records before and after, and what was removed and added."""
@@ -65,13 +72,13 @@ class Step:
     added: list[Row] = field(default_factory=list)
 
 
-def query(ident: int, origin: bytes, rtype: int, soa: bytes | None = None, lineage: bytes | None = None) -> bytes:
+def query(ident: int, origin: bytes, rtype: int, soa: bytes | None = None, mark: bytes | None = None) -> bytes:
     """A query for a zone's SOA record or for a transfer. soa: for IXFR, the rdata that we have.
 
-    lineage: of what we have, empty for none, if we want to follow the zone (`kdns.wire.following`).
+    mark: of what we have, empty for nothing, if we want to follow the zone (`kdns.wire.following`).
     """
     record = b"" if soa is None else b"\xc0\x0c" + _FIXED.pack(rr.SOA, rr.IN, 0, len(soa)) + soa
-    opt = b"" if lineage is None else opt_record(False, options=option(following.OPTION, lineage))
+    opt = b"" if mark is None else opt_record(False, options=option(following.OPTION, mark))
     header = _HEADER.pack(ident, 0, 1, 0, int(bool(record)), int(bool(opt)))
     return header + origin + struct.pack("!HH", rtype, rr.IN) + record + opt
 
@@ -98,8 +105,11 @@ def question_end(data: bytes) -> int:
     return expand(data, _QUESTION_AT)[1] + 4 if data[5] else _QUESTION_AT
 
 
-def lineage(data: bytes, at: int) -> bytes:
-    """The lineage in a response, whose records begin at an offset; empty if it has none. Raises FormatError."""
+def marked(data: bytes, at: int) -> tuple[bytes, int]:
+    """The lineage and the revision in a response, whose records begin at an offset; empty and 0 if it has none.
+
+    Raises FormatError.
+    """
     for _ in range(sum(_HEADER.unpack_from(data)[3:])):
         at = skip_name(data, at)
         if at + _FIXED.size > len(data):
@@ -109,9 +119,10 @@ def lineage(data: bytes, at: int) -> bytes:
         if at + size > len(data):
             raise FormatError("a record's data is cut short")
         if rtype == rr.OPT:
-            return following.lineage(options_of(data[at : at + size])) or b""
+            options = options_of(data[at : at + size])
+            return following.lineage(options) or b"", following.revision(options)
         at += size
-    return b""
+    return b"", 0
 
 
 def notified(data: bytes) -> tuple[bytes, bytes]:
@@ -253,10 +264,11 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """What we have of a zone: the rdata of its SOA record, and its lineage, empty for none."""
+    """What we have of a zone: the rdata of its SOA record, and its lineage and revision, empty and 0 for none."""
 
     soa: bytes
     lineage: bytes = b""
+    revision: int = 0
 
     @property
     def serial(self) -> int:
@@ -268,7 +280,7 @@ class Question:
     """A question about a zone, and what comes of it.
 
     data: the query. got: the transfer; for the SOA record, which is no transfer, it only says whether there is anything
-    newer. lineage: that of what is coming, empty for none. begun: the first response is here.
+    newer. lineage, revision: those of what is coming, empty and 0 for none. begun: the first response is here.
     """
 
     def __init__(
@@ -283,24 +295,30 @@ class Question:
         follow: bool,
         room: int = MOST_MEMORY,
     ) -> None:
-        """have: for all but AXFR. key: to sign with. now: in seconds since 1970. follow: tell that we want to. room:
-        see Inbound."""
+        """have: for all but the first AXFR. key: to sign with. now: in seconds since 1970. follow: tell that we want
+        to. room: see Inbound."""
         self.lineage = b""
+        self.revision = 0
         self.begun = False
         self._ident = ident
         self._origin = origin
         self._type = rtype
-        self._have = have
         self._room = room
-        lineage = (have.lineage if have is not None else b"") if follow else None
-        data = query(ident, origin, rtype, have.soa if have is not None and rtype == rr.IXFR else None, lineage)
+        mark = (following.mark(have.lineage, have.revision) if have is not None else b"") if follow else None
+        data = query(ident, origin, rtype, have.soa if have is not None and rtype == rr.IXFR else None, mark)
+        self._have = have = have if rtype != rr.AXFR else None
         self._asker = Asker(key) if key is not None else None
         self.data = data if self._asker is None else self._asker.sign(data, now)
         self.got = Inbound(origin, have.serial if have is not None else None, room)
 
     def take(self, data: bytes, now: float) -> bool:
         """Go on with a response; True if it is the last one. Raises FormatError."""
-        at = records_at(data, self._ident, self._origin, self._type)
+        try:
+            at = records_at(data, self._ident, self._origin, self._type)
+        except RcodeError as error:
+            if error.rcode == rr.SERVFAIL and marked(data, question_end(data))[0]:
+                raise BehindError from None
+            raise
         signed = self._asker is None or self._asker.check(data, question_end(data), now)
         if self._type == rr.SOA:
             self._compare(data, at)
@@ -315,7 +333,7 @@ class Question:
 
     def _begin(self, data: bytes, at: int) -> None:
         """Look at whose lineage it is: in another one than ours serials mean nothing."""
-        self.lineage = lineage(data, at)
+        self.lineage, self.revision = marked(data, at)
         if self._have is not None and self.lineage != self._have.lineage:
             if _HEADER.unpack_from(data)[3] == 1:
                 raise LineageError("it has another lineage than our copy")

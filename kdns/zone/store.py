@@ -392,6 +392,15 @@ class Transaction:
             self._rewritten.add(zone.number)
             self.changed.add(name_hash(zone.origin))
 
+    def set_revision(self, revision: int, source: str, origin: bytes = b"") -> None:
+        """Note the revision (`kdns.wire.following`) of a source's data, or of what it has of one zone."""
+        self.put_meta(_revision_key(source, origin), str(revision).encode())
+
+    def revision(self, zone: Zone) -> int:
+        """That of a zone's data; 0 for none."""
+        found = self.get_meta(_revision_key(zone.source, zone.origin)) or self.get_meta(_revision_key(zone.source))
+        return int(found or 0)
+
     def zone(self, number: int) -> Zone:
         """The zone of that number. Raises KeyError."""
         value = self._txn.get(zone_prefix(number), db=self._zones)
@@ -738,6 +747,10 @@ class Transaction:
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
             found = cursor.delete()
+
+
+def _revision_key(source: str, origin: bytes = b"") -> str:
+    return f"revision {origin.hex()} {source}"
 
 
 def _ticks() -> int:

@@ -122,9 +122,9 @@ class Transfers:
         question_of = ORIGIN + struct.pack("!HH", rr.AXFR, rr.IN)
         for count, body in packed([soa(SERIAL), *BASE, soa(SERIAL)]):
             base.take(_header(1, count) + question_of + body, message.QUESTION_AT + len(question_of))
-        self._publication.take(ORIGIN, base, LINEAGE, NOW)
+        self._publication.take(ORIGIN, base, LINEAGE, 0, NOW)
         try:
-            self._publication.take(ORIGIN, question.got, question.lineage, NOW)
+            self._publication.take(ORIGIN, question.got, question.lineage, question.revision, NOW)
         except FormatError as error:
             assert self._rows() == {row[:2] + row[3:] for row in (soa(SERIAL), *BASE)}, "it is not as it was"
             return str(error)
