@@ -521,6 +521,18 @@ def test_what_the_base_file_imports_is_followed(counting: Counting, tmp_path: Pa
     assert [key.zone for key in counting.load().blocks[-1].keys] == ["b.org."]
 
 
+def test_its_files_of_keys_are_followed(counting: Counting, tmp_path: Path) -> None:
+    counting.base.write_text(BASE + f"a.org {{\n    tsig {{\n        secrets {tmp_path / 'keys'}\n    }}\n}}\n")
+    (tmp_path / "keys").write_text("key a { wrong; };")
+    with pytest.raises(ConfigError, match="wrong"):
+        counting.load()
+    digests = set()
+    for secret in ("QUJD", "REVG", "QUJD"):
+        (tmp_path / "keys").write_text(f'key a {{ secret "{secret}"; }};')
+        digests.add(counting.load().digest)
+    assert len(digests) == 2
+
+
 def test_a_mistake_of_the_base_file_may_go_without_a_change_of_it(counting: Counting, tmp_path: Path) -> None:
     counting.missing = tmp_path / "ca.pem"
     with pytest.raises(ConfigError, match=r"ca\.pem"):

@@ -318,6 +318,18 @@ def test_mistakes_are_refused(lines: list[str], expected: list[str]) -> None:
     assert refused("\n".join(["tsig {", *lines, "}"])) == expected
 
 
+def test_a_file_of_keys_is_part_of_the_configuration(tmp_path: Path) -> None:
+    corefile = f"example.org {{\nroot {tmp_path}\ntsig {{\nsecrets keys\n}}\n}}"
+    digests = [loads("example.org {\nwhoami\n}").digest]
+    for secret in ("QUJD", "REVG"):
+        (tmp_path / "keys").write_text(f'key a {{ secret "{secret}"; }};')
+        found = loads(corefile)
+        assert found.digest not in digests
+        digests.append(found.digest)
+        assert (found.digest, found.files) == (loads(corefile).digest, (str(tmp_path / "keys"),))
+    assert {len(digest) for digest in digests} == {128}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import dns.edns
@@ -36,6 +37,7 @@ from tests.support.server import Server, read_message
 pytestmark = pytest.mark.one_speed
 
 FIRST, SECOND = b"lineage1", b"lineage2"
+OTHER = "X28hl0BOfAL5G0jsmJWSacrwn7YRm2f6U5brnzwWEus="
 COREFILE = """
 a.test:$dns b.test:$dns {
     bind 127.0.0.1
@@ -654,3 +656,46 @@ def test_the_zones_of_a_cluster_are_followed(serve: Callable[..., Server]) -> No
     central.kill()
     assert follows(4)
     assert node.terminate() < 5
+
+
+def test_a_key_is_renewed_on_both_sides_while_answers_go_on(serve: Callable[..., Server], tmp_path: Path) -> None:
+    files = {side: tmp_path / f"{side}.keys" for side in ("centre", "node")}
+
+    def write(side: str, secret: str) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(f'key "{KEY}" {{ secret "{secret}"; }};')
+        fresh.replace(files[side])
+
+    def start(side: str, text: str, found: list[objects.Object]) -> Server:
+        write(side, SECRET)
+        text = text.replace(f"secret {KEY} {SECRET}", f"secrets {files[side]}").replace(
+            "tsig", "reload 100ms 0s\n tsig"
+        )
+        often = "from kdns.plugins import reload\nreload.MIN_INTERVAL = 0.1\n"
+        return serve(found, corefile=text, program=often + IMPATIENT)
+
+    central = start("centre", CENTRE, cluster(1))
+    node = start("node", NODE.replace("$centre", str(central.port)), [])
+    name = "s7.default.svc.cluster.local"
+    node._wait(lambda: node.texts(name) == ["10.96.1.8"], 10, "the copy")
+    seen, stop = set(), threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.01):
+            seen.update(node.texts(name) or ["none"])
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        write("centre", OTHER)
+        node._wait(lambda: "NOTAUTH" in node.log, 10, "the centre's new key")
+        central.write_objects(cluster(2))
+        central._wait(lambda: central.texts(name) == ["10.96.2.8"], 10, "a change")
+        assert node.texts(name) == ["10.96.1.8"]
+        write("node", OTHER)
+        node._wait(lambda: node.texts(name) == ["10.96.2.8"], 10, "the change on the node")
+    finally:
+        stop.set()
+        asking.join()
+    assert seen <= {"10.96.1.8", "10.96.2.8"}
+    assert node.metrics().value("coredns_reload_failed_total") == 0

@@ -134,8 +134,8 @@ class Loader:
     def _understood(self, parts: list[Part]) -> Config:
         """The Corefile of these parts; what the last call found out of the same is not worked out again.
 
-        What may change while the parts do not is: what is imported, and mistakes of the base file, which may be in
-        files that a directive names.
+        What may change while the parts do not is: what is imported, the keys of `tsig`, and mistakes of the base file,
+        which may be in files that a directive names.
         """
         key = tuple(parts)
         found = self._now.get(key) or self._before.get(key)
@@ -145,7 +145,7 @@ class Loader:
             except ConfigError as error:
                 found = error
         lasting = isinstance(found, Config) or all(mistake.file != parts[0].file for mistake in found.mistakes)
-        if lasting and b"import" not in parts[0].data:
+        if lasting and b"import" not in parts[0].data and b"secrets" not in parts[0].data:
             self._now[key] = found
         if isinstance(found, ConfigError):
             raise found

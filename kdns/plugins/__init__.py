@@ -12,6 +12,7 @@ Its docstring is its manual page.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from keyword import iskeyword
@@ -116,7 +117,17 @@ def _understand(parsed: Parsed, refused: Mapping[str, tuple[str, str]] | None = 
     if mistakes:
         files = list(dict.fromkeys(mistake.file for mistake in mistakes))
         raise ConfigError(sorted(mistakes, key=lambda mistake: (files.index(mistake.file), mistake.line)))
-    return Config(blocks, parsed.files, parsed.digest)
+    return _with_files(Config(blocks, parsed.files, parsed.digest))
+
+
+def _with_files(config: Config) -> Config:
+    """A configuration with the files whose content is part of it, though they are not of the Corefile's language."""
+    options = (one for block in config.blocks for one in block.plugins.values())
+    sums = [found for one in options for found in getattr(one, "sums", ())]
+    if not sums:
+        return config
+    digest = hashlib.sha512(b"".join((bytes.fromhex(config.digest), *(found for _, found in sums)))).hexdigest()
+    return Config(config.blocks, tuple(dict.fromkeys((*config.files, *(path for path, _ in sums)))), digest)
 
 
 def _server(block: ServerBlock, mistakes: list[Mistake]) -> ServerConfig:

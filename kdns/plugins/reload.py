@@ -2,7 +2,7 @@
 
 ## Name
 
-*reload* - watches the Corefile and what it imports.
+*reload* - watches the Corefile, what it imports, and the keys of *tsig*.
 
 ## Description
 
@@ -39,11 +39,12 @@ reload [INTERVAL] [JITTER]
 
 ## Differences from CoreDNS
 
-The hash is over the files as they are, imported ones too, not over a parsed form of them.
+The hash is over the files as they are, imported ones and those of `secrets` (*tsig*) too, not over a parsed form of
+them.
 
 ## See also
 
-*import*.
+*import*, *tsig*.
 """
 
 from __future__ import annotations

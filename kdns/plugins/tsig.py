@@ -32,7 +32,9 @@ tsig [ZONES...] {
 * **ZONES**: names in these zones; default: those of the server block.
 * `secret`: the secret **KEY**, in base64, of the key **NAME**. It may be given several times.
 * `secrets`: the keys of **FILE**, written as for BIND; `tsig-keygen` makes such files. A relative path starts at
-  *root*'s directory. It is read when the Corefile is.
+  *root*'s directory. It is read when the Corefile is, and with *reload* a change of it is one of the Corefile: a Secret
+  that is mounted may be renewed. For a key that several servers share, give the new one another name, and let the files
+  have both until all use it.
 
   ```
   key "example." {
@@ -88,6 +90,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,11 +116,13 @@ _COMMENT = re.compile(r'("[^"\n]*")|/\*.*?\*/|(?://|#)[^\n]*', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """zones: lower case with their last dot. required: types, None for all of them."""
+    """zones: lower case with their last dot. required: types, None for all of them. sums: the paths of files of keys,
+    and the SHA-512 of each."""
 
     zones: tuple[str, ...]
     keys: tuple[Key, ...]
     required: frozenset[int] | None = frozenset()
+    sums: tuple[tuple[str, bytes], ...] = ()
 
 
 def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> Options | None:
@@ -125,6 +130,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     reader = Reader(directive, mistakes)
     zones = reader.zones(directive.args) or tuple(dict.fromkeys(key.zone for key in block.keys))
     keys: dict[bytes, Key] = {}
+    sums: dict[str, bytes] = {}
     required: frozenset[int] | None = frozenset()
 
     def add(token: Token, key: Key | None) -> None:
@@ -142,7 +148,15 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     def secrets(item: Directive) -> None:
         args = reader.arguments(item, 1, 1, "secrets FILE")
         for token in args:
-            for at, key in _of_file(root.directory(block) / token.text, token, mistakes):
+            path = root.directory(block) / token.text
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                reason = (error.strerror or "cannot be read").lower()
+                reader.refuse(token, f"tsig: {path}: {reason}", "a file of keys that can be read")
+                continue
+            sums[str(path.absolute())] = hashlib.sha512(data).digest()
+            for at, key in _of_file(data.decode(errors="surrogateescape"), path, mistakes):
                 add(at, key)
 
     def require(item: Directive) -> None:
@@ -150,7 +164,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
         required = _required(reader, reader.arguments(item, 1, None, "require QTYPE...|all|none"))
 
     reader.options({"secret": secret, "secrets": secrets, "require": require}, (), ("secret", "secrets"))
-    return Options(zones, tuple(keys.values()), required) if reader.sound else None
+    return Options(zones, tuple(keys.values()), required, tuple(sums.items())) if reader.sound else None
 
 
 def _required(reader: Reader, words: Sequence[Token]) -> frozenset[int] | None:
@@ -195,14 +209,8 @@ def _algorithm(text: str) -> tsig.Algorithm:
     return found
 
 
-def _of_file(path: Path, at: Token, mistakes: list[Mistake]) -> Iterator[tuple[Token, Key]]:
+def _of_file(text: str, path: Path, mistakes: list[Mistake]) -> Iterator[tuple[Token, Key]]:
     """The keys of a file, each with the word that has its name."""
-    try:
-        text = path.read_text(errors="surrogateescape")
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        mistakes.append(Mistake(at.file, at.line, f"tsig: {path}: {reason}", "a file of keys that can be read"))
-        return
     words = _words(text, str(path))
     try:
         while words:
