@@ -9,12 +9,12 @@ cdef class Secure:
     cdef bint _left, _renegotiable
     cdef readonly bint done, ended
 
-    cdef feed(self, bytes data)
+    cpdef feed(self, bytes data)
     @cython.locals(said=bytes, behind=bytes)
-    cdef bint shake(self) except -1
+    cpdef bint shake(self) except -1
     @cython.locals(found=bytes, data=bytes)
-    cdef bytes read(self)
-    cdef bytes seal(self, bytes data)
-    cdef bytes leave(self)
+    cpdef bytes read(self)
+    cpdef bytes seal(self, bytes data)
+    cpdef bytes leave(self)
     @cython.locals(said=bytes)
-    cdef bytes rest(self)
+    cpdef bytes rest(self)
