@@ -10,8 +10,8 @@ import ssl
 import struct
 from collections.abc import Iterator
 from unittest import mock
+from unittest.mock import Mock
 
-import httpcore
 from hpack import Decoder
 
 from kdns.errors import ConnectionLostError, UpstreamError
@@ -270,6 +270,38 @@ def _changed(pieces: list[bytes], kind: int, at: int, value: int, rest: bytes) -
     return [bytes(flight)]
 
 
+class _Network:
+    """In place of httpcore's: every connection brings the same pieces, and ends."""
+
+    def __init__(self, pieces: list[bytes], protocol: str) -> None:
+        self._pieces = pieces
+        self._protocol = protocol
+
+    async def connect_tcp(self, *_: object, **__: object) -> _Connected:
+        return _Connected(self._pieces, self._protocol)
+
+
+class _Connected:
+    def __init__(self, pieces: list[bytes], protocol: str) -> None:
+        self._pieces = iter(pieces)
+        self._protocol = protocol
+
+    async def start_tls(self, *_: object, **__: object) -> _Connected:
+        return self
+
+    def get_extra_info(self, info: str) -> Mock | None:
+        return Mock(selected_alpn_protocol=lambda: self._protocol) if info == "ssl_object" else None
+
+    async def read(self, *_: object, **__: object) -> bytes:
+        return next(self._pieces, b"")
+
+    async def write(self, *_: object, **__: object) -> None:
+        """Nobody reads it."""
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
 class Answers:
     """Bytes of an upstream over HTTPS behind its TLS: an answer to what was asked, or one of two exceptions."""
 
@@ -288,7 +320,7 @@ class Answers:
         upstream = Https(Target("https", "127.0.0.1", 443), settings, self._context)
         client = upstream._client
         pool = client._transport._pool  # type: ignore[attr-defined]
-        pool._network_backend = httpcore.AsyncMockBackend(_pieces(data[0], stream), http2=bool(mode & 1))
+        pool._network_backend = _Network(_pieces(data[0], stream), "h2" if mode & 1 else "http/1.1")
         found: list[object] = []
         try:
             while len(found) < 2 and upstream._client is client:  # a new one would connect
