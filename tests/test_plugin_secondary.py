@@ -415,6 +415,24 @@ def test_a_primary_that_sends_byte_by_byte_is_left(monkeypatch: pytest.MonkeyPat
     assert 10 < sent < 200
 
 
+def test_a_connection_that_breaks_is_told_in_words() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def ask() -> None:
+        server = await asyncio.start_server(reset, ADDRESS, 0)
+        found = primary.Primary(server.sockets[0].getsockname(), None, bool, print, print)
+        async with server:
+            await found.open()
+            with pytest.raises(ConnectionError, match=r"^connection reset by peer$"):
+                await found.ask(b"\1z\4test\0", rr.AXFR)
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+
+
 def test_without_a_copy_names_are_servfail_and_the_start_waits_for_nobody(serve: Callable[..., Server]) -> None:
     with Primary(master(1), "silent") as primary:
         started = time.monotonic()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdns.errors import FormatError
+from kdns.upstream.faults import told
 from kdns.wire.tsig import Key
 from kdns.zone import inbound
 from kdns.zone.inbound import MOST_MEMORY, Have, LineageError, Question, RcodeError
@@ -164,7 +165,9 @@ class Primary:
             self.close("it has closed the connection")
         except TimeoutError:
             self.close("it takes too long for a message")
-        except (FormatError, OSError, struct.error) as error:
+        except OSError as error:
+            self.close(told(error))
+        except (FormatError, struct.error) as error:
             self.close(str(error))
 
     async def _next(self, reader: asyncio.StreamReader) -> bytes:
