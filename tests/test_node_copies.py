@@ -6,6 +6,7 @@ Pods ask the node, the node follows the cluster's DNS through a Service. kdns is
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import shutil
 import signal
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import deploy, netns, objects, procs
-from tests.support.node import IPV4, MARKED, MARKER, Instance, Topology, ask
+from tests.support.node import IPV4, IPV6, MARKED, MARKER, Family, Instance, Topology, ask
 from tests.support.server import Server
 
 pytestmark = pytest.mark.one_speed
@@ -66,9 +67,12 @@ class Centre(Server):
 class Copying(Instance):
     """A node's instance with copies."""
 
-    def __init__(self, topology: Topology, folder: Path, number: int, state: Path | None = None) -> None:
+    def __init__(
+        self, topology: Topology, folder: Path, number: int, state: Path | None = None, family: Family = IPV4
+    ) -> None:
         self.state = state or folder / "state"
         super().__init__(topology, folder, number, options=["-state-dir", str(self.state)])
+        self.family = family
         self.program = ["env", f"KDNS_COPIES_KEY={KEY}", *self.program]
         self.write_base(corefile("node-local-dns"))
 
@@ -87,9 +91,10 @@ class Copying(Instance):
 
 
 def world(address: str = "10.96.7.1", *more: str) -> list[objects.Object]:
-    """Two Services, and more of them."""
+    """Two Services, and more of them. What has the address 10.96.7.N has fd00:10:96:7::N, too."""
     services = {"web": address, "db": "10.96.7.2"} | dict.fromkeys(more, "10.96.7.9")
-    return [objects.namespace("default"), *(objects.service(name, ips=[ip]) for name, ip in services.items())]
+    both = {name: (ip, f"fd00:10:96:7::{ip.rpartition('.')[2]}") for name, ip in services.items()}
+    return [objects.namespace("default"), *(objects.service(name, ips=ips) for name, ips in both.items())]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +113,10 @@ def centre(topology: Topology, tmp_path: Path) -> Iterator[Centre]:
         server.kill()
 
 
-def told(topology: Topology, name: str, pod: int = 0) -> str:
+def told(topology: Topology, name: str, family: Family = IPV4) -> str:
     """What a pod gets for a name (and a type), at the ClusterIP: data of a record, or a response code."""
-    command = ["dig", "+time=5", "+tries=1", f"@{IPV4.cluster_ip}", *name.split()]
-    done = topology.pods[pod].run(*command, check=False).stdout
+    command = ["dig", "+time=5", "+tries=1", f"@{family.cluster_ip}", *name.split()]
+    done = topology.pods[0].run(*command, check=False).stdout
     status = done.partition("status: ")[2].partition(",")[0]
     answers = [line.split() for line in done.splitlines() if line and not line.startswith(";")]
     return answers[0][-1] if status == "NOERROR" and answers else status
@@ -119,6 +124,19 @@ def told(topology: Topology, name: str, pod: int = 0) -> str:
 
 def comes(topology: Topology, name: str, answer: str, seconds: float = 10) -> float:
     return procs.wait_until(lambda: told(topology, name) == answer, seconds, f"{answer} for {name}")
+
+
+def test_it_is_the_same_over_ipv6_alone(topology: Topology, centre: Centre, tmp_path: Path) -> None:
+    with Copying(topology, tmp_path / "node", 37, family=IPV6) as node:
+        node.wait_for_copy()
+        assert told(topology, "fd00--1-2.default.pod.cluster.local AAAA", IPV6) == "fd00::1:2"
+        centre.write_objects(world("10.96.7.3"))
+        procs.wait_until(lambda: told(topology, f"{NAME} AAAA", IPV6) == "fd00:10:96:7::3", 10, "the change")
+        assert (node.transfers("axfr"), node.transfers("ixfr")) == (1, 1)
+        centre.kill()
+        pointer = ipaddress.ip_address("fd00:10:96:7::2").reverse_pointer
+        assert [told(topology, asked, IPV6) for asked in (f"{pointer} PTR", MISSING)] == [f"{OTHER}.", NXDOMAIN]
+        node.stop()
 
 
 def test_answers_are_local_stay_and_catch_up(topology: Topology, centre: Centre, tmp_path: Path) -> None:
