@@ -198,7 +198,7 @@ def merge(found: Sequence[Options]) -> Options:
 def address_port(text: str) -> tuple[str, int]:
     """An address, with or without a port. Raises ConfigValueError."""
     accepted = "an address such as 192.0.2.1, 192.0.2.1:5300, 2001:db8::1 or [2001:db8::1]:5300"
-    alone = values.ip_address(text.removeprefix("[").removesuffix("]") if text.startswith("[") else text)
+    alone = values.ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     if alone is not None:
         return alone, PORT
     try:
