@@ -154,8 +154,12 @@ answers as if it had no address. A PTR answer lists every Service that has the a
 IPs. A name that exists without records of the type is NODATA; CoreDNS says NXDOMAIN for some, such as `_tcp` below a
 Service, and namespaces asked for TXT. An alias is shown for every type; CoreDNS shows it for A, AAAA and CNAME. Names
 of ports have SRV records only; CoreDNS has the addresses of the Service there too. The weights of SRV records share 100
-by ports; CoreDNS counts a dual-stack Service twice. The zone's name server is `ns.dns` in the zone; CoreDNS calls it by
-the name of its Service.
+by ports; CoreDNS counts a dual-stack Service twice. Names of endpoints and of pods have addresses only; CoreDNS has SRV
+records there too. Ports are `_port._protocol`; CoreDNS takes them without underscores as well. The zone's name server
+is `ns.dns` in the zone; CoreDNS calls it by the name of its Service. A namespace also exists by what is in it; CoreDNS
+wants its object. With `namespace_labels` there are no PTR records of what is not shown, and none of endpoints without a
+Service; CoreDNS has both. Endpoints that are not ready count where the Service has `publishNotReadyAddresses`, whatever
+their slices say. With `pods verified` all addresses of a pod count; CoreDNS knows one.
 
 ## See also
 

@@ -105,10 +105,10 @@ cluster.local:53 {
 
 ## Differences from CoreDNS
 
-IXFR sends differences: CoreDNS sends the whole zone whenever something has changed. NOTIFYs are repeated until they
-are answered: CoreDNS sends three. A transfer of a name that is no zone is NOTAUTH, and of a zone that no *transfer*
-has REFUSED: CoreDNS asks the next plugin. An IXFR without an SOA record is FORMERR: CoreDNS says SERVFAIL. Every
-change of a cluster sends a NOTIFY: CoreDNS sends none for *kubernetes*.
+IXFR sends differences: CoreDNS sends the whole zone whenever something has changed. NOTIFYs are repeated until they are
+answered: CoreDNS sends three. A transfer of a name that is no zone is NOTAUTH, and of a zone that no *transfer* has
+REFUSED: CoreDNS asks the next plugin. An IXFR without an SOA record is FORMERR: CoreDNS says SERVFAIL. IXFR over UDP is
+answered: CoreDNS says REFUSED. Every change of a cluster sends a NOTIFY: CoreDNS sends none for *kubernetes*.
 
 ## See also
 

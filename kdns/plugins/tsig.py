@@ -79,7 +79,8 @@ Nobody else is answered at all:
 
 A secret that is no base64 is refused at the start: with CoreDNS no signature of that key is good. The `algorithm` of a
 key in **FILE** is the only one that the key is for. A signature that was cut to 16 bytes or more is good. Where a
-query's TSIG record is not its last record the answer is FORMERR.
+query's TSIG record is not its last record the answer is FORMERR. Names of keys compare without case. An algorithm that
+is not here is BADKEY; CoreDNS says BADSIG.
 
 ## See also
 
