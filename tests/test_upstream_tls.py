@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trustme
@@ -175,6 +177,20 @@ def test_https_asks_by_the_method_that_is_set_with_id_0_over_http_2(keys: Keys, 
                 assert asked.headers.get("content-type") == ("application/dns-message" if method == "POST" else None)
 
     run(steps())
+
+
+def test_an_https_query_looks_for_no_modules(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = Mock(find_spec=Mock(return_value=None))
+
+    async def steps() -> None:
+        with FakeUpstream(https=keys.context(keys.address, h2=True)) as upstream:
+            async with Asking(upstream.target, tls=keys.files) as asking:
+                await asking.ask()
+                monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+                await asking.ask()
+
+    run(steps())
+    assert [call.args[0] for call in finder.find_spec.call_args_list] == []
 
 
 @pytest.mark.parametrize("how", ["silent", "reset", "wrong", "malformed"])

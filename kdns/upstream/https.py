@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+import sys
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from importlib.util import find_spec
 
 import httpx
 
@@ -22,6 +24,9 @@ _TYPE = "application/dns-message"
 _CONNECT_SECONDS = 1.5
 _MAX_CONNECTIONS = 2
 _NO_ID = b"\0\0"
+if find_spec("sniffio") is None:
+    # httpcore tries to import it several times for each query; this says at once that it is not there.
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 
 class Https:
