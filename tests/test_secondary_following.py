@@ -482,12 +482,19 @@ def test_zones_that_are_given_again_are_asked_for_when_the_connection_ends(
         for zone in failed:
             server._wait(lambda zone=zone, number=number: has(server, f"h7.{zone}", number), 2, zone)
         assert len(centre.connections) == there + 1
-    server.kill()
     centre.refused = ("a.test", "b.test")
-    asked, there = len(centre.asked), len(centre.connections)
-    server.start()
-    server._wait(lambda: len(centre.asked) >= asked + 4, 5, "questions of both zones")
-    assert len(centre.connections) == there + 1  # it is kept, though nothing is followed on it
+    for zone in failed:
+        failed[zone] += 1
+        centre.change(zone, "h7", 4)
+    server._wait(lambda: counts(failed) == failed, 5, "what is refused")
+    centre.disconnect()
+    failed = {zone: count + 1 for zone, count in failed.items()}
+    server._wait(lambda: counts(failed) == failed, 5, "what is refused again")
+    centre.refused = ()
+    centre.disconnect()  # nothing was followed on it
+    for zone in failed:
+        server._wait(lambda zone=zone: has(server, f"h7.{zone}", 4), 2, zone)
+    assert sum(connection.open for connection in centre.connections) == 1
 
 
 GARBAGE = {

@@ -559,29 +559,33 @@ class SecondaryFeed:
         finally:
             primary.users -= 1
             kept = self._primaries.get(address) is primary
-            if not primary.users and not (kept and (primary.follows or self._lets_follow(address))):
+            if not primary.users and not (kept and (primary.follows or primary.refused)):
                 primary.refused.clear()
                 primary.close()
             if kept and primary.ended:
                 del self._primaries[address]
 
     async def _shared(self, address: Address) -> Primary:
-        """The connection that is kept, where zones can be followed; else one for this use."""
+        """The connection that is kept, where zones can be followed; else one for this use.
+
+        One on which everything was refused is kept for its end only: behind a Service, another one may be to a server
+        that gives it.
+        """
         while (there := self._primaries.get(address)) is not None and not there.ended:
-            if not (there.known.is_set() or address in self._follows):
-                await there.known.wait()
-            elif there.follows or self._lets_follow(address):
+            useful = there.users or not there.known.is_set()
+            if there.follows or (useful and self._follows.get(address)):
                 return there
-            else:
+            if there.known.is_set() or address in self._follows:
                 break
+            await there.known.wait()
         made = Primary(address, self._key, self._told, self._quiet, self._ended, self._room)
+        if there is not None and not there.users:
+            made.refused |= there.refused
+            there.refused.clear()
+            there.close()
         if self._follows.get(address, True) and (there is None or there.ended):
             self._primaries[address] = made
         return made
-
-    def _lets_follow(self, address: Address) -> bool:
-        """Whether zones can be followed at a primary; where that is not known yet, whether some were at any."""
-        return self._follows.get(address, any(state.lineage for state in self._states.values()))
 
     def _told(self, origin: bytes) -> bool:
         """A primary sends a NOTIFY for a zone on its connection; False if that is of no use."""
