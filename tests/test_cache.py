@@ -628,6 +628,26 @@ def test_what_is_added_to_a_response_is_not_seen_by_others_who_waited_for_the_sa
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_for_one_query_alone_is_not_kept_and_nobody_else_gets_it(fails: bool) -> None:
+    def answer(query: Query) -> Response:
+        return replace(Response(rcode=rr.SERVFAIL) if fails else A300(query), apart=True)
+
+    place = made(answer=answer)
+    place.upstream.waits = True
+
+    async def run() -> None:
+        clients = [asyncio.create_task(place.handler(asked(), place.upstream)) for _ in range(3)]
+        await until(lambda: bool(place.upstream.queries))
+        place.upstream.go.set()
+        await asyncio.gather(*clients)
+        assert len({id(query) for query in place.upstream.queries}) == 3
+        await place.handler(asked(), place.upstream)
+        assert len(place.upstream.queries) == 4
+
+    asyncio.run(run())
+
+
 # What is stale
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import dns.edns
 import dns.flags
 import dns.message
+import dns.query
 import dns.rcode
 import pytest
 from hypothesis import given
@@ -91,10 +92,72 @@ COREFILE = """
     template IN A codes.test {
         rcode BADCOOKIE
     }
+    template IN A lan.test {
+        match "^(?P<ip>[0-9]+(-[0-9]+){3})[.]"
+        var ip replace(group('ip'), '-', '.')
+        var parts "let text = ip; split(text, '.') | map(({n: #index, t: #}))"
+        expr "any(['10.0.0.0/8', '192.168.0.0/16'], incidr(ip, #))"
+        expr len(parts) == 4
+        answer "{{ .Name }} A {{ .Var.ip }}"
+        answer "{{ .Name }} A 192.0.2.{{ with index .Var.parts 3 }}{{ .t }}{{ .n }}{{ end }}"
+        fallthrough in.lan.test
+    }
+    template IN A lan.test {
+        expr name() startsWith '9-'
+        answer "{{ .Name }} A 192.0.2.9"
+        fallthrough more.in.lan.test
+    }
+    template IN A wrong.test {
+        var n int(group(1))
+        match "^([^.]*)[.]wrong[.]"
+        answer "{{ .Name }} A 192.0.2.{{ .Var.n }}"
+        fallthrough
+    }
     template IN A x.meta.test {
         answer "{{ .Name }} A 192.0.2.1"
     }
     whoami
+}
+kept.test:$dns {
+    bind 127.0.0.1
+    metadata
+    cache
+    template IN A kept.test {
+        match ^client[.]
+        var ip client_ip()
+        expr ip == '127.0.0.2'
+        answer "{{ .Name }} A 192.0.2.2"
+        fallthrough
+    }
+    template IN A kept.test {
+        match ^way[.]
+        expr proto() == 'tcp'
+        answer "{{ .Name }} A 192.0.2.2"
+        fallthrough
+    }
+    template IN A kept.test {
+        match ^metadata[.]
+        expr metadata('kubernetes/namespace') == ''
+        answer "{{ .Name }} A 192.0.2.2"
+        fallthrough
+    }
+    template IN A kept.test {
+        match ^local[.]
+        expr client_ip() == '127.0.0.2'
+        answer "{{ .Name }} A 192.0.2.2"
+        fallthrough
+    }
+    hosts {
+        192.0.2.1 local.kept.test
+        fallthrough
+    }
+    forward . 127.0.0.5:$dns
+}
+kept.test:$dns {
+    bind 127.0.0.5
+    template IN A {
+        answer "{{ .Name }} A 192.0.2.1"
+    }
 }
 elsewhere.invalid:$dns {
     bind 127.0.0.1
@@ -265,6 +328,59 @@ def test_metadata(server: Server) -> None:
     assert answer(server, name, "TXT") == ("NOERROR", [f'{name}. 3600 IN TXT "default|"'])
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "records"),
+    [
+        ("10-1-2-3.lan.test", "NOERROR", ["10.1.2.3", "192.0.2.33"]),
+        ("192-168-2-1.lan.test", "NOERROR", ["192.168.2.1", "192.0.2.13"]),
+        ("8-8-8-8.lan.test", "SERVFAIL", []),
+        ("8-8-8-8.in.lan.test", "SERVFAIL", []),
+        ("9-9-9-9.in.lan.test", "NOERROR", ["192.0.2.9"]),
+        ("9-9-9-9-9.in.lan.test", "NOERROR", ["192.0.2.9"]),
+        ("5.wrong.test", "NOERROR", ["192.0.2.5"]),
+        ("x.wrong.test", "SERVFAIL", []),
+    ],
+)
+def test_variables_and_conditions(server: Server, name: str, code: str, records: list[str]) -> None:
+    assert answer(server, name) == (code, [f"{name}. 3600 IN A {each}" for each in records])
+
+
+def test_what_cannot_be_worked_out_says_why() -> None:
+    made = handler("template IN A {\nvar n int(name())\n}")
+    assert answered(made, query("a.test")).error == "var n cannot be worked out: a.test. is no whole number"
+    made = handler("template IN A {\nexpr int(name()) == 1\nfallthrough\n}")
+    assert answered(made, query("a.test")).error.startswith('expr "int(name()) == 1" cannot be worked out: a.test. is')
+
+
+@pytest.mark.parametrize("rdtype", ["A", "ANY"])
+def test_what_conditions_do_not_hold_for_goes_on(server: Server, rdtype: str) -> None:
+    assert any("SRV" in record for record in answer(server, "8-8-8-8.more.in.lan.test", rdtype)[1])
+
+
+@pytest.mark.parametrize("name", ["client.kept.test", "local.kept.test", "way.kept.test"])
+def test_no_cache_keeps_for_others_what_conditions_have_let_pass(server: Server, name: str) -> None:
+    """Not what the template answers, and not what others do where it does not."""
+
+    def found(number: int) -> str:
+        ask = dns.query.tcp if name.startswith("way") and number == 2 else dns.query.udp
+        asked = dns.message.make_query(name, "A")
+        return str(ask(asked, "127.0.0.1", 3, server.port, source=f"127.0.0.{number}").answer[0][0])
+
+    for number in (1, 1, 1, 2, 2, 2, 1, 3, 2, 3, 3):
+        assert found(number) == ("192.0.2.2" if number == 2 else "192.0.2.1")
+
+
+def test_a_condition_that_tells_no_clients_apart_keeps_nothing_from_being_kept(server: Server) -> None:
+    def hits() -> tuple[float, float]:
+        metrics = server.metrics()
+        return metrics.value("kdns_packet_cache_hits_total"), metrics.value("coredns_template_matches_total")
+
+    before = hits()
+    assert {answer(server, "10-7-7-7.lan.test")[0] for _ in range(6)} == {"NOERROR"}
+    after = hits()
+    assert (after[0] - before[0], after[1] - before[1]) == (4, 2)
+
+
 def test_what_is_made_for_one_query_is_not_kept_for_others(server: Server) -> None:
     for ident in (7, 8, 9, 10):
         asked = dns.message.make_query("a.id.test", "TXT", id=ident)
@@ -418,8 +534,23 @@ def test_no_name_breaks_a_template(labels: list[bytes]) -> None:
         ("template IN A {\nederror x\n}", ['2: template: "x" is not a whole number']),
         (f"template IN A {{\nederror 1 {'x' * 901}\n}}", ["2: template: the reason has 901 bytes"]),
         ("template IN A {\nederror 1 2 3\n}", ['2: template: "ederror" has 3 arguments']),
-        ("template IN A {\nvar x 1\n}", ['2: template: "var" is not supported by this version of kdns']),
-        ("template IN A {\nexpr true\n}", ['2: template: "expr" is not supported by this version of kdns']),
+        ("template IN A {\nvar x\n}", ['2: template: "var" has 1 argument']),
+        ("template IN A {\nexpr\n}", ['2: template: "expr" has 0 arguments']),
+        ('template IN A {\nvar "" 1\n}', ["2: template: a variable has an empty name"]),
+        ("template IN A {\nvar 1a 1\n}", ['2: template: "1a" is no name of a variable']),
+        ("template IN A {\nvar group 1\n}", ['2: template: "group" has a meaning already']),
+        ("template IN A {\nvar len 1\n}", ['2: template: "len" has a meaning already']),
+        ("template IN A {\nvar true 1\n}", ['2: template: "true" has a meaning already']),
+        ("template IN A {\nvar a 1\nvar a 2\n}", ['3: template: "a" has a meaning already']),
+        (
+            "template IN A {\nexpr a == 1\nvar a 1\n}",
+            ['2: template: character 1 of the expression: "a" is not known'],
+        ),
+        (
+            "template IN A {\nvar a 1\nexpr a == 'x'\n}",
+            ['3: template: character 3 of the expression: "==" between int and string'],
+        ),
+        ("template IN A {\nexpr name()\n}", ["2: template: the expression is string and no condition"]),
         ("template IN A {\nttl 5\n}", ['2: template has no option "ttl"']),
     ],
 )  # fmt: skip

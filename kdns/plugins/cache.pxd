@@ -95,7 +95,7 @@ cdef class Handler:
     cdef _prefetch(self, object prefetch, object query, object next, bytes key, Item item, double now, _Counts counts)
     @cython.locals(cells="unsigned long long[:]")
     cdef _count(self, _Counts counts, Py_ssize_t index)
-    cdef _landed(self, _Flight flight)
+    cdef _landed(self, _Flight flight, object query)
     cdef _hit(self, Item item, double now, _Counts counts)
     cdef _aging(self, Item item, _Counts counts)
     cdef bint _replaces(self, Item item, object response) except -1

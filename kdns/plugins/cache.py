@@ -668,7 +668,7 @@ class Handler:
             if isinstance(outcome, Response):
                 return outcome
             await outcome.wait()
-            return self._landed(outcome) or await next(query)
+            return self._landed(outcome, query) or await next(query)
         if now >= item.expires:
             return await self._stale(query, next, key, item, counts)
         if self._prefetching is not None:
@@ -757,7 +757,7 @@ class Handler:
         if outcome.response is None or not self._replaces(item, outcome.response):
             self._tell(outcome)
             return None
-        return self._landed(outcome) or await next(query)
+        return self._landed(outcome, query) or await next(query)
 
     def _replaces(self, item: Item, response: Response) -> bool:
         """Whether a stale item has been refreshed (RFC 8767 4: NOERROR and NXDOMAIN do)."""
@@ -834,14 +834,16 @@ class Handler:
             if item is not None and not (flight.response is not None and self._replaces(item, flight.response)):
                 item.retry = now + self._recheck
 
-    def _landed(self, flight: _Flight) -> Response | None:
-        """A flight's response for one who has waited. The first to get it is the only one with its error.
+    def _landed(self, flight: _Flight, query: Query) -> Response | None:
+        """A flight's response for a query that has waited. The first to get it is the only one with its error.
 
         A response that is no relay belongs to the query that it answers, so that others ask for themselves (None),
         unless it failed. So does everyone if our zones may have an answer by now.
         """
-        first, flight.told = not flight.told, True
         response = flight.response
+        if response is not None and response.apart and query is not flight.query:
+            return None
+        first, flight.told = not flight.told, True
         if first:
             if flight.failed is not None:
                 raise flight.failed
@@ -891,7 +893,7 @@ class Handler:
         if relay is None:
             return self._bounded(response)
         verdict = self._verdict(query, relay)
-        if verdict is None:
+        if verdict is None or response.apart:
             return response
         kind, failure, seconds = verdict
         response.ttl = ceil(seconds)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdns.corefile import expression, values
 from kdns.corefile.expression import Expression, Function
-from kdns.corefile.operations import BOOL, INT, STRING
+from kdns.corefile.operations import BOOL, INT, STRING, Kind
 from kdns.errors import ConfigValueError
 from kdns.plugins import view
 from kdns.wire import message, names, rr
@@ -22,9 +22,14 @@ class Asked(NamedTuple):
     known: Metadata | None = None
 
 
-def condition(text: str) -> Expression:
-    """An expression that can be true or false. Raises ConfigValueError."""
-    found = expression.parse(text, FUNCTIONS)
+def condition(
+    text: str, functions: Mapping[str, Function] | None = None, given: Sequence[tuple[str, Kind]] = ()
+) -> Expression:
+    """An expression that can be true or false, of variables that are given. functions: default, those of `view`.
+
+    Raises ConfigValueError.
+    """
+    found = expression.parse(text, FUNCTIONS if functions is None else functions, given)
     if found.kind.name not in ("bool", "any"):
         raise ConfigValueError(f"the expression is {found.kind} and no condition", "such as name() == 'example.org.'")
     return found

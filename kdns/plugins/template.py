@@ -11,6 +11,9 @@ Of several *template* the first one that matches answers. Where the zone and the
 answer is SERVFAIL, unless `fallthrough` covers the name: then the next *template* is tried, and in the end the next
 plugin.
 
+Where a rule has conditions (`expr`) that are not all true for a query, it is as if no expression had matched. Where a
+variable or a condition cannot be worked out, the answer is SERVFAIL, and *errors* writes why.
+
 If the answer is an alias (CNAME) and the query is for A or AAAA records, what this server answers for the alias's
 target is added.
 
@@ -23,6 +26,8 @@ makes no record, the answer is SERVFAIL, and *errors* writes why.
 ```
 template CLASS TYPE [ZONES...] {
     match REGEXP...
+    var NAME EXPRESSION
+    expr EXPRESSION
     answer RECORD...
     authority RECORD...
     additional RECORD...
@@ -36,7 +41,10 @@ template CLASS TYPE [ZONES...] {
 * **TYPE**: such as `A`, or `ANY` for all types. Queries for type ANY fit all.
 * **ZONES**: names in these zones; default: those of the server block.
 * `match` **REGEXP...**: of RE2. The name is matched in lower case, with its last dot, as it is written in master files.
-  The first expression that matches counts. Default: `.*`. It may be repeated, as may the three that follow.
+  The first expression that matches counts. Default: `.*`. It may be repeated, as may the five that follow.
+* `var` **NAME** **EXPRESSION**: a value that is worked out for each query that matches: `.Var.NAME` in templates, and
+  **NAME** in the expressions below it.
+* `expr` **EXPRESSION**: a condition that has to be true too.
 * `answer`, `authority`, `additional` **RECORD...**: templates for the records of these sections.
 * `rcode` **RCODE**: the response code, such as `NXDOMAIN`. Default: `NOERROR`. With `SERVFAIL` there is nothing else in
   the answer.
@@ -57,12 +65,20 @@ A template has
 * `.Remote`: the client's address
 * `.Regex`: the expression
 * `.Meta "LABEL"`: what *metadata* has under a label
+* `.Var`: the variables, as in `.Var.a`
 
 and variables, `if`, `with`, `range`, comments, `define`, `template` and `block`, and the functions `and`, `or`, `not`,
 `eq`, `ne`, `lt`, `le`, `gt`, `ge`, `index`, `slice`, `len`, `print`, `println`, `printf`, `html`, `js`, `urlquery`, and
 `parseInt TEXT BASE BITS`. Write `{{ $x }}` with the blank, as `{$x}` stands for a variable of the environment.
 
-Answers of templates that look at nothing but the name and the question are kept in the packet cache.
+The expressions of `var` and `expr` are those of *view*, with its functions, and `group('NAME')` or `group(NUMBER)`:
+what a group matches, empty if there is no such group. One with `#` or `{` has to be in double quotes.
+
+Answers of templates that look at nothing but the name and the question are kept in the packet cache. So are those of
+rules with variables and conditions, unless one calls `client_ip()`, `port()`, `id()`, `server_ip()` or `metadata()`:
+then nothing that such a rule was asked for is kept, whoever answers it. What *forward* brings for queries that a rule
+has passed on is not kept in *cache* either, if the rule calls anything else than `name()`, `type()`, `class()`, `do()`,
+`group()` and `incidr()`.
 
 ## Metrics
 
@@ -89,6 +105,21 @@ A name under `ip.example` is an address:
 }
 ```
 
+A name is an address only if that is a private one:
+
+```corefile
+.:53 {
+    template IN A lan.example {
+        match "^(?P<ip>[0-9]{1,3}(-[0-9]{1,3}){3})[.]lan[.]example[.]$"
+        var ip replace(group('ip'), '-', '.')
+        expr "any(['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16'], incidr(ip, #))"
+        answer "{{ .Name }} 60 IN A {{ .Var.ip }}"
+        fallthrough
+    }
+    whoami
+}
+```
+
 No search path leads out of the cluster and back into it:
 
 ```corefile
@@ -110,7 +141,8 @@ fail. Of `printf`, `%T`, `%p`, `*` and `[n]` make the template fail. What a temp
 Classes other than IN, and ANY for IN, are refused, as this server answers no others here. The extended error is sent to
 clients that speak EDNS, and to no others; a text of more than 900 bytes is refused. An alias whose target could not be
 looked up is SERVFAIL, and one that leads to itself ends after 10 links. Queries that the packet cache answers are not
-counted as matches. `var` and `expr` of later versions are refused.
+counted as matches. An `expr` that is no condition is refused. Expressions are those of *view*, and differ as they do
+there.
 
 ## See also
 
@@ -120,9 +152,9 @@ counted as matches. `var` and `expr` of later versions are refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdns.corefile import gotemplate, values
 from kdns.corefile.config import Directive, ServerBlock
@@ -138,6 +170,9 @@ from kdns.plugins.site import Site
 from kdns.wire import message, names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset, together
+
+if TYPE_CHECKING:
+    from kdns.plugins.variables import Variables
 
 NAME = "template"
 SITED = True
@@ -158,6 +193,7 @@ SHAPE: Shape = {
     "Group": MAP,
     "Meta": METHOD,
     "Question": _QUESTION,
+    "Var": MAP,
     "Message": {**dict.fromkeys(("Id", "Opcode", "Rcode", "Question", *_FLAGS), LEAF)},
 }
 """What a template may use."""
@@ -179,12 +215,14 @@ class Rule:
     """A directive.
 
     type: rr.ANY for all. zones, fallthrough: lower case with their last dot. answer, authority, additional: texts of
-    templates. error: an extended error's code and text.
+    templates. lines: `var` and `expr` in their order, the name (empty for a condition) and the expression of each.
+    error: an extended error's code and text.
     """
 
     type: int
     zones: tuple[str, ...]
     matches: tuple[Regex, ...]
+    lines: tuple[tuple[str, str], ...] = ()
     answer: tuple[str, ...] = ()
     authority: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
@@ -220,6 +258,20 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
 
         return read
 
+    lines: list[tuple[str, str]] = []
+
+    def line(item: Directive) -> None:
+        is_variable = item.name.text == "var"
+        usage = "var NAME EXPRESSION" if is_variable else "expr EXPRESSION"
+        args = reader.arguments(item, 1 + is_variable, None, usage)
+        if args:
+            name = args[0].text if is_variable else ""
+            found = (name, " ".join(token.text for token in args[is_variable:]))
+            if is_variable and not name:
+                reader.refuse(args[0], "template: a variable has an empty name", usage)
+            elif reader.value(args[0], lambda _: _worked([*lines, found])) is not None:
+                lines.append(found)
+
     def rcode(item: Directive) -> None:
         code = reader.one(item, lambda text: values.choice(text.upper(), RCODES), "rcode RCODE")
         found["rcode"] = RCODES[code or "NOERROR"]
@@ -231,10 +283,12 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
         found["fallthrough"] = reader.zones(item.args) if item.args else (".",)
 
     readers = {"match": several("match", Regex), **{word: several(word, _checked) for word in SECTIONS}}
+    readers |= {"var": line, "expr": line}
     once = {"rcode": rcode, "ederror": ederror, "fallthrough": fallthrough, "upstream": lambda item: None}
-    reader.options({**readers, **once}, unsupported=("var", "expr"), repeatable=tuple(readers))
+    reader.options({**readers, **once}, repeatable=tuple(readers))
     if not reader.sound:
         return None
+    found["lines"] = tuple(lines)
     found |= {word: tuple(texts) for word, texts in lists.items()}
     found["matches"] = found.pop("match") or (Regex(".*"),)
     return Options((Rule(**found),))
@@ -250,6 +304,12 @@ def _type(text: str) -> int:
         return rr.type_number(text)
     except ValueError:
         raise ConfigValueError(f"{values.shown(text)} is no record type", "such as A, TYPE65 or ANY") from None
+
+
+def _worked(lines: Sequence[tuple[str, str]]) -> Variables:
+    from kdns.plugins.variables import Variables  # for those who need it
+
+    return Variables(lines)
 
 
 def _checked(text: str) -> str:
@@ -313,18 +373,25 @@ def record(text: str) -> tuple[bytes, RRset]:
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """A query that a rule is for. groups: what its expression matches, then what its groups do. type: as a text."""
+    """A query that a rule is for. groups: what its expression matches, then what its groups do. type: as a text.
+    variables: their values."""
 
     zone: str
     regex: Regex
     groups: list[str]
     type: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, str]:
+        """What the groups match by their numbers and names."""
+        group = {str(number): text for number, text in enumerate(self.groups)}
+        return group | {text: self.groups[number] for text, number in self.regex.names.items()}
 
 
 class _Rule:
-    """A rule at work. is_personal: whether its answers are for one client."""
+    """A rule at work. is_personal: whether its answers are for one client. variables: None without any."""
 
-    __slots__ = ("fall", "is_personal", "rule", "sections", "zones")
+    __slots__ = ("fall", "is_personal", "rule", "sections", "variables", "zones")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -335,6 +402,7 @@ class _Rule:
         }
         uses = {name for templates in self.sections.values() for template in templates for name in template.uses}
         self.is_personal = not uses.isdisjoint(_PERSONAL)
+        self.variables = _worked(rule.lines) if rule.lines else None
 
     def option(self, query: Query) -> bytes:
         """The extended error, without its text where that has no room."""
@@ -383,16 +451,33 @@ class Handler:
     async def __call__(self, query: Query, next: Next) -> Response:
         """What the first rule that matches makes of the query, or what the rest of the chain answers."""
         name = ""
+        personal = apart = False
         for rule in self._rules:
             if not rule.concerns(query):
                 continue
             name = name or text_of(query.lname)
             match = rule.match(query, name)
+            if match is not None and rule.variables is not None:
+                personal = personal or rule.variables.personal
+                apart = apart or rule.variables.apart
+                try:
+                    match = _judged(query, match, rule.variables)
+                except TemplateError as error:
+                    response = Response(rcode=rr.SERVFAIL, plugin=NAME, error=str(error))
+                    break
             if match is not None:
-                return await self._answer(query, rule, match, name)
+                response = await self._answer(query, rule, match, name)
+                break
             if rule.fall.find(query.lname) is None:
-                return Response(rcode=rr.SERVFAIL, plugin=NAME)
-        return await next(query)
+                response = Response(rcode=rr.SERVFAIL, plugin=NAME)
+                break
+        else:
+            response = await next(query)
+        if personal:
+            response.cacheable = False
+        if apart:
+            response.apart = True
+        return response
 
     async def _answer(self, query: Query, rule: _Rule, match: _Match, name: str) -> Response:
         self._count("matches", query, match)
@@ -460,6 +545,14 @@ class Handler:
         self._site.region.count(("count", f"coredns_template_{what}_total", *labels))
 
 
+def _judged(query: Query, match: _Match, variables: Variables) -> _Match | None:
+    """A match with the values of the variables; None if a condition is not true. Raises TemplateError."""
+    from kdns.plugins.variables import Matched
+
+    values = variables.judge(Matched(query, query.metadata, match.by_name()))
+    return replace(match, variables=values) if values is not None else None
+
+
 def _data(query: Query, match: _Match, name: str) -> Struct:
     """What a template sees."""
     question = Struct(
@@ -468,8 +561,6 @@ def _data(query: Query, match: _Match, name: str) -> Struct:
     )
     header: dict[str, Any] = {flag: bool(query.flags & bit) for flag, bit in _FLAGS.items()}
     header |= {"Id": Unsigned(query.id), "Opcode": 0, "Rcode": 0, "Question": [question]}
-    group = {str(number): text for number, text in enumerate(match.groups)}
-    group |= {text: match.groups[number] for text, number in match.regex.names.items()}
     return Struct(
         "the data",
         {
@@ -478,7 +569,8 @@ def _data(query: Query, match: _Match, name: str) -> Struct:
             "Class": rr.class_text(query.klass),
             "Type": match.type,
             "Match": match.groups,
-            "Group": group,
+            "Group": match.by_name(),
+            "Var": match.variables,
             "Regex": match.regex.text,
             "Remote": query.client[0],
             "Question": question,

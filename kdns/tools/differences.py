@@ -357,7 +357,8 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "The extended error": option("ederror"),
         "An alias whose": _in(_RECORDS, "CNAME"),
         "Queries that the packet": always,
-        "`var` and": never,
+        "An `expr` that": never,
+        "Expressions are those": option("var", "expr"),
     },
     "transfer": {
         "IXFR sends differences": always,

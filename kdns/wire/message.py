@@ -171,9 +171,10 @@ class Response:
     overrule all else. edns_options: options of our OPT in wire format, sent only if the query had an OPT.
     recursion: RA. cacheable: whether the packet cache may hold it; personal: whether it may, if that is not so, for the
     client's address alone, as `autopath` has left it; depends: the names in our zones that it was made of (lower case),
-    whose change ends that. rotate: address records may be sent in turns (`loadbalance`).
-    plugin: who answered. error: what `errors` logs. silent: nothing is sent. transfer: what is sent in place of the
-    sections; over UDP only its first message.
+    whose change ends that. apart: it is for this query alone: `cache` does not keep it, nor gives it to those who wait
+    for the same. rotate: address records may be sent in turns (`loadbalance`). plugin: who answered. error: what
+    `errors` logs. silent: nothing is sent. transfer: what is sent in place of the sections; over UDP only its first
+    message.
     """
 
     rcode: int = rr.NOERROR
@@ -187,6 +188,7 @@ class Response:
     personal: bool = False
     depends: tuple[bytes, ...] = ()
     rotate: bool = False
+    apart: bool = False
     plugin: str = ""
     error: str = ""
     relay: Relay | None = None
