@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import dns.edns
 import dns.flags
@@ -24,14 +26,18 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
+from kdns.observe.counters import Region
+from kdns.plugins.secondary import Copy
 from kdns.server.primary import USELESS
-from kdns.server.secondary_feed import PART, SPREAD, _Return, _Said
+from kdns.server.secondary_feed import PART, SPREAD, SecondaryFeed, SecondaryPublication, _Return, _Said
 from kdns.wire import following, message, names, rr
+from kdns.wire.rrset import RRset
 from kdns.zone import inbound, transfer
 from kdns.zone.journal import Difference, Row
 from kdns.zone.transfer import Messages, Packer
 from tests.support import objects, ports
 from tests.support.others import ADDRESS, KEY, SECRET
+from tests.support.plugins import Lines
 from tests.support.server import Server, read_message
 
 pytestmark = pytest.mark.one_speed
@@ -143,7 +149,8 @@ class Centre:
 
     lineage: None to know nothing of them. silent: it answers nothing. once: it hangs up behind an answer, one time.
     pause: it waits in the middle of an AXFR of this zone, having set `half`, until `go_on`. refused: zones that it
-    does not give any more. fickle: each answer is of another lineage, and takes a while.
+    does not give any more. fickle: each answer is of another lineage, and takes a while. bare: it knows nothing of
+    EDNS.
     """
 
     def __init__(self) -> None:
@@ -151,7 +158,7 @@ class Centre:
         self.port = ports.free_port([ADDRESS])
         self.lineage: bytes | None = FIRST
         self.revision = 0
-        self.silent = self.once = self.fickle = False
+        self.silent = self.once = self.fickle = self.bare = False
         self.pause = ""
         self.refused: tuple[str, ...] = ()
         self.half, self.go_on = threading.Event(), threading.Event()
@@ -231,6 +238,11 @@ class Centre:
         there = self.zones[zone]
         theirs = options.get(following.OPTION, b"")
         behind = theirs[:8] != self.lineage and following.revision({following.OPTION: theirs}) > self.revision
+        if self.bare and query.edns >= 0:
+            response = dns.message.make_response(dns.message.make_query(zone, kind, id=query.id))
+            response.set_rcode(dns.rcode.FORMERR)
+            connection.send(response.to_wire())
+            return
         if zone in self.refused or behind:
             response = dns.message.make_response(query)
             response.set_rcode(dns.rcode.SERVFAIL)
@@ -370,6 +382,22 @@ def test_another_primary_is_followed_when_one_is_gone(serve: Callable[..., Serve
         server._wait(lambda: has(server, "h7.b.test", 6), 5, "a change")
         assert sum(connection.open for connection in other.connections) == 1
         assert "it is behind the one that our copy is of" in server.log
+
+
+def test_a_primary_that_knows_nothing_of_edns_is_asked_without_from_then_on(
+    serve: Callable[..., Server], centre: Centre
+) -> None:
+    centre.bare, centre.lineage = True, None
+    server = serve(corefile=text(centre))
+    server._wait(lambda: has(server, "h7.a.test", 1) and has(server, "h7.b.test", 1), 10, "two copies")
+    first = len(centre.asked)
+    assert any(option is not None for *_, option in centre.asked)
+    centre.change("a.test", "h7", 2, tell=False)
+    notify = dns.message.make_query("a.test", "SOA")
+    notify.set_opcode(dns.opcode.NOTIFY)
+    server.raw_udp(notify.to_wire())
+    server._wait(lambda: has(server, "h7.a.test", 2), 5, "the change")
+    assert centre.asked[first:] == [("a.test", "SOA", None, None), ("a.test", "IXFR", 10, None)]
 
 
 def test_a_reload_goes_on_from_the_copy(serve: Callable[..., Server], centre: Centre) -> None:
@@ -573,6 +601,20 @@ def test_a_primary_of_ever_other_lineages_costs_little(followed: tuple[Server, C
     assert {kind for _, kind, *_ in centre.asked[asked:]} == {"IXFR"}
     assert server.log.count("a.test.: serial") <= 7
     assert len(centre.connections) == 1
+
+
+def test_a_clock_that_was_wrong_does_not_make_a_copy_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = mock.create_autospec(SecondaryPublication, instance=True)
+    publication.log = Lines()
+    feed = SecondaryFeed(publication, Copy(("a.test.",), ((ADDRESS, 53),)), None, Region.create())
+    zone = Zone(names.from_text("a.test"))
+    state = feed._states[zone.origin]
+    now = time.time()
+    state.soa, state.heard = RRset(rr.SOA, 5, (zone.soa().rdata,)), now + 1e6
+    for later, expired in ((0.0, False), (zone.expire - 1.0, False), (zone.expire + 1.0, True)):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        asyncio.run(feed._expire(state))
+        assert state.expired == expired
 
 
 def test_messages_are_few_however_much_there_is_to_say() -> None:
