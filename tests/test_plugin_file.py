@@ -564,7 +564,7 @@ def test_what_the_directive_says() -> None:
         ('file ""', ["1: file has an empty path"]),
         ("file db a..b", ['1: file: zone "a..b" has an empty label, or is too long']),
         ("file db {\nreload x\n}", ['2: file: "x" is not a duration']),
-        ("file db {\nreload_by_mtime\n}", ['2: file has no option "reload_by_mtime"']),
+        ("file db {\nreload_by_mtime x\n}", ['2: file: "reload_by_mtime" has 1 argument']),
         ("file db {\nupstream 192.0.2.1\n}", ['2: file: "upstream" has 1 argument']),
         ("file a\nfile b", ["2: file: the zone example.org. has another file in this server block"]),
         ("file a b.test\nfile b c.test b.test", ["2: file: the zone b.test. has another file in this server block"]),

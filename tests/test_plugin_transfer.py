@@ -722,7 +722,7 @@ def test_options() -> None:
         ("transfer {\nto example.org\n}", ['2: transfer: "example.org" is no address']),
         ("transfer {\nto 192.0.2.1:0\n}", ['2: transfer: "192.0.2.1:0" is no address']),
         ("transfer {\nto 192.0.2.0/24\n}", ['2: transfer: "192.0.2.0/24" is no address']),
-        ("transfer {\nto *\nsource 192.0.2.1\n}", ['2: transfer has no option "source"']),
+        ("transfer {\nto *\nsource 192.0.2.1\n}", ['2: transfer: "source" is not supported by this version of kdns']),
     ],
 )
 def test_mistakes_are_refused(text: str, expected: list[str]) -> None:

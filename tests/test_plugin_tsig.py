@@ -293,7 +293,9 @@ def test_options() -> None:
     assert found.zones == ("example.org.",)
     assert [(names.to_text(key.name), len(key.secret)) for key in found.keys] == [("key.example.", 32), ("other.", 32)]
     assert found.required == {251, 252, 65}
-    assert options("tsig a.test b.test {\nrequire all\n}").required is None
+    for text in ("require all", "require_opcode UPDATE QUERY", "require_opcode QUERY\nrequire A"):
+        assert options(f"tsig a.test b.test {{\n{text}\n}}").required is None
+    assert options("tsig {\nrequire A\nrequire_opcode UPDATE\n}").required == {1}
     assert options("tsig a.test b.test {\nrequire none\n}") == tsig.Options(("a.test.", "b.test."), ())
 
 
@@ -309,7 +311,9 @@ def test_options() -> None:
         (["require AXRF"], ['2: tsig: "AXRF" is no record type']),
         (["require all A"], ['2: tsig: "A" follows all']),
         (["require A", "require B"], ['3: tsig: "require" is given twice']),
-        (["require_opcode NOTIFY"], ['2: tsig has no option "require_opcode"']),
+        (["require_opcode"], ['2: tsig: "require_opcode" has 0 arguments']),
+        (["require_opcode WHAT"], ['2: tsig: "WHAT" is not known']),
+        (["require_opcode NOTIFY"], ["2: tsig: require_opcode NOTIFY is not supported by this version of kdns"]),
         (["secrets /nowhere/keys"], ["2: tsig: /nowhere/keys: no such file or directory"]),
         (["secrets"], ['2: tsig: "secrets" has 0 arguments']),
     ],

@@ -32,6 +32,7 @@ that is not there does not: until it comes, names of its zones are SERVFAIL.
 ```
 file DBFILE [ZONES...] {
     reload DURATION
+    reload_by_mtime
     fallthrough [ZONES...]
     upstream
 }
@@ -43,6 +44,7 @@ file DBFILE [ZONES...] {
 * `reload` **DURATION**: how often to look whether the file has changed. Default: 1m; 0s for never.
 * `fallthrough` **[ZONES...]**: a name that does not exist is passed to the next plugin; only in these zones if any are
   given.
+* `reload_by_mtime`: a file that has changed is read again even if its serial has not. It is so without this option too.
 * `upstream`: what an alias leads to is asked of this server. It is so without this option too, which older Corefiles
   have.
 
@@ -91,8 +93,9 @@ Files with CNAME beside other records, several SOA records, or strings without a
 whose SOA record is not at the zone's apex; CoreDNS takes some of them. Referrals have DS records where the zone is
 signed; CoreDNS gives them in others too. Records outside of the zone are left out. Paths of `$INCLUDE` in an included
 file start at the folder of the zone's file, and not at that of the included one. `fallthrough` is for the zones of its
-own directive; CoreDNS takes the last one for all directives of the server block. Two files for one zone in a server
-block are refused. Addresses behind `upstream` are refused; CoreDNS does not use them.
+own directive; CoreDNS takes the last one for all directives of the server block. A file that has changed is read again
+whatever its serial is: CoreDNS does so with `reload_by_mtime` alone. Two files for one zone in a server block are
+refused. Addresses behind `upstream` are refused; CoreDNS does not use them.
 
 ## See also
 
@@ -153,7 +156,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
     for zone in reader.zones(args[1:]) or zones:
         if zone in _before(directive, block):
             reader.refuse(directive.name, f"file: the zone {zone} has another file in this server block", "one of them")
-    settings = read_block(reader, {})
+    settings = read_block(reader, {"reload_by_mtime": lambda item: reader.arguments(item, 0, 0, "reload_by_mtime")})
     if not reader.sound:
         return None
     path = str(root.directory(block) / args[0].text)
@@ -173,7 +176,7 @@ class Settings:
     fallthrough: tuple[str, ...] = ()
 
 
-def read_block(reader: Reader, more: Mapping[str, Callable[[Directive], None]]) -> Settings:
+def read_block(reader: Reader, more: Mapping[str, Callable[[Directive], object]]) -> Settings:
     """Read the block. more: readers of further options."""
     settings = Settings()
 

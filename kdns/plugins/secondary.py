@@ -109,8 +109,9 @@ example.net:53 {
 ## Differences from CoreDNS
 
 Copies are kept over a restart, and changes are fetched as differences: CoreDNS fetches the whole zone each time, and
-at each start. Zones of a kdns are followed on a connection. `key`, `fallback` and `fallthrough` are new. The time until
-a copy expires begins with the last answer of a primary. A NOTIFY from others than the primaries is REFUSED.
+at each start. Zones of a kdns are followed on a connection. `key` and `fallback` are new. The time until a copy expires
+begins with the last answer of a primary. A NOTIFY from others than the primaries is REFUSED. `catalog` is not
+supported: each zone is written in the Corefile.
 
 ## See also
 
@@ -204,7 +205,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
         copy = replace(copy, fallthrough=reader.zones(item.args) if item.args else (".",))
 
     known = {"transfer": transfer, "key": key, "fallback": fallback, "fallthrough": fallthrough}
-    reader.options(known, (), ("transfer",))
+    reader.options(known, ("catalog",), ("transfer",))
     if reader.sound and not primaries:
         reader.refuse(directive.name, "secondary has no `transfer from`", "transfer from ADDRESS...")
     for zone in zones:

@@ -109,6 +109,7 @@ IXFR sends differences: CoreDNS sends the whole zone whenever something has chan
 answered: CoreDNS sends three. A transfer of a name that is no zone is NOTAUTH, and of a zone that no *transfer* has
 REFUSED: CoreDNS asks the next plugin. An IXFR without an SOA record is FORMERR: CoreDNS says SERVFAIL. IXFR over UDP is
 answered: CoreDNS says REFUSED. Every change of a cluster sends a NOTIFY: CoreDNS sends none for *kubernetes*.
+`source` is not supported: a NOTIFY leaves from the address that the host has for the way to where it goes.
 
 ## See also
 
@@ -184,7 +185,7 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
             elif (address := reader.value(token, address_port)) is not None:
                 found[address] = None
 
-    reader.options({"to": to}, (), ("to",))
+    reader.options({"to": to}, ("source",), ("to",))
     if reader.sound and not (found or anyone):
         reader.refuse(directive.name, "transfer has no `to`", "to ADDRESS...")
     return Options((Rule(zones, tuple(found), anyone),)) if reader.sound else None

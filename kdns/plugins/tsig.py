@@ -26,6 +26,7 @@ tsig [ZONES...] {
     secret NAME KEY
     secrets FILE
     require [QTYPE...|all|none]
+    require_opcode [OPCODE...|none]
 }
 ```
 
@@ -44,6 +45,8 @@ tsig [ZONES...] {
   ```
 
 * `require`: types of queries that have to be signed, such as `AXFR IXFR`; `all` of them or, the default, `none`.
+* `require_opcode`: with `QUERY` all queries have to be signed, as with `require all`. `IQUERY`, `STATUS` and `UPDATE`
+  change nothing, as nobody gets an answer to these but NOTIMP.
 
 ## Metrics
 
@@ -80,7 +83,8 @@ Nobody else is answered at all:
 A secret that is no base64 is refused at the start: with CoreDNS no signature of that key is good. The `algorithm` of a
 key in **FILE** is the only one that the key is for. A signature that was cut to 16 bytes or more is good. Where a
 query's TSIG record is not its last record the answer is FORMERR. Names of keys compare without case. An algorithm that
-is not here is BADKEY; CoreDNS says BADSIG.
+is not here is BADKEY; CoreDNS says BADSIG. `require_opcode` with `NOTIFY` or `all` is refused: a NOTIFY is taken from
+the addresses of the primaries of *secondary*, and its signature is not looked at.
 
 ## See also
 
@@ -110,6 +114,7 @@ from kdns.wire.message import Query, Response
 from kdns.wire.tsig import Key
 
 NAME = "tsig"
+_OPCODES = ("QUERY", "IQUERY", "STATUS", "UPDATE", "none")
 _UNUSUAL = frozenset((rr.ANY, rr.AXFR, rr.IXFR))
 _WORD = re.compile(r'"([^"\n]*)"|([{};])|([^\s{};"]+)')
 _COMMENT = re.compile(r'("[^"\n]*")|/\*.*?\*/|(?://|#)[^\n]*', re.DOTALL)
@@ -164,7 +169,16 @@ def parse(directive: Directive, block: ServerBlock, mistakes: list[Mistake]) -> 
         nonlocal required
         required = _required(reader, reader.arguments(item, 1, None, "require QTYPE...|all|none"))
 
-    reader.options({"secret": secret, "secrets": secrets, "require": require}, (), ("secret", "secrets"))
+    by_opcode = False
+
+    def require_opcode(item: Directive) -> None:
+        nonlocal by_opcode
+        for token in reader.arguments(item, 1, None, "require_opcode OPCODE...|none"):
+            by_opcode |= reader.value(token, _opcode) == "QUERY"
+
+    known = {"secret": secret, "secrets": secrets, "require": require, "require_opcode": require_opcode}
+    reader.options(known, (), ("secret", "secrets"))
+    required = None if by_opcode else required
     return Options(zones, tuple(keys.values()), required, tuple(sums.items())) if reader.sound else None
 
 
@@ -183,6 +197,13 @@ def _type(text: str) -> int:
         return rr.type_number(text)
     except ValueError:
         raise ConfigValueError(f"{values.shown(text)} is no record type", "such as AXFR, or all or none") from None
+
+
+def _opcode(text: str) -> str:
+    if text in ("NOTIFY", "all"):
+        problem = f"require_opcode {text} is not supported by this version of kdns"
+        raise ConfigValueError(problem, f"{', '.join(_OPCODES)}; a NOTIFY is taken from primaries only")
+    return values.choice(text, _OPCODES)
 
 
 def _name(text: str) -> bytes:

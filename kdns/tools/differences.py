@@ -238,6 +238,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Records outside": always,
         "Paths of `$INCLUDE`": always,
         "`fallthrough` is for": option("fallthrough"),
+        "A file that has changed": without("reload_by_mtime"),
         "Two files": never,
         "Addresses behind": never,
     },
@@ -343,7 +344,8 @@ WHEN: Mapping[str, Mapping[str, When]] = {
     "secondary": {
         "Copies are kept": always,
         "Zones of a": never,
-        "`key`, `fallback` and": never,
+        "`key` and `fallback`": never,
+        "`catalog` is not": never,
         "The time until": always,
         "A NOTIFY from": always,
     },
@@ -366,12 +368,14 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A transfer of": always,
         "An IXFR without": always,
         "Every change of": option("to"),
+        "`source` is not": never,
     },
     "tsig": {
         "A secret that": never,
         "The `algorithm` of": option("secrets"),
         "A signature that": always,
         "Where a query's": always,
+        "`require_opcode` with": never,
     },
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
     "view": {
