@@ -147,8 +147,9 @@ name, the certificate has to be for the name, not for its addresses. All reverse
 first. Truncated answers are always asked for again over TCP, and a query with an OPT that an upstream does not
 understand once more without. An upstream whose answer does not match or is malformed counts as failing; CoreDNS passes
 FORMERR on. `max_concurrent` counts in each worker. Clients' own EDNS options are not passed on, but for those that
-*rewrite* names. Zone transfers and classes other than IN are REFUSED. RA is set always, RD and CD are the client's;
-CoreDNS shows what the upstream has set. `max_age` may be less than `expire`.
+*rewrite* names. Zone transfers and classes other than IN are REFUSED. RA is set always, RD and CD are the client's,
+and AD is for clients that have set AD or DO (RFC 6840 5.8); CoreDNS shows what the upstream has set. `max_age` may be
+less than `expire`.
 
 ## See also
 

@@ -67,7 +67,8 @@ Only what is denied or fails below example.org, in a format of one's own, and ev
 ## Differences from CoreDNS
 
 `{rsize}` is the size of the response as it is sent. A single argument with a `{` is a format; CoreDNS takes it for a
-name. `{/log/class}` and `{/log/type}` need no *metadata*.
+name. `{/log/class}` and `{/log/type}` need no *metadata*. Where a plugin failed there is the SERVFAIL that the client
+gets, with its flags and its size; CoreDNS writes `-` and 0.
 
 ## See also
 

@@ -304,6 +304,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "`{rsize}` is the size": _own_size,
         "A single argument": _sole_format,
         "`{/log/class}`": never,
+        "Where a plugin failed": never,
     },
     "loop": {"CoreDNS ends its process": always, "It looks for one": always},
     "metadata": {
