@@ -173,19 +173,50 @@ def hosts() -> Iterator[Place]:
             yield Place(pod, bridged, node, cluster)
 
 
+def batch(program: str, *lines: str) -> str:
+    """A command of a shell: lines on the standard input of a program."""
+    return "\n".join((f"{program} <<end", *lines, "end"))
+
+
+EMPTY = "\n".join(
+    (
+        "nft flush ruleset",
+        "ip link del nodelocaldns",
+        *(
+            batch(
+                f"ip {family} -force -batch -",
+                *["rule del priority 53"] * len(ALL),
+                "route flush table 10053",
+                *(f"address del {address} dev lo" for address in addresses),
+            )
+            for family, addresses in (("-4", (LOCAL, CLUSTER)), ("-6", (CLUSTER6,)))
+        ),
+    )
+)
+"""Takes away whatever a test has left on a node."""
+KUBE_PROXY = "\n".join(
+    batch(
+        f"{program} --noflush",
+        "*nat",
+        *(
+            f"-A {chain} -d {address} -p {protocol} --dport 53 -j DNAT --to-destination {backend}"
+            for chain in ("PREROUTING", "OUTPUT")
+            for protocol in ("udp", "tcp")
+        ),
+        "COMMIT",
+    )
+    for program, address, backend in (
+        ("iptables-restore", CLUSTER, "10.244.9.9"),
+        ("ip6tables-restore", CLUSTER6, "fd44:9::9"),
+    )
+)
+
+
 @pytest.fixture
 def place(hosts: Place) -> Place:
     """The hosts, with nothing on the node but kube-proxy."""
     node = hosts.node
-    node.run("nft", "flush", "ruleset")
-    for command in (
-        "ip link del nodelocaldns",
-        *(f"ip {family} rule del priority 53" for family in ("-4", "-6") for _ in ALL),
-        "ip -4 route flush table 10053",
-        "ip -6 route flush table 10053",
-        *(f"ip address del {address} dev lo" for address in ALL),
-    ):
-        node.run(*command.split(), check=False)
+    node.run("sh", "-c", EMPTY)
     be_kube_proxy(node)
     for host in (hosts.pod, hosts.bridged, node):  # IPv6 links take a moment at first
         wait_for_answer(host, CLUSTER6, "cluster")
@@ -194,14 +225,7 @@ def place(hosts: Place) -> Place:
 
 
 def be_kube_proxy(node: Netns) -> None:
-    for program, address, backend in (
-        ("iptables", CLUSTER, "10.244.9.9"),
-        ("ip6tables", CLUSTER6, "fd44:9::9"),
-    ):
-        for chain in ("PREROUTING", "OUTPUT"):
-            for protocol in ("udp", "tcp"):
-                match = ["-d", address, "-p", protocol, "--dport", "53", "-j", "DNAT", "--to-destination", backend]
-                node.run(program, "-t", "nat", "-A", chain, *match)
+    node.run("sh", "-ec", KUBE_PROXY)
 
 
 def program(name: str, what: Any) -> list[str]:
@@ -282,7 +306,7 @@ def state(node: Netns) -> str:
         "ip6tables -t raw -S",
         "nft list tables inet",
     )
-    return "\n".join(node.run(*command.split()).stdout for command in commands)
+    return node.run("sh", "-ec", "\n".join(commands)).stdout
 
 
 @pytest.mark.parametrize("address", ALL)

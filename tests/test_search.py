@@ -6,6 +6,7 @@ which order, over which protocol, and what comes of it, has to be what the libra
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import selectors
 import socket
@@ -97,10 +98,13 @@ class Played:
         if proto == "udp" and len(wire) > limit:
             response.flags |= dns.flags.TC
             records = [dns.rrset.from_rdata(rrset.name, 5, rdata) for rrset in response.answer for rdata in rrset]
-            while len(wire) > limit:
-                records.pop()
-                response.answer = list(records)
-                wire = response.to_wire()
+
+            def cut(count: int) -> bytes:
+                response.answer = records[:count]
+                return response.to_wire()
+
+            most = bisect.bisect_right(range(len(records)), limit, key=lambda count: len(cut(count))) - 1
+            wire = cut(most)
         return wire
 
     def outcome(self, wire: bytes, rtype: int) -> Outcome:
