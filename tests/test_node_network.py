@@ -216,7 +216,7 @@ KUBE_PROXY = "\n".join(
 def place(hosts: Place) -> Place:
     """The hosts, with nothing on the node but kube-proxy."""
     node = hosts.node
-    node.run("sh", "-c", EMPTY)
+    node.run("sh", "-c", EMPTY, check=False)
     be_kube_proxy(node)
     for host in (hosts.pod, hosts.bridged, node):  # IPv6 links take a moment at first
         wait_for_answer(host, CLUSTER6, "cluster")
