@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.deploy import SHORT_LIVED
 from tests.support.monitoring import RULE, RULES
 
 FAULT = 30
@@ -480,7 +482,8 @@ def run(rules: Path, series: Mapping[str, Values], expected: list[dict[str, Any]
     }
     path = rules.with_name("unit.yaml")
     path.write_text(yaml.safe_dump({"rule_files": [rules.name], "evaluation_interval": "1m", "tests": [unit]}))
-    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    command, environ = ["promtool", "test", "rules", str(path)], os.environ | SHORT_LIVED
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
