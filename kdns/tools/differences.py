@@ -241,6 +241,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A file that has changed": without("reload_by_mtime"),
         "Two files": never,
         "Addresses behind": never,
+        "Referrals have DS": always,
     },
     "forward": {
         "Connections carry many": always,
@@ -293,6 +294,12 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "Names of ports": always,
         "The weights of SRV": always,
         "The zone's name server": always,
+        "Names of endpoints and": always,
+        "Ports are": always,
+        "A namespace also": always,
+        "With `namespace_labels`": option("namespace_labels"),
+        "Endpoints that are not": always,
+        "With `pods verified`": _in(("pods",), "verified"),
     },
     "loadbalance": {
         "CoreDNS shuffles": always,
@@ -370,6 +377,7 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "An IXFR without": always,
         "Every change of": option("to"),
         "`source` is not": never,
+        "IXFR over UDP": always,
     },
     "tsig": {
         "A secret that": never,
@@ -377,6 +385,8 @@ WHEN: Mapping[str, Mapping[str, When]] = {
         "A signature that": always,
         "Where a query's": always,
         "`require_opcode` with": never,
+        "Names of keys": always,
+        "An algorithm that": always,
     },
     "timeouts": {"A new connection": always, "The default of `read`": without("read")},
     "view": {
