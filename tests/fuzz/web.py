@@ -154,6 +154,7 @@ def _spoken(data: bytes) -> object:
     bodies, ended, resets = dict[int, bytes](), set[int](), set[int]()
     lengths = dict[int, int]()
     goodbye = False
+    decoder.max_allowed_table_size = 1 << 32  # whatever the client has offered
     for kind, flags, stream, payload in frames(data):
         assert len(payload) <= 16384, "a frame is larger than every client takes"
         if kind == _HEADERS:
@@ -162,6 +163,7 @@ def _spoken(data: bytes) -> object:
             assert not flags & 0x28, "padding or a priority"
             assert flags & 4, "a head in several frames"
             head = dict(decoder.decode(payload, raw=True))
+            assert decoder.header_table_size <= 4096, "more is remembered for a client than it is worth"
             statuses[stream], bodies[stream] = head[b":status"], b""
             lengths[stream] = int(head[b"content-length"])
             if flags & 1:
