@@ -648,6 +648,34 @@ def test_requests_that_are_much_to_do_leave_others_their_turn(monkeypatch: pytes
     assert len(set(turns)) > 80
 
 
+def test_many_connections_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("kdns.server.tcp.TURNS", 0.0)
+    turns: list[int] = []
+    turn = 0
+
+    async def chain(_: message.Query) -> message.Response:
+        turns.append(turn)
+        return message.Response()
+
+    async def talk(_: tcp.Connections, sock: socket.socket) -> None:
+        nonlocal turn
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_connection(sock.getpeername())) for _ in range(9)]
+            for one in socks:
+                pair = Pair()
+                for _number in range(10):
+                    pair.ask()
+                one.sendall(pair.client.data_to_send())
+            while len(turns) < 90 and turn < 10_000:
+                turn += 1
+                await asyncio.sleep(0)
+
+    asyncio.run(_with_a_connection(talk, chain))
+    assert len(turns) == 90
+    assert max(turns.count(one) for one in turns) <= 2
+
+
 def test_what_comes_behind_the_end_of_requests_is_not_kept() -> None:
     """GOAWAY, while a request still waits."""
 

@@ -10,6 +10,7 @@ cdef class HttpConnection(Connection):
     cdef bint _leaving, _warned
     cdef double _stuck
 
+    cdef _came(self, bytes data, long long now)
     cdef _agreed(self)
     cdef _proceed(self, long long now)
     cdef _note(self)

@@ -6,7 +6,6 @@ bytes tell.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from http import HTTPStatus
@@ -51,6 +50,15 @@ class HttpConnection(Connection):
         self._warned = False
         self._progress = 0  # that of the session, when it was looked at last
         self._stuck = 0.0  # since when that has not changed and answers are due, 0.0 if it has
+
+    def _came(self, data: bytes, now: int) -> None:
+        if self._server.connections.taking_turns:
+            self._rest = self._rest + data if self._rest else data
+            self._turn = True
+            self._server.connections.turn_later(self)
+            self._note()
+        else:
+            Connection._came(self, data, now)
 
     def _agreed(self) -> None:
         assert self._secure is not None
@@ -101,7 +109,7 @@ class HttpConnection(Connection):
                     return
             if count >= TURN or time.monotonic() > until:
                 self._turn = True
-                asyncio.get_running_loop().call_soon(self._next_turn)
+                self._server.connections.turn_later(self)
                 return
 
     def _settle(self) -> None:

@@ -10,7 +10,8 @@ cdef class Connections:
     cdef readonly Py_ssize_t unsent
     cdef readonly dict shaking, shares
     cdef dict _servers
-    cdef object _due
+    cdef object _due, _turns
+    cdef bint _taking
     cdef long long _most, _held
     cdef Py_ssize_t _gauge, _followers
 
@@ -38,6 +39,9 @@ cdef class Connections:
     cdef shake_later(self, Connection connection)
     @cython.locals(connection=Connection)
     cpdef _shake_some(self)
+    cdef turn_later(self, Connection connection)
+    @cython.locals(until=cython.double)
+    cpdef _take_turns(self)
 
 @cython.final
 cdef class TcpServer:
@@ -112,6 +116,7 @@ cdef class Connection:
     cdef become_follower(self)
     cdef bint _is_answer(self, bytes data, long long now) except -1
     cpdef notify(self, bytes data)
+    cpdef next_turn(self)
     @cython.locals(sent=cython.Py_ssize_t)
     cdef _send_on(self, transfer)
     @cython.locals(count=cython.int, now=cython.longlong, started=cython.double)

@@ -84,6 +84,9 @@ HANDSHAKES = 200
 """TLS handshakes of a worker that may be under way; with more, the one that began first is ended."""
 SHAKING = 0.003
 """Seconds in which handshakes go on until the rest of the event loop has its turn; it may be one more."""
+TURNS = 0.01
+"""Seconds in which connections that take turns have theirs until the rest of the event loop has its; it may be one
+more."""
 MESSAGES = 4
 """Messages of a transfer that are written before others have their turn."""
 RATE, PACE = 16 << 10, 10.0
@@ -116,6 +119,8 @@ class Connections:
         self._held = 0
         self.shaking: dict[int, Connection] = {}
         self._due: deque[Connection] = deque()
+        self._turns: deque[Connection] = deque()
+        self._taking = False
         self.shares: dict[str, int] = {}
         self._gauge = region.series(("gauge", "kdns_tcp_connections"), 1)
         self._followers = region.series(("gauge", "kdns_followers"), 1)
@@ -282,6 +287,28 @@ class Connections:
                 break
         if self._due:
             asyncio.get_running_loop().call_soon(self._shake_some)
+
+    @property
+    def taking_turns(self) -> bool:
+        """Whether connections wait for their turn."""
+        return self._taking
+
+    def turn_later(self, connection: Connection) -> None:
+        """Let a connection go on when those before it have had their turn."""
+        self._turns.append(connection)
+        if not self._taking:
+            self._taking = True
+            asyncio.get_running_loop().call_soon(self._take_turns)
+
+    def _take_turns(self) -> None:
+        until = time.monotonic() + TURNS
+        for _ in range(len(self._turns)):
+            self._turns.popleft().next_turn()
+            if time.monotonic() > until:
+                break
+        self._taking = bool(self._turns)
+        if self._taking:
+            asyncio.get_running_loop().call_soon(self._take_turns)
 
     async def sweep(self) -> None:
         """Close what is idle or stalled, for ever."""
@@ -629,7 +656,7 @@ class Connection:
                     self.close("unanswerable")
                     return
                 self._turn = True
-                asyncio.get_running_loop().call_soon(self._next_turn)
+                asyncio.get_running_loop().call_soon(self.next_turn)
                 break
             self._asked += 1
             count += 1
@@ -912,10 +939,16 @@ class Connection:
         """True if answers are being worked out."""
         return self.pending > 0 or self._turn or bool(self._streams)
 
-    def _next_turn(self) -> None:
+    def next_turn(self) -> None:
+        """Go on with what was left for others to have their turn."""
         self._turn = False
-        if self._open and not self._closing:
+        if not self._open or self._closing:
+            return
+        try:
             self._resume(time.monotonic_ns())
+        except Exception as error:  # whatever it is, others have to be served
+            self._server.responder.panic(error)
+            self.abort()
 
     def _resume(self, now: int) -> None:
         """Go on with what was left, then with reading."""
