@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import kubernetes_validate
 import msgspec
 import yaml
 
@@ -127,6 +126,8 @@ def _unchanged(found: Target, old: Entry, item: Object) -> Object:
 
 
 def _validate(item: Object) -> None:
+    import kubernetes_validate  # a third of the start of a server that nobody may write to
+
     try:
         kubernetes_validate.validate(item, VALIDATED, strict=True)
     except kubernetes_validate.ValidationError as error:
