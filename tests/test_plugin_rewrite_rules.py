@@ -460,6 +460,9 @@ def test_what_the_packet_cache_may_keep(rules: str, is_relay: bool, cacheable: b
     _, response = asked(rules, query("a.test"), Behind(own))
     assert response.cacheable is (cacheable or rules.startswith(("ttl", "rcode", "name")))
     assert response.depends == (b"\1x\0",)
+    made = Response(answer=answer(("a.test", rr.A, bytes(4))), cacheable=True, aging=AGING)  # `autopath`, of a relay
+    _, response = asked(rules, query("a.test"), Behind(made))
+    assert response.cacheable is (cacheable or rules.startswith(("rcode", "name")))
 
 
 def test_ttls_and_codes_of_other_servers() -> None:

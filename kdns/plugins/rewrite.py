@@ -641,10 +641,11 @@ class Handler:
                 before, reply = reply, await self._retarget(change, asked, reply, asked_again)
                 asked_again += reply is not before
         _rename(reply, renaming)
+        is_counting = response.aging is not None and response.aging.counts_down
+        if is_counting and any(isinstance(change, Lifetime) for change in draft.changes):
+            response.cacheable = reply.cacheable = False  # as its TTLs count down, they leave their limits
         if response.relay is None or draft.name != draft.query.lname or _content(reply) != _content(opened):
             return reply
-        if any(isinstance(change, Lifetime) for change in draft.changes):
-            response.cacheable = False  # as its TTLs count down, they leave their limits
         return response
 
     async def _retarget(self, target: Target, asked: Query, reply: Response, before: int) -> Response:
