@@ -204,8 +204,9 @@ def test_chances_are_as_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_an_order_in_which_chance_has_a_part_is_not_kept(found: tuple[str, ...], kept: bool) -> None:
     handler = loadbalance.Handler(options("loadbalance {\nprefer 192.0.2.1 192.0.2.0/24\n}"), Ground().site)
-    behind = Behind(Response(answer=[addresses(*found)], cacheable=True))
-    assert answered(handler, query("a.test"), behind).cacheable == kept
+    behind = Behind(Response(answer=[addresses(*found)], cacheable=True, personal=True))
+    response = answered(handler, query("a.test"), behind)
+    assert (response.cacheable, response.personal) == (kept, kept)
 
 
 def test_the_one_that_was_first_takes_the_place_of_the_one_that_is_now(tmp_path: Path) -> None:
@@ -247,9 +248,9 @@ def test_what_is_denied_or_has_one_address_is_let_be(tmp_path: Path) -> None:
 
 def test_names_without_weights_take_turns_and_are_not_kept_as_they_may_get_some(tmp_path: Path) -> None:
     handler, _ = weighted(tmp_path / "weights", "b.test\n192.0.2.1 255\n")
-    response = Response(answer=[addresses("192.0.2.1", "192.0.2.2")], cacheable=True)
+    response = Response(answer=[addresses("192.0.2.1", "192.0.2.2")], cacheable=True, personal=True)
     assert answered(handler, query("a.test"), Behind(response)) is response
-    assert (response.cacheable, response.rotate) == (False, True)
+    assert (response.cacheable, response.personal, response.rotate) == (False, False, True)
 
 
 def test_weights_are_for_addresses_that_were_asked_for_or_are_those_of_services(tmp_path: Path) -> None:

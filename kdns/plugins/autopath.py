@@ -25,6 +25,9 @@ block's plugins as far as they are in its zones, the others by the server block 
 pods is kept in the state directory. Without the API server that stays as it was, and a pod that is not known goes
 through its search list by itself.
 
+Answers for a pod are kept in the packet cache for its address alone, as long as all that they were made of holds; not
+beside *dns64*, *metadata*, *rewrite* or *view*, nor where *loadbalance* wants another order each time.
+
 ## Syntax
 
 ```
@@ -51,9 +54,6 @@ autopath [ZONES...] @kubernetes {
 ## Metrics
 
 * `coredns_autopath_success_total{server}`: queries that were answered with a later name than the first.
-
-Answers for a pod are kept in the packet cache for its address alone, as long as all that they were made of holds; not
-beside *dns64*, *metadata*, *rewrite* or *view*, nor with weights of *loadbalance*.
 
 With `node`, those of *kubernetes* about the API server as well.
 
@@ -163,10 +163,7 @@ def needs_clients(block: ServerConfig) -> bool:
 def is_personal(block: ServerConfig) -> bool:
     """Whether what is made for a pod may be kept for it: nothing that is asked before has a part in it."""
     options = block.plugins.get(NAME)
-    if not (isinstance(options, Options) and options.pods):
-        return False
-    weighted = "loadbalance" in block.plugins and bool(block.plugins["loadbalance"].weights)
-    return not weighted and block.plugins.keys().isdisjoint(_TAKE_PART)
+    return isinstance(options, Options) and options.pods and block.plugins.keys().isdisjoint(_TAKE_PART)
 
 
 def watches(block: ServerConfig) -> bool:

@@ -282,7 +282,7 @@ class Handler:
         weights = self._weights if query.type in (*_ADDRESSES, rr.SRV) else {}
         places = [_places(section) for section in sections]
         if self._path is not None and any(len(found) > 1 for found in places):
-            response.cacheable = False  # there may be other weights soon
+            response.cacheable = response.personal = False  # there may be other weights soon
         matters = any(
             any(owner in weights for owner, _ in found) or len({self._rank(rdata) for _, rdata in found}) > 1
             for found in places
@@ -293,8 +293,10 @@ class Handler:
         ranks = [[self._rank(rdata) for _, rdata in found] for found in places]
         is_fixed = self._path is None and all(len(set(found)) == len(found) for found in ranks)
         answer, additional = (self._order(section, weights) for section in sections)
-        cacheable = records.cacheable and is_fixed
-        return replace(records, answer=answer, additional=additional, cacheable=cacheable, rotate=False)
+        ordered = replace(records, answer=answer, additional=additional, rotate=False)
+        ordered.cacheable &= is_fixed
+        ordered.personal &= is_fixed
+        return ordered
 
     def _order(self, section: Records, weights: Weights) -> Records:
         """A section with its addresses in an order of today; all else keeps its place."""
