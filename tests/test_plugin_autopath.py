@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -469,18 +470,23 @@ def test_nothing_is_kept_for_a_client_where_more_has_a_part_in_it(beside: str, k
 
 
 def test_all_that_an_answer_was_made_of_has_to_be_there_still() -> None:
-    """The first that is over ends it; one of another server that is not kept keeps it from being kept at all."""
-    kept = [Aging(at + 10.0, at, True, memoryview(b""), (1, 2)) for at in (30.0, 20.0, 40.0)]
+    """The first that is over ends it, and all of them are asked for with it (`prefetch`); one of another server that is
+    not kept keeps it from being kept at all."""
+    asked: list[float] = []
+    kept = [Aging(at + 10.0, at, True, memoryview(b""), (1, 2), partial(asked.append, at)) for at in (20.0, 40.0)]
     (shop, svc, last) = [f"a.b.{end}" for end in (SHOP, f"svc.{Z}", Z)]
-    denial = Response(relay=relayed(svc), cacheable=True, aging=kept[1], plugin="cache")
-    found = Response(relay=relayed(last, "192.0.2.1"), ttl=60, cacheable=True, aging=kept[2], plugin="cache")
+    denial = Response(relay=relayed(svc), cacheable=True, aging=kept[0], plugin="cache")
+    found = Response(relay=relayed(last, "192.0.2.1"), ttl=60, cacheable=True, aging=kept[1], plugin="cache")
     chain = Chain({svc: denial, last: found})
     response = completed(shop, chain)
     assert (response.personal, response.cacheable) == (True, False)
     assert response.aging is not None
     assert (response.aging.until, response.aging.expires) == (20.0, 50.0)
-    assert response.aging.counted[:2] == (1, 2)
-    assert len(response.aging.counted) == 3
+    assert sorted(response.aging.counted)[:4] == [1, 1, 2, 2]
+    assert len(response.aging.counted) == 5
+    assert response.aging.asked is not None
+    response.aging.asked()
+    assert asked == [20.0, 40.0]
     denial.aging, denial.cacheable = None, False
     response = completed(shop, chain)
     assert (response.personal, response.cacheable, response.aging) == (False, False, None)

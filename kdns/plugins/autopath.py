@@ -106,8 +106,9 @@ domains, are refused; CoreDNS does nothing then. Of other plugins, `@erratic` is
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kdns.corefile import values
@@ -424,12 +425,21 @@ class _Made:
             self._agings.append(response.aging)
 
     def aging(self, found: Response, counted: tuple[int, ...] = ()) -> Aging | None:
-        """How the one that is the answer ages. counted: what counts each time that it is."""
-        until = min((aging.until for aging in self._agings), default=_FOREVER)
-        aging = found.aging
-        if aging is None and (self._agings or counted):
-            aging = Aging(until, until, False, self._cells, ())
-        return aging._replace(until=until, counted=aging.counted + counted) if aging is not None else None
+        """How the one that is the answer ages. All of them are asked for each time that it is. counted: what counts
+        that as well."""
+        agings = self._agings
+        if not (agings or counted):
+            return None
+        until = min((aging.until for aging in agings), default=_FOREVER)
+        expires, counts_down = (found.aging.expires, found.aging.counts_down) if found.aging else (until, False)
+        counted += tuple(cell for aging in agings for cell in aging.counted)
+        asked = [aging.asked for aging in agings if aging.asked is not None]
+        return Aging(expires, until, counts_down, self._cells, counted, partial(_tell, asked) if asked else None)
+
+
+def _tell(every: Sequence[Callable[[], None]]) -> None:
+    for asked in every:
+        asked()
 
 
 def _says_nothing(response: Response) -> bool:
