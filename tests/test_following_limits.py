@@ -758,6 +758,15 @@ def test_after_a_difference_in_a_thread_there_is_a_rest(tmp_path: Path, monkeypa
         started = time.monotonic()
         await asyncio.gather(*(centre.outgoing.difference(centre.zone(), serial, "::1") for serial in serials))
         assert time.monotonic() - started > 3 * 0.02 + 2 * 0.02 * outgoing.REST
+        monkeypatch.setattr(outgoing, "REST", 1000)
+        zone = centre.zone()
+        centre.change("192.0.2.3")
+        await centre.outgoing.difference(centre.zone(), zone.serial, "::1")
+        resting = asyncio.ensure_future(centre.outgoing.difference(centre.zone(), serials[0], "::1"))
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(centre.outgoing.whole(centre.zone()), 5) is not None  # it waits for none
+        assert not resting.done()
+        resting.cancel()
 
     run(Centre(tmp_path), steps)
 

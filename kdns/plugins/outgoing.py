@@ -121,6 +121,7 @@ class Outgoing:
         self._count = 0
         self._sent = 0
         self._packing = asyncio.Lock()
+        self._condensing = asyncio.Lock()
         self._spent = _Spent()
         self._rested = 0.0
         self._whole: weakref.WeakValueDictionary[tuple[int, _Version], Whole] = weakref.WeakValueDictionary()
@@ -300,16 +301,17 @@ class Outgoing:
         if made is not None:
             return made
         async with asyncio.timeout(PREPARING):
-            async with self._packing:
-                await asyncio.sleep(self._rested - time.monotonic())
+            async with self._condensing:
                 made = self._made.get(_step(zone, serial))
                 if made is None and followed:
                     made = self._shared(zone, serial, asked)
                 if made is not None:
                     return made
-                started = time.monotonic()
-                made = await asyncio.to_thread(self._make, zone, serial)
-                self._rested = time.monotonic() + (time.monotonic() - started) * REST
+                await asyncio.sleep(self._rested - time.monotonic())
+                async with self._packing:  # not before: whole zones are made meanwhile
+                    started = time.monotonic()
+                    made = await asyncio.to_thread(self._make, zone, serial)
+                    self._rested = time.monotonic() + (time.monotonic() - started) * REST
                 return self._keep(serial, made) if made is not None else None
 
     def _make(self, zone: Zone, serial: int) -> Made | None:
