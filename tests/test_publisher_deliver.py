@@ -384,9 +384,27 @@ def test_each_kind_is_followed_from_the_version_that_was_delivered_last(store: S
     publisher.deliver([changed(S, CLUSTER_IP, version="12")], complete=True, current=True)
     publisher.deliver([changed(E, version="13")], complete=True, current=True)
     assert versions(Publisher(store, "main", PLAIN)) == {S: "12", E: "13", N: "1"}
-    assert store.read(lambda txn: {txn.revision(zone) for zone in txn.zones()}) == {13}
     assert Publisher(store, "main", PLAIN).begin(SCOPES | {S: "others"}, strict=False) == {E: "13", N: "1"}
     assert versions(Publisher(store, "main", PLAIN)) == {S: "12", E: "13", N: "1"}, "nothing of another scope came"
+
+
+def revisions(store: Store) -> set[int]:
+    return store.read(lambda txn: {txn.revision(zone) for zone in txn.zones()})
+
+
+def test_all_zones_have_the_latest_revision_at_which_nothing_was_missing(store: Store) -> None:
+    publisher = Publisher(store, "main", FULL)  # with zones beside its own
+    publisher.begin(SCOPES, strict=True)
+    publisher.deliver([listed(S, version="10")], complete=False, current=False)
+    assert revisions(store) == {0}
+    publisher.deliver([listed(E, version="11"), listed(N, version="v1")], complete=True, current=True)
+    assert revisions(store) == {11}
+    publisher.deliver([changed(S, CLUSTER_IP, version="12")], complete=True, current=False)  # a slice may be older
+    assert revisions(store) == {11}
+    publisher.deliver([], complete=True, current=True)
+    assert revisions(store) == {12}
+    Publisher(store, "main", FULL).replace([CLUSTER_IP])  # of a file
+    assert revisions(store) == {0}
 
 
 def test_a_version_is_written_with_what_it_is_of_or_not_at_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ start knows what the records were made of. Meta values of a source (each name en
     own services    keys of the Services that select this server, one a line
     current         when the objects were last known to be current (Unix time)
     version KIND    the resourceVersion that the objects of a kind are of, and behind a line feed their selection
+    revision        the latest of these versions, as of when the objects were last known to be current, 0 for files
     externals       the version of the Services, if what they have `external` was kept of all of them
     identity        what tells the API server that the versions are of
 
@@ -312,17 +313,20 @@ class Publisher:
                     txn.put_meta(self._version_key(delivery.kind), version)
                     if keeps:
                         txn.put_meta(self._externals_key, version)
-            txn.set_revision(self._revision(txn), self.source)
             if complete:
                 self._sync(txn)
             if current:
+                txn.set_revision(self._revision(txn), self.source)
                 self._stamp(txn)
             return outcome
 
         return self._write(action)
 
     def _revision(self, txn: Transaction) -> int:
-        """The latest of the versions that have been reached, if they are numbers: those of one cluster count on."""
+        """The latest of the versions that have been reached, if they are numbers: those of one cluster count on.
+
+        It is that of all kinds only where nothing is known to be missing of any.
+        """
         found = ((txn.get_meta(self._version_key(kind)) or b"").partition(b"\n")[0] for kind in self._scopes)
         return max((int(version) for version in found if version.isdigit() and len(version) < 20), default=0)
 
@@ -363,6 +367,7 @@ class Publisher:
             for kind in KINDS:
                 txn.delete_meta(self._version_key(kind))
             txn.delete_meta(f"identity {self.source}")
+            txn.set_revision(0, self.source)
             if not keep:
                 self._sync(txn)
             if not keep or txn.get_meta(f"current {self.source}") is None:

@@ -36,7 +36,7 @@ import msgspec
 from kdns.errors import StoreError
 from kdns.wire import following, names, rr
 from kdns.wire.rrset import RRset
-from kdns.zone import journal
+from kdns.zone import journal, sources
 from kdns.zone.changes import Changes, name_hash
 from kdns.zone.keys import key_name, name_key, zone_prefix
 from kdns.zone.values import Records, decode_rrsets, encode_rrsets, is_sealed, is_special, seal
@@ -398,8 +398,8 @@ class Transaction:
 
     def revision(self, zone: Zone) -> int:
         """That of a zone's data; 0 for none."""
-        found = self.get_meta(_revision_key(zone.source, zone.origin)) or self.get_meta(_revision_key(zone.source))
-        return int(found or 0)
+        found = self.get_meta(_revision_key(zone.source, zone.origin))
+        return int(found or self.get_meta(_revision_key(sources.whose(zone.source))) or 0)
 
     def zone(self, number: int) -> Zone:
         """The zone of that number. Raises KeyError."""
