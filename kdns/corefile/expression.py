@@ -342,6 +342,7 @@ class _Parser:
             self.at += 1
             if not self.is_next("("):
                 raise self.wrong(self.word, f"behind {name.text}", "(")
+            self.check_known(name)
             return self.postfix(self.call(name, [left]))
         following = _BINARY[text] + (text not in _RIGHT)
         if text in ("or", "||", "and", "&&"):
@@ -464,18 +465,21 @@ class _Parser:
         if word.text == "nil":
             return _constant(NIL, None)
         variable = self.variables.get(word.text)
-        if variable is not None:
-            if self.is_next("("):
-                raise self.wrong(word, "is a variable, which cannot be called", word.text)
+        if variable is not None and not self.is_next("("):
             return variable
-        known = {*self.functions, *BUILTINS, *PREDICATES, *self.variables}
-        if self.is_next("(") and word.text in known:
+        self.check_known(word)
+        if self.is_next("("):
             return self.call(word, [])
-        if word.text in known:
-            raise self.wrong(word, "is a function", f"{word.text}(...)")
-        if word.text in ELSEWHERE:
-            raise self.wrong(word, "is not supported by this version of kdns", choices(word.text, known))
-        raise self.wrong(word, "is not known", choices(word.text, known))
+        raise self.wrong(word, "is a function", f"{word.text}(...)")
+
+    def check_known(self, word: _Word) -> None:
+        """Refuse what is no function."""
+        if word.text in self.variables:
+            raise self.wrong(word, "is a variable, which cannot be called", word.text)
+        functions = {*self.functions, *BUILTINS, *PREDICATES}
+        if word.text not in functions:
+            problem = "is not supported by this version of kdns" if word.text in ELSEWHERE else "is not known"
+            raise self.wrong(word, problem, choices(word.text, functions | self.variables.keys()))
 
     def element(self) -> _Term:
         """`#`, or `.field`, of the element that is looked at; `#index` and `#acc`."""
