@@ -46,7 +46,8 @@ def parsed(text: str) -> expression.Expression:
         ("'abc' matches '^a.c$'", True), ("'abc' matches 'b'", True), ("name() not matches '^b'", True),
         (r"name() matches '^a\\.b\\.'", True), (r"name() matches `^a\.b\.`", True), ("'abc' matches name()", False),
         ("name() startsWith 'a.' and name() endsWith '.test.' and name() contains '.b.'", True),
-        (r"'\x41\u0042\103\n'", "ABC\n"), (r"'it\'s'", "it's"), (r"`a\n`", r"a\n"), ('"a" + \'b\'', "ab"),
+        (r"'\x41\u0042\103\n'", "ABC\n"), (r"'it\'s'", "it's"), (r"'\ud800\u0041'", "\ufffdA"),
+        ("1 in {a: 1}.b", False), (r"`a\n`", r"a\n"), ('"a" + \'b\'', "ab"),
         ("len('äb')", 2), ("len([1, 2])", 2), ("lower('ABC') + upper('d')", "abcD"), ("trim('  a ')", "a"),
         ("trim('xay', 'xy')", "a"), ("trimPrefix('abc', 'a')", "bc"), ("trimSuffix('abc', 'c')", "ab"),
         ("hasPrefix('abc', 'a') and hasSuffix('abc', 'c')", True), ("indexOf('äbc', 'c')", 3),
@@ -113,7 +114,8 @@ def test_values(text: str, value: object) -> None:
         "repeat('a', -1) == ''", "bitshl(1, -1) == 0", "string(sum(['a'])) == '0'", "max({a: 'b'}.a) == 'b'",
         "groupBy([[1]], #) == {}",
         "fromPairs([[1, 2], [1.0, 3]]) == {}", "fromBase64('?') == ''", "int('99999999999999999999') > 0",
-        "float('1_0') == 10",
+        "float('1_0') == 10", "fromPairs([[[1], 2]]) != nil", "{a: [1]}[{a: [1]}.a] == nil", "{({a: 1}.a): 1} != nil",
+        "get({a: [1]}, [1]) == nil", "not ({a: [1]}.a in {a: 1})",
     ],
 )  # fmt: skip
 def test_what_cannot_be_worked_out_or_is_no_condition_does_not_hold(text: str) -> None:
@@ -175,6 +177,7 @@ def test_what_cannot_be_worked_out_or_is_no_condition_does_not_hold(text: str) -
         ("first('a')", 'character 1 of the expression: "first" is given string'),
         ("now() > 1", 'character 1 of the expression: "now" is not supported by this version of kdns'),
         ("'a", "character 1 of the expression: a quote that is opened here is never closed"),
+        (r"'\400'", r'text from character 1 of the expression has the escape "\400"'),
         (r"'\q'", r'text from character 1 of the expression has the escape "\q"'),
         ("9223372036854775808", 'character 1 of the expression: "9223372036854775808" is too large'),
         ("0x", 'character 2 of the expression: "x" where the expression should end'),

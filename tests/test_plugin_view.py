@@ -218,6 +218,10 @@ def viewed(*expressions: str) -> str:
         (". {\nview a\nview b\n}", ["3: view is given twice in a server block"]),
         (viewed("true", "name()"), ["4: view: the expression is string and no condition"]),
         (viewed("incidr(client_ip(), '10.0.0.1')"), ['3: view: "10.0.0.1" is not a network in CIDR notation']),
+        (
+            viewed("incidr(client_ip(), '10.0.0.0/0.0.0.255')"),
+            ['3: view: "10.0.0.0/0.0.0.255" is not a network in CIDR notation'],
+        ),
         (viewed("metadata('kubernetes') == ''"), ['3: view: "kubernetes" is no label of metadata']),
         (viewed("geoip() == ''"), ['3: view: character 1 of the expression: "geoip" is not known']),
         (viewed("type() = 'A'"), ['3: view: character 8 of the expression: "=" where the expression should end']),

@@ -34,6 +34,7 @@ from kdns.corefile.operations import (
     STRING,
     Kind,
     Work,
+    a_key,
     array,
     boolean,
     chosen,
@@ -203,12 +204,13 @@ def _number(word: str, at: int) -> int | float:
 def _unescaped(text: str, at: int) -> str:
     def one(match: re.Match[str]) -> str:
         simple, byte, short, wide, octal, wrong = match.groups()
-        if wrong is not None or (wide is not None and int(wide, 16) > 0x10FFFF):
+        code = int(octal, 8) if octal is not None else int(byte or short or wide or "0", 16)
+        if wrong is not None or code > (0xFF if octal is not None else 0x10FFFF):
             problem = f"text from character {at} of the expression has the escape {shown(match[0])}"
             raise ConfigValueError(problem, r"\\ for a backslash; \n, \t, \x41, A, or text in backquotes")
         if simple is not None:
             return _CONTROL.get(simple, simple)
-        return chr(int(octal, 8) if octal is not None else int(byte or short or wide, 16))
+        return chr(code) if not 0xD800 <= code < 0xE000 else "\ufffd"  # half of a pair is no character
 
     return _ESCAPE.sub(one, text)
 
@@ -524,7 +526,7 @@ class _Parser:
         runs = [term.run for term in terms]
 
         def run(scope: Scope) -> Any:
-            return scope.work.made({key(scope): value(scope) for key, value in zip(keys, runs, strict=True)})
+            return scope.work.made({text_of(key(scope)): value(scope) for key, value in zip(keys, runs, strict=True)})
 
         return _Term(Kind("map", common([term.kind for term in terms]) if terms else ANY), run, depth=_deeper(*terms))
 
@@ -605,7 +607,7 @@ class _Parser:
                 return None
             at = wanted(scope)
             if isinstance(found, Mapping):
-                return found.get(at)
+                return found.get(a_key(at))
             if isinstance(found, str) or isinstance(at, bool) or not isinstance(at, int):
                 raise TypeError("no member")
             if not -len(found) <= at < len(found):

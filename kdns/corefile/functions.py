@@ -23,6 +23,7 @@ from kdns.corefile.operations import (
     STRING,
     Kind,
     Work,
+    a_key,
     add,
     array,
     boolean,
@@ -224,7 +225,7 @@ def _at(_: Work, value: Any, key: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return value.get(key)
+        return value.get(a_key(key))
     return array(value)[key] if -len(array(value)) <= whole(key) < len(value) else None
 
 
@@ -253,7 +254,7 @@ def _from_pairs(work: Work, value: Any) -> dict[Any, Any]:
     found = {}
     for pair in value:
         key, each = array(pair)
-        found[key] = each
+        found[a_key(key)] = each
     _one_type(found)
     return found
 
@@ -378,9 +379,7 @@ def _summed(work: Work, pairs: Pairs) -> Any:
 def _grouped(_: Work, pairs: Pairs) -> dict[Any, Any]:
     found: dict[Any, list[Any]] = {}
     for element, key in pairs:
-        if isinstance(key, (tuple, range)):
-            raise TypeError("an array is no key")
-        found.setdefault(key, []).append(element)
+        found.setdefault(a_key(key), []).append(element)
         _one_type(found)
     return {key: tuple(elements) for key, elements in found.items()}
 

@@ -168,6 +168,13 @@ def mapping(value: Any) -> Mapping[Any, Any]:
     return value
 
 
+def a_key(value: Any) -> Any:
+    """A value that can be a key: an array is none, and what finds one may go through arrays within it for ever."""
+    if isinstance(value, (tuple, range)):
+        raise TypeError("an array is no key")
+    return value
+
+
 def equal(work: Work, one: Any, other: Any) -> bool:
     if isinstance(one, (tuple, range)) and isinstance(other, (tuple, range)):
         work.spend(len(one))
@@ -181,8 +188,10 @@ def equal(work: Work, one: Any, other: Any) -> bool:
 
 
 def _within(work: Work, element: Any, container: Any) -> bool:
+    if container is None:
+        return False
     if isinstance(container, Mapping):
-        return element in container
+        return a_key(element) in container
     if isinstance(container, range):
         return numeric(element) in container
     work.spend(len(array(container)))

@@ -50,7 +50,7 @@ class View:
 
 def _network(text: str) -> Any:
     try:
-        return ipaddress.ip_network(text if "/" in text else "", strict=False)
+        return ipaddress.ip_network(text if text.partition("/")[2].isdecimal() else "", strict=False)
     except ValueError:
         problem = f"{values.shown(text)} is not a network in CIDR notation"
         raise ConfigValueError(problem, "such as 10.0.0.0/16 or 2001:db8::/32") from None
