@@ -15,7 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -98,8 +98,12 @@ class _State:
 
     @property
     def have(self) -> Have | None:
-        """What there is, to be told to a primary."""
-        return Have(self.soa.rdatas[0], self.lineage, self.revision) if self.soa is not None else None
+        """What there is, to be told to a primary: with its revision, unless it is so old that any other one will do."""
+        age = self.age()
+        if self.soa is None:
+            return None
+        lasts = age is not None and age < OLDER and not self.expired
+        return Have(self.soa.rdatas[0], self.lineage, self.revision if lasts else 0)
 
     def last_heard(self) -> float | None:
         """When it was last known to be what a primary has."""
@@ -479,7 +483,7 @@ class SecondaryFeed:
 
     async def _transfer(self, state: _State, primary: Primary, rtype: int) -> None:
         """Transfer a zone, or what has changed in it. Raises FormatError, OSError, StoreError."""
-        have = self._have(state)
+        have = state.have
         alone = len(self._copy.primaries) == 1 or self._follows.get(primary.address, False)
         patience = PATIENCE if alone and (state.on is None or rtype == rr.AXFR) else TIMEOUT
         follow = primary.address not in self._bare
@@ -501,16 +505,6 @@ class SecondaryFeed:
             if state.on is not None and state.on is not primary:
                 state.on.zones.pop(state.origin, None)
             state.on = primary
-
-    def _have(self, state: _State) -> Have | None:
-        """What there is of a zone. Its revision is that of all zones that come from where it does, so that who is
-        behind is left for another one with all of them."""
-        have, age = state.have, state.age()
-        if have is None or age is None:
-            return have
-        lasts = age < OLDER and not state.expired
-        known = (one.revision for one in self._states.values() if lasts and one.lineage == state.lineage)
-        return replace(have, revision=max(known, default=0))
 
     def _learn(self, primary: Primary) -> None:
         """Note whether zones can be followed on a connection, and keep it if they can."""
