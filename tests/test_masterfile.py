@@ -136,6 +136,13 @@ def test_generated_records_are_of_any_type(tmp_path: Path) -> None:
     assert found(content, "last") == {"A": (300, ["192.0.2.9"])}
 
 
+def test_a_string_that_is_too_long_is_several(tmp_path: Path) -> None:
+    content = read(tmp_path, HEAD + f't TXT "one" "{"a" * 256}\\;" {"b" * 510}\n$GENERATE 1-1 g TXT {"c" * 256}\n')
+    pieces = " ".join(f'"{text}"' for text in ("one", "a" * 255, "a;", "b" * 255, "b" * 255))
+    assert found(content, "t") == {"TXT": (300, [pieces])}
+    assert found(content, "g") == {"TXT": (300, [f'"{"c" * 255}" "c"'])}
+
+
 def test_names_are_in_lower_case_and_records_come_once_with_one_ttl(tmp_path: Path) -> None:
     content = read(tmp_path, HEAD + "A 60 A 192.0.2.1\na 90 A 192.0.2.2\na 90 A 192.0.2.1\n")
     assert found(content, "a") == {"A": (60, ["192.0.2.1", "192.0.2.2"])}

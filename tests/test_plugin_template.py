@@ -467,6 +467,7 @@ def test_what_is_asked_for_an_alias_is_asked_of_the_server() -> None:
         ("a 5 A 192.0.2.1\nb 5 A 192.0.2.2", ("a.", "A", 5, "192.0.2.1")),
         ("a 5 HTTPS 1 . alpn=h2", ("a.", "HTTPS", 5, '1 . alpn="h2"')),
         (r"a 5 TYPE65280 \# 2 abcd", ("a.", "TYPE65280", 5, r"\# 2 abcd")),
+        (f"a 5 TXT {'x' * 254}\\234y", ("a.", "TXT", 5, f'"{"x" * 254}\\234" "y"')),
         (". 5 MX 10 mx", (".", "MX", 5, "10 mx.")),
     ],
 )
@@ -482,7 +483,7 @@ def test_a_record_is_what_a_master_file_has(text: str, made: tuple[str, str, int
     [
         "", "  ", "a", "a 60", "a IN", "a A", "a A 192.0.2.256", "a A 192.0.2.1 x", "a..b A 192.0.2.1",
         "a ANY 1", "a 60 IN OPT", "a NOTYPE x", "$INCLUDE /etc/passwd", f"{'x' * 64} A 192.0.2.1", 'a TXT "x',
-        "a 4294967296 A 192.0.2.1", r"a TXT \300", "a SOA a b 1 2 3", f"a TXT {'x' * 256}", "; nothing",
+        "a 4294967296 A 192.0.2.1", r"a TXT \300", "a SOA a b 1 2 3", f"a TXT {'x' * 70000}", "; nothing",
         "a A \udcff", " 60 A 192.0.2.1",
     ],
 )  # fmt: skip

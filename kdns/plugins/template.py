@@ -336,14 +336,15 @@ def record(text: str) -> tuple[bytes, RRset]:
     import dns.rdata
     import dns.rdataclass
     import dns.rdatatype
-    import dns.tokenizer
     import dns.ttl
+
+    from kdns.zone.entries import Tokenizer
 
     ttl, klass = TTL, dns.rdataclass.IN
     text = text.lstrip("\r\n")
     if text[:1] in (" ", "\t"):
         raise TemplateError("there is no owner")
-    words = dns.tokenizer.Tokenizer(text)
+    words = Tokenizer(text)
     try:
         owner = words.as_name(words.get(), dns.name.root).to_wire()
         while True:

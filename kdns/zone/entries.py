@@ -30,6 +30,8 @@ Place: TypeAlias = tuple[str, int]
 """File and line."""
 Take: TypeAlias = Callable[[bytes, int, int, bytes, Place], None]
 """Takes a record: owner (lower case wire format), TTL, type, rdata, where it begins."""
+LONGEST_STRING = 255
+"""Bytes of a string in a record (RFC 1035 3.3)."""
 
 _NAMES = {"CNAME": rr.CNAME, "NS": rr.NS, "PTR": rr.PTR}
 _NAME = r"(@|(?:[a-z0-9_*-]+\.)*[a-z0-9_*-]+\.?)"
@@ -117,7 +119,7 @@ class Reader(dns.zonefile.Reader):
         tokenizer = self.tok
         try:
             for number in range(start, stop + 1, step):
-                self.tok = dns.tokenizer.Tokenizer(_generated(line, number))
+                self.tok = Tokenizer(_generated(line, number))
                 super()._rr_line()
         finally:
             self.tok = tokenizer
@@ -133,7 +135,15 @@ class Reader(dns.zonefile.Reader):
         return str(self._path.parent / name)
 
 
-class _Tokenizer(dns.tokenizer.Tokenizer):
+class Tokenizer(dns.tokenizer.Tokenizer):
+    """Takes strings of any length: a longer one than fits is several, as CoreDNS has it."""
+
+    def get_remaining(self, max_tokens: int | None = None) -> list[dns.tokenizer.Token]:
+        """The other tokens of a line."""
+        return [part for token in super().get_remaining(max_tokens) for part in _parts(token)]
+
+
+class _Tokenizer(Tokenizer):
     """Gives plain lines to the reader as a whole."""
 
     def __init__(self, lines: _Lines, name: str, reader: Reader) -> None:
@@ -148,6 +158,15 @@ class _Tokenizer(dns.tokenizer.Tokenizer):
                 self._lines.skip()
                 self.line_number += 1
         return super().get(want_leading, want_comment)
+
+
+def _parts(token: dns.tokenizer.Token) -> list[dns.tokenizer.Token]:
+    if len(token.value) <= LONGEST_STRING:
+        return [token]
+    data = token.unescape_to_bytes().value
+    starts = range(0, len(data), LONGEST_STRING)
+    parts = ("".join(f"\\{byte:03d}" for byte in data[at : at + LONGEST_STRING]) for at in starts)
+    return [dns.tokenizer.Token(token.ttype, part, has_escape=True) for part in parts]
 
 
 class _Lines:
