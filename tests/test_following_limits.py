@@ -401,7 +401,7 @@ def test_who_takes_a_transfer_slowly_makes_room_for_others(tmp_path: Path, monke
 
     async def steps(centre: Centre) -> None:
         centre.store.write(large)
-        centre.server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        centre._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         stuck, living = lazy(centre, "127.0.1.1"), lazy(centre, "127.0.1.2")
         loop, now = asyncio.get_running_loop(), time.monotonic()
 

@@ -208,12 +208,15 @@ class Asks:
         name = f"mark-{next(self._numbers)}.test"
         assert ask(self.pod, self.address, name, 5) is None
         procs.wait_until(lambda: name in self.server.log[mark:], 5, f"{name} in the log")
-        with contextlib.suppress(AssertionError):
-            procs.wait_until(lambda: len(self.since(mark)) >= expected, 1, f"{expected} queries")
-        return found, self.since(mark)
+        return found, self.since(mark, expected)
 
-    def since(self, mark: int) -> list[Asked]:
-        """The queries since the log was so long."""
+    def since(self, mark: int, expected: int = 0) -> list[Asked]:
+        """The queries since the log was so long. expected: how many are waited for."""
+        with contextlib.suppress(AssertionError):
+            procs.wait_until(lambda: len(self._logged(mark)) >= expected, 1, f"{expected} queries")
+        return self._logged(mark)
+
+    def _logged(self, mark: int) -> list[Asked]:
         lines = [Asked(*found) for found in ASKED.findall(self.server.log[mark:])]
         return [asked for asked in lines if not re.fullmatch(r"mark-\d+\.test", asked.name)]
 
@@ -410,7 +413,7 @@ def test_what_is_asked_again_does_not_leave_the_node(
         mark, before = len(place.cluster.log), forwarded(place.node, IPV4.upstream[1])
         found, asked = asks.during(partial(stubs.Getent(asks.pod).find, "addresses", name), queries)
         assert (found, len(asked)) == (addresses, queries)
-        passed = Asks(place.cluster, asks.pod, address).since(mark)
+        passed = Asks(place.cluster, asks.pod, address).since(mark, to_cluster)
         # The node's address on its default route: queries to a Service are sent before their destination is known.
         assert {(one.remote, one.proto) for one in passed} <= {(IPV4.upstream[0], "tcp")}
         assert len(passed) == to_cluster
