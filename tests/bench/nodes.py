@@ -232,7 +232,7 @@ def _parsed(data: bytes) -> Part:
             part.ended = number == answers - 1
         elif kind == rr.A and part.difference and len(part.serials) % 2:
             part.added.append(str(IPv4Address(data[at : at + 4])))
-        elif kind == rr.OPT and size == 4 + following.LINEAGE:
-            part.lineage = data[at + 4 : at + size]
+        elif kind == rr.OPT and size >= 4 + following.LINEAGE:
+            part.lineage = data[at + 4 : at + size]  # and a revision, if there is one
         at += size
     return part
