@@ -16,7 +16,7 @@ import dns.message
 import dns.rcode
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kdns.corefile import values
@@ -539,6 +539,7 @@ def test_mistakes_are_named_with_their_line(line: str, option: str, message: str
 
 @given(st.text(st.characters(codec="ascii", exclude_characters='{}"\\#\n\r\t \x0b\x0c'), min_size=1, max_size=40))
 def test_any_word_as_an_upstream_is_understood_or_refused(word: str) -> None:
+    assume(not Path("/nonexistent", word).exists())
     try:
         target = forward._upstreams(word, Path("/nonexistent"))[0]
     except ConfigValueError:
