@@ -623,34 +623,16 @@ def test_frames_without_requests_leave_others_their_turn(monkeypatch: pytest.Mon
     assert len(set(turns)) > len(turns) // 3
 
 
-def test_requests_that_are_much_to_do_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a path that is remembered, a request is 14 bytes, and all of these are read together."""
-    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
-    turns: list[int] = []
-    turn = 0
-
-    async def chain(_: message.Query) -> message.Response:
-        turns.append(turn)
-        return message.Response()
-
-    async def talk(_: tcp.Connections, sock: socket.socket) -> None:
-        nonlocal turn
-        pair = Pair()
-        for _number in range(90):
-            pair.ask()
-        sock.sendall(pair.client.data_to_send())
-        while len(turns) < 90 and turn < 10_000:
-            turn += 1
-            await asyncio.sleep(0)
-
-    asyncio.run(_with_a_connection(talk, chain))
-    assert len(turns) == 90
-    assert len(set(turns)) > 80
+def _requests(count: int) -> bytes:
+    """So many of a new connection."""
+    pair = Pair()
+    for _ in range(count):
+        pair.ask()
+    return pair.client.data_to_send()
 
 
-def test_many_connections_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
-    monkeypatch.setattr("kdns.server.tcp.TURNS", 0.0)
+def _turns_of_ninety(ask: Callable[[socket.socket, contextlib.ExitStack], None]) -> list[int]:
+    """In which turn of the event loop each of 90 requests is answered."""
     turns: list[int] = []
     turn = 0
 
@@ -661,18 +643,37 @@ def test_many_connections_leave_others_their_turn(monkeypatch: pytest.MonkeyPatc
     async def talk(_: tcp.Connections, sock: socket.socket) -> None:
         nonlocal turn
         with contextlib.ExitStack() as stack:
-            socks = [stack.enter_context(socket.create_connection(sock.getpeername())) for _ in range(9)]
-            for one in socks:
-                pair = Pair()
-                for _number in range(10):
-                    pair.ask()
-                one.sendall(pair.client.data_to_send())
+            ask(sock, stack)
             while len(turns) < 90 and turn < 10_000:
                 turn += 1
                 await asyncio.sleep(0)
 
     asyncio.run(_with_a_connection(talk, chain))
     assert len(turns) == 90
+    return turns
+
+
+def test_requests_that_are_much_to_do_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a path that is remembered, a request is 14 bytes, and all of these are read together."""
+    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
+
+    def ask(sock: socket.socket, _: contextlib.ExitStack) -> None:
+        sock.sendall(_requests(90))
+
+    turns = _turns_of_ninety(ask)
+    assert len(set(turns)) > 80
+
+
+def test_many_connections_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.server.https.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("kdns.server.tcp.TURNS", 0.0)
+
+    def ask(sock: socket.socket, stack: contextlib.ExitStack) -> None:
+        socks = [stack.enter_context(socket.create_connection(sock.getpeername())) for _ in range(9)]
+        for one in socks:
+            one.sendall(_requests(10))
+
+    turns = _turns_of_ninety(ask)
     assert max(turns.count(one) for one in turns) <= 2
 
 

@@ -149,16 +149,9 @@ def _half_away(number: float) -> float:
     return math.copysign(math.floor(abs(number) + 0.5), number) if abs(number) < 1 << 52 else number
 
 
-def _numbers(work: Work, values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
+def _numbers(work: Work, values: Sequence[Any]) -> Iterator[Any]:
     """All numbers in arrays that may be within each other."""
-    if depth > MAX_NESTING:
-        raise ValueError("too deep an array")
-    for value in values:
-        work.spend(1)
-        if isinstance(value, (tuple, range)):
-            yield from _numbers(work, value, depth + 1)
-        else:
-            yield numeric(value)
+    return map(numeric, _flat(work, values))
 
 
 def _mean(work: Work, *values: Any) -> float:

@@ -324,7 +324,8 @@ class Handler:
             return first
         made = _Made(self._region.cells)
         made.add(first)
-        if self._namespaces is not None:
+        is_personal = self._namespaces is not None
+        if is_personal:
             made.depends += (clients.name_of(query.client[0]) or b"",)
         search = self._rest(domain, query)
         found = await self._complete(query, domain, search, made, next) if search is not None else None
@@ -335,8 +336,8 @@ class Handler:
             response, aging = _renamed(query, found), made.aging(found, counted)
         response.depends = made.depends
         response.aging = aging if made.is_kept else None
-        response.cacheable = made.is_kept and self._namespaces is None
-        response.personal = made.is_kept and self._namespaces is not None
+        response.cacheable = made.is_kept and not is_personal
+        response.personal = made.is_kept and is_personal
         return response
 
     def _first_domain(self, name: bytes) -> bytes | None:

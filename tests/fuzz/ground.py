@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import pickle
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+from kdns.server.tcp import Connections
 from kdns.zone.changes import Changes
 from kdns.zone.reader import Reader
 from tests.support import worlds
@@ -62,6 +66,39 @@ def taken(sock: socket.socket) -> bytes:
     except (BlockingIOError, ConnectionResetError):
         pass
     return b"".join(parts)
+
+
+async def exchanged(
+    listening: socket.socket,
+    connections: Connections,
+    pieces: list[bytes],
+    *,
+    unsent: tuple[type[OSError], ...] = (ConnectionError,),
+    look: Callable[[], None] = lambda: None,
+) -> bytes:
+    """What a server has sent to a client that sends pieces and closes.
+
+    unsent: what a piece may fail with. look: is called behind each piece.
+    """
+    received = b""
+    with socket.create_connection(listening.getsockname()) as client:
+        client.setblocking(False)
+        for piece in pieces:
+            with contextlib.suppress(*unsent):
+                client.send(piece)
+            await asyncio.sleep(0)
+            received += taken(client)
+            look()
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+            received += taken(client)
+            if not connections.open:
+                break
+        received += taken(client)
+    assert not connections.open, "a connection that its client has closed stays"
+    return received
 
 
 def stream_of(messages: list[bytes]) -> bytes:

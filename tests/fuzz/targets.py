@@ -6,7 +6,6 @@ A target is called with an input, raises whatever is a finding, and returns what
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import random
@@ -35,7 +34,7 @@ from kdns.wire.rrset import RRset
 from kdns.zone.keys import key_name, name_key, zone_prefix
 from kdns.zone.reader import Reader
 from tests.fuzz.copies import Followers, MasterFiles, Primaries, Signatures, Transfers
-from tests.fuzz.ground import TURNS, USED, Stores, framed, stream_of, taken
+from tests.fuzz.ground import USED, Stores, exchanged, framed, stream_of
 from tests.fuzz.sound import check_answer, records
 from tests.fuzz.web import Answers, Handshakes, Requests
 from tests.support import worlds
@@ -338,29 +337,8 @@ class Clients:
         stream = data[1:]
         size = max(1 + 3 * data[0], len(data) // 8) if data else 1
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
-        received = self._loop.run_until_complete(self._serve(pieces))
+        received = self._loop.run_until_complete(exchanged(self._listening, self._connections, pieces))
         return self._check(framed(stream), received)
-
-    async def _serve(self, pieces: list[bytes]) -> bytes:
-        """Send the pieces, close, and read the answers."""
-        received = b""
-        with socket.create_connection(self._listening.getsockname()) as client:
-            client.setblocking(False)
-            for piece in pieces:
-                with contextlib.suppress(ConnectionError):
-                    client.send(piece)
-                await asyncio.sleep(0)
-                received += taken(client)
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_WR)
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
-                received += taken(client)
-                if not self._connections.open:
-                    break
-            received += taken(client)
-        assert not self._connections.open, "a connection that its client has closed stays"
-        return received
 
     def _check(self, queries: list[bytes], received: bytes) -> list[bytes]:
         """The answers are those to the messages, but that some are overtaken."""

@@ -30,7 +30,7 @@ from kdns.wire import names, rr
 from kdns.wire.message import Query, Response
 from kdns.wire.rrset import RRset
 from kdns.zone.changes import Changes
-from tests.fuzz.ground import TURNS, Stores, taken
+from tests.fuzz.ground import Stores, exchanged
 from tests.fuzz.sound import records
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -127,25 +127,11 @@ class Requests:
         return received
 
     async def _serve(self, pieces: list[bytes]) -> bytes:
-        received = b""
-        with socket.create_connection(self._listening.getsockname()) as client:
-            client.setblocking(False)
-            for piece in pieces:
-                with contextlib.suppress(ConnectionError, BlockingIOError):
-                    client.send(piece)
-                await asyncio.sleep(0)
-                received += taken(client)
-                assert all(connection.held < HELD for connection in self._connections.open.values())
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_WR)
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
-                received += taken(client)
-                if not self._connections.open:
-                    break
-            received += taken(client)
-        assert not self._connections.open, "a connection that its client has closed stays"
-        return received
+        def look() -> None:
+            assert all(connection.held < HELD for connection in self._connections.open.values())
+
+        unsent = ConnectionError, BlockingIOError
+        return await exchanged(self._listening, self._connections, pieces, unsent=unsent, look=look)
 
 
 def _spoken(data: bytes) -> object:
